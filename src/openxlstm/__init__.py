@@ -1,0 +1,71 @@
+"""openxlstm: xLSTM for PyTorch that installs anywhere and is fast on a plain CPU.
+
+The public names below are imported when they are first used, so that `import openxlstm`, and with
+it `openxlstm --help`, costs neither torch nor matplotlib.
+"""
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+from openxlstm._version import __version__
+
+if TYPE_CHECKING:
+    from openxlstm import ops
+    from openxlstm.config import DataConfig, ModelConfig, StackConfig, TrainConfig
+    from openxlstm.data.tokenizer import load_tokenizer
+    from openxlstm.errors import UserError
+    from openxlstm.generate.text import generate
+    from openxlstm.lm.model import LanguageModel
+    from openxlstm.lm.summary import summarize
+    from openxlstm.nn.parameters import parameter_groups
+    from openxlstm.nn.stack import Stack
+    from openxlstm.states import MLSTMState, ModelState, SLSTMState
+
+_PLACES = {
+    "DataConfig": "openxlstm.config",
+    "LanguageModel": "openxlstm.lm.model",
+    "MLSTMState": "openxlstm.states",
+    "ModelConfig": "openxlstm.config",
+    "ModelState": "openxlstm.states",
+    "SLSTMState": "openxlstm.states",
+    "Stack": "openxlstm.nn.stack",
+    "StackConfig": "openxlstm.config",
+    "TrainConfig": "openxlstm.config",
+    "UserError": "openxlstm.errors",
+    "generate": "openxlstm.generate.text",
+    "load_tokenizer": "openxlstm.data.tokenizer",
+    "ops": "openxlstm",
+    "parameter_groups": "openxlstm.nn.parameters",
+    "summarize": "openxlstm.lm.summary",
+}
+
+__all__ = [
+    "DataConfig",
+    "LanguageModel",
+    "MLSTMState",
+    "ModelConfig",
+    "ModelState",
+    "SLSTMState",
+    "Stack",
+    "StackConfig",
+    "TrainConfig",
+    "UserError",
+    "__version__",
+    "generate",
+    "load_tokenizer",
+    "ops",
+    "parameter_groups",
+    "summarize",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _PLACES:
+        raise AttributeError(f"module 'openxlstm' has no attribute {name!r}")
+    if name == "ops":
+        return importlib.import_module("openxlstm.ops")
+    return getattr(importlib.import_module(_PLACES[name]), name)
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

@@ -1,0 +1,26 @@
+"""Reading the text that an option names, with a bar while it is fetched."""
+
+from openxlstm.data.corpora import load_text
+
+
+def read_text(source: str, *, quiet: bool) -> str:
+    """The text of a corpus, file, folder or glob.
+
+    Raises:
+        UserError: if it cannot be had.
+    """
+    from rich.console import Console
+    from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn
+
+    columns = (TextColumn(f"downloading {source}"), BarColumn(), DownloadColumn())
+    bar = Progress(*columns, console=Console(stderr=True), disable=quiet, transient=True)
+    task = bar.add_task("", visible=False)
+
+    def report(done: int, total: int | None) -> None:
+        bar.start()
+        bar.update(task, completed=done, total=total, visible=True)
+
+    try:
+        return load_text(source, progress=report)
+    finally:
+        bar.stop()

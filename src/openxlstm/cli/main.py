@@ -1,0 +1,72 @@
+"""`openxlstm COMMAND …`: finds the command, and turns a user's mistake into one line."""
+
+import importlib
+import os
+import sys
+import traceback
+from collections.abc import Sequence
+
+from openxlstm._version import __version__
+from openxlstm.errors import UserError
+
+COMMANDS = {
+    "train": "train a language model on your own text, or on Shakespeare",
+    "eval": "measure a model: loss, perplexity, bits per character",
+    "generate": "let a model write",
+    "info": "versions, threads, and which code runs each operation",
+}
+"""Each is the module of that name in this folder, with a function `run(arguments) -> exit code`."""
+
+HELP = "\n".join(
+    [
+        "usage: openxlstm COMMAND [OPTION …]",
+        "",
+        "xLSTM for PyTorch: trains, evaluates and runs language models on a plain CPU.",
+        "",
+        *(f"  {name:<10} {about}" for name, about in COMMANDS.items()),
+        "",
+        "openxlstm COMMAND --help shows the options of a command; --version the version.",
+    ]
+)
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Runs a command and exits: 0 when it did, 2 after a user's mistake, 130 after Ctrl-C."""
+    sys.exit(run(list(sys.argv[1:] if arguments is None else arguments)))
+
+
+def run(arguments: list[str]) -> int:
+    """Runs a command and returns the exit code."""
+    match arguments:
+        case [] | ["-h" | "--help" | "help", *_]:
+            print(HELP)
+            return 0
+        case ["--version", *_]:
+            print(f"openxlstm {__version__}")
+            return 0
+        case [name, *_] if name not in COMMANDS:
+            return _complain(f"there is no command {name!r}; there are: {', '.join(COMMANDS)}")
+    name, *rest = arguments
+    try:
+        return importlib.import_module(f"openxlstm.cli.{name}").run(rest)
+    except KeyboardInterrupt:
+        return 130
+    except BrokenPipeError:  # whoever read our output, `head` for one, has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+    except (UserError, OSError) as error:
+        if {"-v", "--verbose"} & set(rest):
+            traceback.print_exc()
+        return _complain(_in_words(error))
+
+
+def _in_words(error: Exception) -> str:
+    """One line about an error; an OSError is about a file: no space, no permission."""
+    if isinstance(error, OSError) and error.strerror:
+        return error.strerror + (f": {error.filename}" if error.filename else "")
+    return " ".join(str(error).split())
+
+
+def _complain(message: str) -> int:
+    print(f"openxlstm: {message}", file=sys.stderr)
+    return 2

@@ -1,0 +1,318 @@
+"""`openxlstm train`: from a text to a model's folder."""
+
+import contextlib
+import signal
+import sys
+import threading
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from itertools import islice
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeVar
+
+import tyro
+
+from openxlstm._version import __version__
+from openxlstm.cli.corpus import read_text
+from openxlstm.cli.options import Verbose, parse
+from openxlstm.cli.runs import RECORD, RunRecord, free_folder, is_in_use, text_sha256
+from openxlstm.config import Config, DataConfig, ModelConfig, TrainConfig
+from openxlstm.errors import UserError
+from openxlstm.lm.presets import PRESETS, get_preset
+
+if TYPE_CHECKING:
+    from openxlstm.data.tokenizer import Tokenizer
+    from openxlstm.lm.model import LanguageModel
+
+C = TypeVar("C", bound=Config)
+
+INTERRUPTED = 130
+"""Exit code after Ctrl-C, as shells have it."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Options:
+    """Trains a language model on text. What is not said, the preset says.
+
+    Ctrl-C ends a run with everything saved; `openxlstm train --resume --out RUN` goes on."""
+
+    data: str | None = None
+    """A corpus (shakespeare, tinyshakespeare), or a file, a folder or a glob of UTF-8 text."""
+    preset: str = "demo"
+    """The recipe to start from; see --list-presets."""
+    out: Path | None = None
+    """The run's folder. Without it, the first free one of runs/PRESET, runs/PRESET-2, …"""
+    resume: bool = False
+    """Go on with the run in --out. --steps or --minutes, counted from its start, may extend it."""
+    list_presets: bool = False
+    """Show the presets and stop."""
+
+    steps: int | None = None
+    """Length of the run in optimizer steps."""
+    minutes: float | None = None
+    """Length of the run in minutes, evaluations included."""
+    seed: int | None = None
+    """Seed of the weights, the batches and dropout."""
+
+    layers: str | None = None
+    """One letter a block, from the input up: s for sLSTM, m for mLSTM, e.g. msm."""
+    embedding_dim: int | None = None
+    """Width of the model."""
+    num_heads: int | None = None
+    """Heads of every cell."""
+    dropout: float | None = None
+    """Share of each sub-layer's output, and of the embedding, that is dropped in training."""
+    tie_weights: bool | None = None
+    """One matrix for the token embedding and the head."""
+
+    tokenizer: Literal["char", "byte"] | None = None
+    """The unit of text: the characters that occur in it, or UTF-8 bytes."""
+    val_split: Literal["first", "last"] | None = None
+    """Which end of the text is held out."""
+    val_fraction: float | None = None
+    """Share of the text that is held out."""
+    sampling: Literal["windows", "streams"] | None = None
+    """windows: random places, empty state. streams: read on, and carry the state."""
+    batch_size: int | None = None
+    """Sequences in a batch."""
+    window: int | None = None
+    """Tokens of each sequence in a batch."""
+
+    learning_rate: float | None = None
+    """Highest rate of the schedule."""
+    schedule: Literal["linear", "cosine", "constant"] | None = None
+    """How the rate falls; constant with the preset article is what the article really ran."""
+    weight_decay: float | None = None
+    """AdamW's, on projection matrices."""
+    eval_every: int | None = None
+    """Steps between evaluations and checkpoints."""
+    eval_batches: int | None = None
+    """Batches of each of train and val in an evaluation."""
+
+    tensorboard: bool = False
+    """Also write the losses for TensorBoard, into the run's folder."""
+    device: str = "cpu"
+    """Where to train."""
+    threads: int | None = None
+    """Threads of an operation; by default torch's choice."""
+    quiet: Annotated[bool, tyro.conf.arg(aliases=["-q"])] = False
+    """No progress and no sample."""
+    verbose: Verbose = False
+    """Show the traceback of an error."""
+
+
+def run(arguments: list[str]) -> int:
+    options = parse(Options, "train", arguments)
+    if options.list_presets:
+        return _list_presets()
+    plan = _resumed_plan(options) if options.resume else _new_plan(options)
+    return _train(plan, options)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Plan:
+    """All that is decided before anything is written."""
+
+    folder: Path
+    record: RunRecord
+    text: str
+    tokenizer: "Tokenizer"
+    model: ModelConfig
+
+
+def _new_plan(options: Options) -> Plan:
+    from openxlstm.data.tokenizer import make_tokenizer
+
+    preset = get_preset(options.preset)
+    data = _changed(preset.data, options, source=options.data)
+    train = _changed(_with_length(preset.train, options), options)
+    model = _changed(preset.model, options, embedding_dropout=options.dropout)
+    folder = options.out or free_folder(options.preset)
+    if is_in_use(folder):
+        resume = "go on with it by adding --resume, or " if (folder / RECORD).exists() else ""
+        raise UserError(f"the folder {folder} is in use: {resume}choose another --out")
+    text = read_text(data.source, quiet=options.quiet)
+    tokenizer = make_tokenizer(data.tokenizer, text)
+    record = RunRecord(
+        openxlstm=__version__, preset=options.preset, data=data.to_dict(),
+        train=train.to_dict(), text_sha256=text_sha256(text),
+    )  # fmt: skip
+    model = model.replace(vocab_size=tokenizer.vocab_size)
+    return Plan(folder=folder, record=record, text=text, tokenizer=tokenizer, model=model)
+
+
+def _resumed_plan(options: Options) -> Plan:
+    from openxlstm.data.tokenizer import load_tokenizer
+    from openxlstm.lm.folder import load_config
+    from openxlstm.train.loop import LAST
+
+    folder = options.out
+    if folder is None:
+        raise UserError("which run to resume is not said: add --out RUN")
+    record = RunRecord.load(folder)
+    if not (folder / LAST).exists():
+        raise UserError(
+            f"the run in {folder} has no checkpoint to resume; delete it and start anew"
+        )
+    changed = [
+        name
+        for name in ("data", *ModelConfig.names(), *DataConfig.names(), *TrainConfig.names())
+        if getattr(options, name, None) is not None and name not in ("steps", "minutes")
+    ]
+    if options.preset not in (Options.preset, record.preset):
+        changed.append("preset")
+    if changed:
+        raise UserError(
+            f"--{changed[0].replace('_', '-')} cannot change in a run that is resumed; "
+            "only --steps and --minutes can, to make it longer"
+        )
+    source = record.data_config.source
+    text = read_text(source, quiet=options.quiet)
+    if text_sha256(text) != record.text_sha256:
+        raise UserError(
+            f"the text of {source} has changed since the run in {folder} began; "
+            "put the old text back, or start a new run"
+        )
+    record = record.replace(train=_with_length(record.train_config, options).to_dict())
+    tokenizer, model = load_tokenizer(folder), load_config(folder)
+    return Plan(folder=folder, record=record, text=text, tokenizer=tokenizer, model=model)
+
+
+def _changed(config: C, options: Options, **others: object) -> C:
+    """The preset's configuration with what the options, and `others`, say about its fields."""
+    said = {name: getattr(options, name, None) for name in config.names()} | others
+    said = {name: value for name, value in said.items() if value is not None}
+    return config.replace(**said)
+
+
+def _with_length(train: TrainConfig, options: Options) -> TrainConfig:
+    """A length given in steps or minutes takes the place of the preset's, whatever its unit."""
+    if options.steps is None and options.minutes is None:
+        return train
+    return train.replace(steps=options.steps, minutes=options.minutes)
+
+
+def _train(plan: Plan, options: Options) -> int:
+    import torch
+
+    from openxlstm.cli.progress import TrainingProgress
+    from openxlstm.data.batches import RandomWindows, Streams
+    from openxlstm.data.corpora import split
+    from openxlstm.device import get_device, seed_everything, set_threads
+    from openxlstm.lm.folder import save_config
+    from openxlstm.lm.model import LanguageModel
+    from openxlstm.train.curve import draw_loss
+    from openxlstm.train.loop import fit
+    from openxlstm.train.metrics import MetricsFile, TensorBoard
+
+    folder, data, config = plan.folder, plan.record.data_config, plan.record.train_config
+    set_threads(options.threads)
+    device = get_device(options.device)
+    seed_everything(config.seed)
+    ids = torch.from_numpy(plan.tokenizer.encode(plan.text))
+    train_ids, val_ids = split(ids, data.val_fraction, data.val_split)
+    streams = data.sampling == "streams"
+    if streams:
+        batches = Streams(train_ids, data.batch_size, data.window)
+    else:
+        batches = RandomWindows(train_ids, data.batch_size, data.window, seed=config.seed)
+    train_sample, val_sample = (
+        list(islice(RandomWindows(part, data.batch_size, data.window, seed=0), config.eval_batches))
+        for part in (train_ids, val_ids)
+    )
+    model = LanguageModel(plan.model).to(device)
+
+    if not options.resume:
+        plan.tokenizer.save(folder)
+        save_config(plan.model, folder)
+    plan.record.save(folder)
+    with contextlib.ExitStack() as stack:
+        progress = stack.enter_context(TrainingProgress(quiet=options.quiet))
+        progress.say(f"{_description(plan, model, len(train_ids), len(val_ids))}\n")
+        callbacks: list[Any] = [progress, stack.enter_context(MetricsFile(folder))]
+        if options.tensorboard:
+            callbacks.append(stack.enter_context(TensorBoard(folder)))
+        stopped = stack.enter_context(_stop_on_signals())
+        result = fit(
+            model, batches, config, callbacks, train_sample=train_sample, val_sample=val_sample,
+            carry_state=streams, folder=folder, resume=options.resume, stop=stopped.is_set,
+        )  # fmt: skip
+    plan.record.replace(result=asdict(result)).save(folder)
+    curve = draw_loss(folder, f"{folder.name} · {plan.model.layers} · {data.source}")
+    if stopped.is_set():
+        _say(
+            f"stopped at step {result.step:,} with everything saved; to go on:\n"
+            f"  openxlstm train --resume --out {folder}"
+        )
+        return INTERRUPTED
+    if not options.quiet:
+        _say(f"best val loss {result.best_loss:.4f} at step {result.best_step:,}; curve: {curve}\n")
+        _write_sample(folder, config.seed)
+        _say(f"\nto read on:\n  openxlstm generate {folder} --prompt 'ROMEO:'")
+    return 0
+
+
+def _description(plan: Plan, model: "LanguageModel", num_train: int, num_val: int) -> str:
+    """The run in four lines, before it starts."""
+    from openxlstm.lm.summary import summarize
+
+    data, summary = plan.record.data_config, summarize(model)
+    return "\n".join(
+        [
+            f"model  {plan.model.layers}, {plan.model.embedding_dim} wide, "
+            f"{summary.num_parameters:,} parameters, {summary.flops_per_token:,} FLOPs a token, "
+            f"{summary.state_bytes:,} bytes of state",
+            f"text   {data.source}: {num_train:,} tokens to train on, {num_val:,} held out "
+            f"({data.val_split}), {plan.model.vocab_size} different",
+            f"batch  {data.batch_size} × {data.window} tokens, {data.sampling}",
+            f"run    {plan.folder}",
+        ]
+    )
+
+
+@contextlib.contextmanager
+def _stop_on_signals() -> Iterator[threading.Event]:
+    """An event that the first Ctrl-C, or SIGTERM, sets; the second Ctrl-C stops at once."""
+    stopped = threading.Event()
+
+    def stop(number: int, _: object) -> None:
+        if stopped.is_set():
+            raise KeyboardInterrupt
+        stopped.set()
+        _say("stopping after this step; once more stops without saving")
+
+    before = {number: signal.signal(number, stop) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield stopped
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def _write_sample(folder: Path, seed: int) -> None:
+    """Writes some text by the best model to standard output."""
+    from openxlstm.data.tokenizer import load_tokenizer
+    from openxlstm.generate.text import generate
+    from openxlstm.lm.folder import load_model
+
+    for piece in generate(load_model(folder), load_tokenizer(folder), max_tokens=500, seed=seed):
+        print(piece, end="", flush=True)
+    print(flush=True)
+
+
+def _list_presets() -> int:
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table("preset", "layers", "width", "batch × window", "length", "about", box=None)
+    for name, preset in PRESETS.items():
+        model, data, train = preset.model, preset.data, preset.train
+        length = f"{train.minutes:g} min" if train.minutes else f"{train.steps:,} steps"
+        size = f"{data.batch_size} × {data.window}"
+        table.add_row(name, model.layers, str(model.embedding_dim), size, length, preset.about)
+    Console().print(table)
+    return 0
+
+
+def _say(message: str) -> None:
+    print(message, file=sys.stderr, flush=True)

@@ -1,0 +1,278 @@
+"""Every choice that a run is made of, as frozen dataclasses: what the model is, what it reads and
+how it is trained. Plain Python, so that reading a configuration never imports torch.
+
+The line under each field is its documentation. `from_dict` is strict: a key that a class does not
+know, or a value of the wrong type, is an error rather than a silent default.
+"""
+
+import dataclasses
+import math
+import types
+import typing
+from dataclasses import dataclass
+from typing import Any, Literal, Self
+
+from openxlstm.errors import UserError
+
+LAYER_KINDS = {"s": "sLSTM", "m": "mLSTM"}
+
+
+def require(condition: bool, message: str) -> None:
+    """Raises a `UserError` with `message` unless `condition` holds."""
+    if not condition:
+        raise UserError(message)
+
+
+class Config:
+    """Dictionary in, dictionary out, for every configuration class."""
+
+    def to_dict(self) -> dict[str, Any]:
+        """The fields as JSON-ready values."""
+        return dataclasses.asdict(self)  # pyright: ignore[reportArgumentType]
+
+    @classmethod
+    def from_dict(cls, values: dict[str, Any]) -> Self:
+        """The configuration that `to_dict` wrote.
+
+        Raises:
+            UserError: on an unknown or missing key, or on a value of the wrong type.
+        """
+        require(isinstance(values, dict), f"{cls.__name__} needs a table of options")
+        fields = {field.name: field for field in dataclasses.fields(cls)}  # pyright: ignore[reportArgumentType]
+        unknown = sorted(set(values) - set(fields))
+        require(
+            not unknown,
+            f"{cls.__name__} has no option {', '.join(map(repr, unknown))}; it has: "
+            + ", ".join(fields),
+        )
+        missing = [
+            name
+            for name, field in fields.items()
+            if name not in values and field.default is dataclasses.MISSING
+        ]
+        require(not missing, f"{cls.__name__} lacks {', '.join(map(repr, missing))}")
+        hints = typing.get_type_hints(cls)
+        return cls(**{name: _checked(cls, name, hints[name], v) for name, v in values.items()})
+
+    @classmethod
+    def names(cls) -> tuple[str, ...]:
+        """Names of the fields."""
+        return tuple(field.name for field in dataclasses.fields(cls))  # pyright: ignore[reportArgumentType]
+
+    def replace(self, **changes: Any) -> Self:
+        """A copy with some fields changed, checked like a new one."""
+        return dataclasses.replace(self, **changes)  # pyright: ignore[reportArgumentType]
+
+
+def _checked(cls: type, name: str, hint: Any, value: Any) -> Any:
+    """`value` as the type `hint`, or a UserError that names the option."""
+    if typing.get_origin(hint) is Literal:
+        choices = typing.get_args(hint)
+        require(value in choices, f"{name} must be {_either(choices)}, not {value!r}")
+        return value
+    accepted = typing.get_args(hint) if isinstance(hint, types.UnionType) else (hint,)
+    if float in accepted and type(value) is int:
+        return float(value)  # JSON writes 1.0 as it likes
+    require(
+        type(value) in accepted,
+        f"{cls.__name__}.{name} must be {_either([t.__name__ for t in accepted])}, not {value!r}",
+    )
+    return value
+
+
+def _either(choices: typing.Sequence[Any]) -> str:
+    return " or ".join(map(str, choices))
+
+
+@dataclass(frozen=True, kw_only=True)
+class StackConfig(Config):
+    """A stack of xLSTM blocks (arXiv:2405.04517, sections 2.4 and 4)."""
+
+    embedding_dim: int = 128
+    """Width of the residual stream, D."""
+    layers: str = "ms"
+    """One letter a block, from the input up: s for sLSTM, m for mLSTM."""
+    num_heads: int = 4
+    """Heads of every cell. An sLSTM divides embedding_dim among them, an mLSTM its inner width."""
+    block: Literal["paper"] = "paper"
+    """The kind of block around a cell: those of arXiv:2405.04517, figures 10 and 11."""
+    bias: bool = False
+    """Biases in the mLSTM block's projections and the feed-forward. The gates always have them."""
+    dropout: float = 0.0
+    """Share of each sub-layer's output that is dropped in training."""
+    mlstm_proj_factor: float = 2.0
+    """Inner width of an mLSTM block over embedding_dim, rounded up to a multiple of 64."""
+    mlstm_qkv_block_size: int = 4
+    """Side of the diagonal blocks of the query, key and value projections."""
+    mlstm_conv_kernel_size: int = 4
+    """Steps that the causal convolution before query and key sees; 0 leaves it out."""
+    mlstm_eps: float = 0.0
+    """Added to the mLSTM's denominator: 0 is exact; some checkpoints were trained with 1e-6."""
+    slstm_ff_factor: float = 1.3
+    """Width of the feed-forward after an sLSTM over embedding_dim, rounded up to a multiple of 64;
+    0 leaves it out."""
+    slstm_conv_kernel_size: int = 4
+    """Steps that the causal convolution before the input and forget gates sees; 0 leaves it out."""
+    slstm_forget_gate: Literal["sigmoid", "exp"] = "sigmoid"
+    """Activation of the sLSTM's forget gate; the paper allows both."""
+    slstm_recurrent_init: Literal["zeros", "uniform"] = "zeros"
+    """How recurrent weights start: at 0, or uniform within ±1/√embedding_dim."""
+
+    def __post_init__(self) -> None:
+        letters = sorted(set(self.layers) - set(LAYER_KINDS))
+        require(
+            not letters,
+            f"layers={self.layers!r} has the unknown letter {letters[0] if letters else ''!r}; "
+            "use s (sLSTM) and m (mLSTM), e.g. 'msm'",
+        )
+        require(bool(self.layers), "layers is empty; name at least one block, e.g. 'ms'")
+        require(self.embedding_dim > 0, f"embedding_dim must be positive, not {self.embedding_dim}")
+        require(self.num_heads > 0, f"num_heads must be positive, not {self.num_heads}")
+        for name in ("mlstm_conv_kernel_size", "slstm_conv_kernel_size"):
+            require(
+                getattr(self, name) >= 0, f"{name} must be 0 or more, not {getattr(self, name)}"
+            )
+        require(0 <= self.dropout < 1, f"dropout must be in [0, 1), not {self.dropout}")
+        require(self.slstm_ff_factor >= 0, "slstm_ff_factor must be 0 or more")
+        require(self.mlstm_proj_factor > 0, "mlstm_proj_factor must be positive")
+        require(self.mlstm_eps >= 0, "mlstm_eps must be 0 or more")
+        require(self.mlstm_qkv_block_size > 0, "mlstm_qkv_block_size must be positive")
+        if "s" in self.layers:
+            require(
+                self.embedding_dim % self.num_heads == 0,
+                f"embedding_dim={self.embedding_dim} is not a multiple of "
+                f"num_heads={self.num_heads}, which an sLSTM block needs",
+            )
+        if "m" in self.layers:
+            for name in ("num_heads", "mlstm_qkv_block_size"):
+                require(
+                    self.mlstm_inner_dim % getattr(self, name) == 0,
+                    f"the mLSTM block's inner width {self.mlstm_inner_dim} (mlstm_proj_factor × "
+                    f"embedding_dim={self.embedding_dim}, rounded up to a multiple of 64) is not a "
+                    f"multiple of {name}={getattr(self, name)}",
+                )
+
+    @property
+    def mlstm_inner_dim(self) -> int:
+        """E, the width inside an mLSTM block."""
+        return round_up(self.mlstm_proj_factor * self.embedding_dim)
+
+    @property
+    def slstm_ff_dim(self) -> int:
+        """F, the width inside the feed-forward after an sLSTM."""
+        return round_up(self.slstm_ff_factor * self.embedding_dim)
+
+
+def round_up(width: float, multiple: int = 64) -> int:
+    """`width` rounded up to a multiple of 64, the unit of the paper's inner widths."""
+    return multiple * math.ceil(width / multiple)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelConfig(StackConfig):
+    """A language model: embedding, stack, norm, head."""
+
+    vocab_size: int
+    """Number of different tokens."""
+    num_positions: int = 0
+    """Rows of a learned position embedding; 0 for none, which a recurrent model does well with.
+    The last row stands for every later position, so that nothing limits the length."""
+    tie_weights: bool = False
+    """One matrix for the token embedding and the head."""
+    embedding_dropout: float = 0.0
+    """Share of the embedding that is dropped in training."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        require(self.vocab_size > 0, f"vocab_size must be positive, not {self.vocab_size}")
+        require(self.num_positions >= 0, "num_positions must be 0 (none) or more")
+        require(0 <= self.embedding_dropout < 1, "embedding_dropout must be in [0, 1)")
+
+
+@dataclass(frozen=True, kw_only=True)
+class DataConfig(Config):
+    """What a run reads, and how it is cut into batches."""
+
+    source: str = "shakespeare"
+    """A corpus by name, or a file, a folder or a glob of text."""
+    tokenizer: Literal["char", "byte"] = "char"
+    """The unit of text: the characters that occur in it, or UTF-8 bytes."""
+    val_fraction: float = 0.1
+    """Share of the text that is held out."""
+    val_split: Literal["first", "last"] = "last"
+    """Which end of the text is held out."""
+    sampling: Literal["windows", "streams"] = "windows"
+    """windows: random places, each from an empty state. streams: each row of a batch reads on
+    where it stopped, and the state is carried."""
+    batch_size: int = 16
+    """Sequences in a batch, B."""
+    window: int = 64
+    """Tokens of a sequence in one training step, T."""
+
+    def __post_init__(self) -> None:
+        require(
+            0 < self.val_fraction < 1, f"val_fraction must be in (0, 1), not {self.val_fraction}"
+        )
+        require(self.batch_size > 0, f"batch_size must be positive, not {self.batch_size}")
+        require(self.window > 0, f"window must be positive, not {self.window}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainConfig(Config):
+    """How a model is trained."""
+
+    steps: int | None = None
+    """Length of the run in optimizer steps. With `minutes` too, what comes first ends it."""
+    minutes: float | None = None
+    """Length of the run in minutes of the clock, evaluations included."""
+    seed: int = 0
+    """Seed of the weights, the batches and dropout."""
+    learning_rate: float = 3e-3
+    """Highest rate of the schedule."""
+    min_learning_rate: float = 0.0
+    """Rate at which the schedule ends."""
+    schedule: Literal["linear", "cosine", "constant"] = "linear"
+    """Shape of the decay after warm-up."""
+    warmup: float = 0.02
+    """Share of the run over which the rate rises from 0."""
+    decay_steps: int | None = None
+    """Steps of one decay, instead of the whole run. A cosine rises again after it, as
+    torch's CosineAnnealingLR does."""
+    weight_decay: float = 0.1
+    """AdamW's decay of projection matrices; norms, biases, gates' biases, recurrent weights and
+    embeddings have none."""
+    beta1: float = 0.9
+    """AdamW's decay of the mean gradient."""
+    beta2: float = 0.95
+    """AdamW's decay of the mean squared gradient."""
+    clip_norm: float = 1.0
+    """Largest norm of the whole gradient; 0 for no limit."""
+    eval_every: int = 200
+    """Steps between evaluations, each of which also saves a checkpoint."""
+    eval_batches: int = 20
+    """Batches an evaluation takes from each of train and val: the same ones every time."""
+
+    def __post_init__(self) -> None:
+        require(
+            self.steps is not None or self.minutes is not None,
+            "how long to train is not said; give steps, minutes or both",
+        )
+        require(self.steps is None or self.steps > 0, f"steps must be positive, not {self.steps}")
+        require(
+            self.minutes is None or (self.minutes > 0 and math.isfinite(self.minutes)),
+            f"minutes must be positive, not {self.minutes}",
+        )
+        require(
+            self.learning_rate > 0 and math.isfinite(self.learning_rate),
+            f"learning_rate must be positive, not {self.learning_rate}",
+        )
+        require(
+            0 <= self.min_learning_rate <= self.learning_rate, "min_learning_rate is out of range"
+        )
+        require(0 <= self.warmup < 1, f"warmup must be in [0, 1), not {self.warmup}")
+        require(self.decay_steps is None or self.decay_steps > 0, "decay_steps must be positive")
+        require(self.weight_decay >= 0, "weight_decay must be 0 or more")
+        require(0 <= self.beta1 < 1 and 0 <= self.beta2 < 1, "beta1 and beta2 must be in [0, 1)")
+        require(self.clip_norm >= 0, "clip_norm must be 0 (no limit) or more")
+        require(self.eval_every > 0, f"eval_every must be positive, not {self.eval_every}")
+        require(self.eval_batches > 0, f"eval_batches must be positive, not {self.eval_batches}")

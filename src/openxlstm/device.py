@@ -1,0 +1,48 @@
+"""Where a run happens: device, threads, seeds."""
+
+import random
+
+import numpy as np
+import torch
+
+from openxlstm.errors import UserError
+
+
+def get_device(name: str | None = None) -> torch.device:
+    """The device called `name`; None is the CPU, openxlstm's home.
+
+    Raises:
+        UserError: if there is no such device here.
+    """
+    try:
+        device = torch.device(name or "cpu")
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        reason = str(error).strip().splitlines()[0]
+        raise UserError(f"the device {name!r} cannot be used here: {reason}") from None
+    return device
+
+
+def set_threads(count: int | None) -> None:
+    """Limits the threads of an operation; None leaves torch's choice.
+
+    Raises:
+        UserError: if count is not positive.
+    """
+    if count is not None:
+        if count < 1:
+            raise UserError(f"threads must be at least 1, not {count}")
+        torch.set_num_threads(count)
+
+
+def seed_everything(seed: int) -> None:
+    """Seeds torch, numpy and random.
+
+    Raises:
+        UserError: if seed is negative or over 2**32 - 1.
+    """
+    if not 0 <= seed < 2**32:
+        raise UserError(f"seed must be between 0 and 2**32 - 1, not {seed}")
+    random.seed(seed)
+    np.random.seed(seed)  # noqa: NPY002 - other libraries draw from it
+    torch.manual_seed(seed)

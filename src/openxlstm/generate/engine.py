@@ -1,0 +1,182 @@
+"""Runs a language model: reads a prompt, then picks one token after another.
+
+The state is kept, so that a token costs the same time and memory after a million tokens as after
+one. Gradient mode and the model's training flag are set for each step and put back after it: the
+caller may train the model between two tokens, and an iterator may be dropped at any time.
+
+B batch · T time
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterator, Sequence
+from contextlib import contextmanager
+from itertools import count
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from openxlstm.errors import UserError
+from openxlstm.generate.sampling import Sampling, draw, row_generators
+from openxlstm.states import select, stack
+
+if TYPE_CHECKING:
+    from openxlstm.lm.model import LanguageModel
+
+Ids = Sequence[int] | np.ndarray | Tensor
+"""Token ids in a row."""
+
+
+@contextmanager
+def evaluating(model: LanguageModel) -> Iterator[None]:
+    """Inference mode without dropout; every module's training flag is put back at the end."""
+    training = [module for module in model.modules() if module.training] if model.training else []
+    for module in training:
+        module.training = False
+    try:
+        with torch.inference_mode():
+            yield
+    finally:
+        for module in training:
+            module.training = True
+
+
+def prefill(
+    model: LanguageModel, ids: Tensor, state: Any = None, chunk: int = 1024
+) -> tuple[Tensor, Any]:
+    """Reads prompts of one length: ids (B, T), T ≥ 1 → logits after the last (B, vocab), state.
+
+    Reads `chunk` tokens at a time, so that memory does not grow with T. `state` is that of B
+    sequences to go on with; None is empty. What is returned was made in inference mode: it serves
+    generation, not training. Raises UserError if there is no token, or one the model cannot know.
+    """
+    check_ids(model, ids)
+    with evaluating(model):
+        logits = None
+        for piece in ids.to(device_of(model)).split(chunk, dim=1):
+            logits, state = model(piece, state)
+        assert logits is not None
+        return logits[:, -1].clone(), state  # a copy, or the whole chunk's logits stay in memory
+
+
+def step(model: LanguageModel, ids: Tensor, state: Any) -> tuple[Tensor, Any]:
+    """Reads one token a row: ids (B,) and the state → logits (B, vocab), the next state."""
+    with evaluating(model):
+        logits, state = model(ids.unsqueeze(1), state)
+        return logits[:, -1], state
+
+
+def stream_tokens(
+    model: LanguageModel,
+    prompt: Ids,
+    *,
+    max_tokens: int | None,
+    sampling: Sampling,
+    seed: int | None = None,
+    stop: Collection[int] = (),
+    state: Any = None,
+) -> Iterator[int]:
+    """Continues a prompt of at least one token, and yields each new token as soon as it is known.
+
+    Ends after `max_tokens` (None: never) or before a token of `stop`. `state` is what the model
+    has read before the prompt, for one sequence; None is nothing. `seed` None differs every time.
+    Raises UserError, when called, if the prompt is empty, has a token that the model cannot know,
+    or `max_tokens` is negative; while running, if logits are not finite.
+    """
+    check_max_tokens(max_tokens)
+    ids = as_row(model, prompt)
+    generators = row_generators(seed, 1)
+
+    def tokens(state: Any) -> Iterator[int]:
+        token = None
+        for _ in count() if max_tokens is None else range(max_tokens):
+            if token is None:
+                logits, state = prefill(model, ids, state)
+            else:
+                logits, state = step(model, token, state)
+            token = draw(logits, sampling, generators)
+            value = int(token)
+            if value in stop:
+                return
+            yield value
+
+    return tokens(state)
+
+
+def decode_batch(
+    model: LanguageModel,
+    prompts: Sequence[Ids],
+    *,
+    max_tokens: int,
+    sampling: Sampling,
+    seed: int | None = None,
+    stop: Collection[int] = (),
+) -> list[list[int]]:
+    """Continues several prompts, of any lengths, together: the new tokens of each.
+
+    Repeat a prompt for several samples of it; it is read once. Each row has its own randomness,
+    from the seed and its place alone: but for the rounding of larger products, the other prompts
+    do not change what it says, and the first row says what `stream_tokens` does. A row that meets
+    `stop` leaves the batch. Raises UserError like `stream_tokens`.
+    """
+    check_max_tokens(max_tokens)
+    rows = [as_row(model, prompt) for prompt in prompts]
+    texts: list[list[int]] = [[] for _ in rows]
+    if not rows or max_tokens == 0:
+        return texts
+
+    # One by one, which bounds memory and keeps rounding independent of the company.
+    keys = [tuple(row[0].tolist()) for row in rows]
+    different = dict(zip(keys, rows, strict=True))
+    read = {key: prefill(model, row) for key, row in different.items()}
+    logits = torch.cat([read[key][0] for key in keys])
+    state = stack([read[key][1] for key in keys])
+
+    running = list(range(len(rows)))  # the prompt that each row of logits and state belongs to
+    generators = row_generators(seed, len(rows))
+    for length in range(1, max_tokens + 1):
+        ids = draw(logits, sampling, [generators[row] for row in running])
+        values = ids.tolist()
+        going = [place for place, value in enumerate(values) if value not in stop]
+        for place in going:
+            texts[running[place]].append(values[place])
+        if not going or length == max_tokens:
+            break
+        if len(going) < len(running):
+            running = [running[place] for place in going]
+            ids, state = select((ids, state), going)
+        logits, state = step(model, ids, state)
+    return texts
+
+
+def device_of(model: LanguageModel) -> torch.device:
+    """Where the model's parameters are."""
+    return next(model.parameters()).device
+
+
+def as_row(model: LanguageModel, prompt: Ids) -> Tensor:
+    """A prompt as ids (1, T) on the model's device. Raises UserError like `check_ids`."""
+    ids = prompt if isinstance(prompt, Tensor) else torch.tensor(prompt, dtype=torch.long)
+    ids = ids.to(device_of(model), torch.long).reshape(1, -1)
+    check_ids(model, ids)
+    return ids
+
+
+def check_ids(model: LanguageModel, ids: Tensor) -> None:
+    """Raises UserError if there is no token, or one that the model's vocabulary has not."""
+    if ids.numel() == 0:
+        raise UserError("the prompt has no token; give at least one to start from")
+    low, high = int(ids.min()), int(ids.max())
+    if low < 0 or high >= model.config.vocab_size:
+        raise UserError(
+            f"the prompt has the token {low if low < 0 else high}, but the model knows 0 to "
+            f"{model.config.vocab_size - 1}; use the tokenizer that it was trained with"
+        )
+
+
+def check_max_tokens(max_tokens: int | None) -> None:
+    """Raises UserError if it is negative."""
+    if max_tokens is not None and max_tokens < 0:
+        raise UserError(f"max_tokens must be 0 or more, not {max_tokens}")

@@ -1,0 +1,1 @@
+"""Language models on a stack of xLSTM blocks, and the folder that holds one."""

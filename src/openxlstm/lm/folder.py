@@ -1,0 +1,115 @@
+"""A model as a folder: `config.json` and `model.safetensors`, beside what a tokenizer writes."""
+
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from openxlstm.config import ModelConfig
+from openxlstm.errors import UserError
+from openxlstm.files import read_json, write_atomically, write_json
+from openxlstm.lm.model import LanguageModel
+
+CONFIG, WEIGHTS = "config.json", "model.safetensors"
+FORMAT = "openxlstm"
+
+
+def save_model(model: LanguageModel, folder: str | Path) -> None:
+    """Writes the model's configuration and weights; a reader sees the old files or the new."""
+    save_weights(Path(folder) / WEIGHTS, model.state_dict(), tied=model.config.tie_weights)
+    save_config(model.config, folder)
+
+
+def save_config(config: ModelConfig, folder: str | Path) -> None:
+    """Writes `config.json`."""
+    write_json(Path(folder) / CONFIG, {"format": FORMAT, "model": config.to_dict()})
+
+
+def load_config(folder: str | Path) -> ModelConfig:
+    """The configuration of the model in `folder`.
+
+    Raises:
+        UserError: if there is none, or not one that this version understands.
+    """
+    path = Path(folder) / CONFIG
+    if not path.is_file():
+        hint = f"it has no {CONFIG}" if Path(folder).exists() else "it does not exist"
+        raise UserError(f"{folder} is not a model's folder: {hint}")
+    values = read_json(path)
+    if values.get("format") != FORMAT or "model" not in values:
+        raise UserError(f"{path} is not an openxlstm model's configuration")
+    try:
+        return ModelConfig.from_dict(values["model"])
+    except UserError as error:
+        raise UserError(f"{path}: {error}") from None
+
+
+def load_model(
+    folder: str | Path, weights: str | Path = WEIGHTS, prefix: str = ""
+) -> LanguageModel:
+    """The model in `folder`, with the weights of one of its files (those named `prefix`…).
+
+    Raises:
+        UserError: if a file is missing or broken, or the weights do not fit the configuration.
+    """
+    model = LanguageModel(load_config(folder))
+    load_weights(model, Path(folder) / weights, prefix)
+    return model.eval()
+
+
+def save_weights(
+    path: Path,
+    tensors: dict[str, Tensor],
+    *,
+    tied: bool = False,
+    metadata: dict[str, str] | None = None,
+) -> None:
+    """Writes tensors to a safetensors file, atomically. A tied head is stored once."""
+    tensors = {
+        name: tensor.detach().cpu().contiguous()
+        for name, tensor in tensors.items()
+        if not (tied and name == "head.weight")
+    }
+    write_atomically(path, lambda temporary: save_file(tensors, temporary, metadata=metadata))
+
+
+def read_weights(path: Path, prefix: str = "") -> tuple[dict[str, Tensor], dict[str, str]]:
+    """The tensors of a safetensors file whose names begin with `prefix`, less it, and its metadata.
+
+    Raises:
+        UserError: if the file is missing, truncated or no safetensors file.
+    """
+    if not path.is_file():
+        raise UserError(f"{path} does not exist")
+    try:
+        with safe_open(path, framework="pt") as file:
+            names = [name for name in file.keys() if name.startswith(prefix)]  # noqa: SIM118
+            tensors = {name.removeprefix(prefix): file.get_tensor(name) for name in names}
+            return tensors, file.metadata() or {}
+    except (SafetensorError, OSError, ValueError) as error:
+        raise UserError(f"{path} is damaged or no safetensors file ({error})") from None
+
+
+def load_weights(model: LanguageModel, path: Path, prefix: str = "") -> None:
+    """Puts a file's tensors into a model; names and shapes must be the model's.
+
+    Raises:
+        UserError: that names the first tensor that is missing, unknown or of another shape.
+    """
+    tensors, _ = read_weights(path, prefix)
+    expected = model.state_dict()
+    if model.config.tie_weights:
+        expected.pop("head.weight")
+    for name in sorted(expected.keys() | tensors.keys()):
+        if name not in tensors:
+            raise UserError(f"{path} lacks the tensor {name}: it holds another model")
+        if name not in expected:
+            raise UserError(f"{path} holds {name}, which the model does not have")
+        found, wanted = tuple(tensors[name].shape), tuple(expected[name].shape)
+        if found != wanted:
+            raise UserError(f"{path} has {name} of shape {found}; the model needs {wanted}")
+    with torch.no_grad():
+        for name, tensor in expected.items():
+            tensor.copy_(tensors[name])

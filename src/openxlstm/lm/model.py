@@ -1,0 +1,103 @@
+"""The language model: token ids in, logits out, state in and out."""
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from openxlstm.config import ModelConfig
+from openxlstm.nn.init import small_init_
+from openxlstm.nn.parameters import parameter_groups
+from openxlstm.nn.stack import Stack
+from openxlstm.states import ModelState
+
+
+class LanguageModel(nn.Module):
+    """Embedding → dropout → stack of blocks → norm → head (arXiv:2405.04517, section 4.2).
+
+    With `config.num_positions` a learned position embedding is added; its last row serves every
+    later position, so that it limits nothing.
+    """
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        self.config = config
+        V, D, P = config.vocab_size, config.embedding_dim, config.num_positions
+        self.token_embedding = nn.Embedding(V, D)
+        self.position_embedding = nn.Embedding(P, D) if P else None
+        self.dropout = nn.Dropout(config.embedding_dropout)
+        self.stack = Stack(config)
+        self.head = nn.Linear(D, V, bias=False)
+        small_init_(self.token_embedding.weight, D)
+        if self.position_embedding is not None:
+            small_init_(self.position_embedding.weight, D)
+        if config.tie_weights:
+            self.head.weight = self.token_embedding.weight
+        else:
+            small_init_(self.head.weight, D)
+
+    def initial_state(self, batch_size: int) -> ModelState:
+        """The empty state of `batch_size` sequences; None in its place means the same."""
+        position = torch.zeros(batch_size, dtype=torch.long, device=self.head.weight.device)
+        return ModelState(self.stack.initial_state(batch_size), position)
+
+    def forward(
+        self, ids: Tensor, state: ModelState | None = None, reset: Tensor | None = None
+    ) -> tuple[Tensor, ModelState]:
+        """Reads T tokens, T ≥ 1: a whole sequence, or one more step of one.
+
+        Args:
+            ids: (B, T) int64.
+            state: where to start; None is empty.
+            reset: (B, T) bool; the state is emptied before a step where it is true.
+
+        Returns:
+            logits (B, T, vocab_size), each of the token after its step, and the state after T.
+
+        Raises:
+            ValueError: on shapes that do not fit together.
+        """
+        if ids.dim() != 2 or 0 in ids.shape:
+            raise ValueError(f"ids must be (B, T) with T ≥ 1, not {tuple(ids.shape)}")
+        stack_state, start = (None, None) if state is None else state
+        position, next_position = _positions(ids, start, reset)
+        x = self.token_embedding(ids)
+        if self.position_embedding is not None:
+            last_row = self.position_embedding.num_embeddings - 1
+            x = x + self.position_embedding(position.clamp(max=last_row))
+        x, stack_state = self.stack(self.dropout(x), stack_state, reset)
+        return self.head(x), ModelState(stack_state, next_position)
+
+    def parameter_groups(self, weight_decay: float) -> list[dict[str, Any]]:
+        """The parameters for an optimizer, weight decay on those that it is for."""
+        return parameter_groups(self, weight_decay)
+
+    @classmethod
+    def from_pretrained(cls, folder: str | Path) -> "LanguageModel":
+        """The model in a folder that `save_pretrained` or `openxlstm train` wrote.
+
+        Raises:
+            UserError: if the folder holds no model, or one that does not fit its configuration.
+        """
+        from openxlstm.lm.folder import load_model  # the folder knows the model, not it the folder
+
+        return load_model(folder)
+
+    def save_pretrained(self, folder: str | Path) -> None:
+        """Writes `config.json` and `model.safetensors`, each atomically."""
+        from openxlstm.lm.folder import save_model
+
+        save_model(self, folder)
+
+
+def _positions(ids: Tensor, start: Tensor | None, reset: Tensor | None) -> tuple[Tensor, Tensor]:
+    """Positions of the tokens (B, T) and of the next one (B,), counted from the last reset."""
+    B, T = ids.shape
+    steps = torch.arange(T, device=ids.device)
+    start = torch.zeros(B, dtype=torch.long, device=ids.device) if start is None else start
+    position = start[:, None] + steps
+    if reset is not None:
+        begin = torch.where(reset, steps, -1).cummax(1).values  # the last reset at or before
+        position = torch.where(begin >= 0, steps - begin, position)
+    return position, position[:, -1] + 1

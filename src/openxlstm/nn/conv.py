@@ -1,0 +1,26 @@
+"""The causal convolution in front of a cell."""
+
+import torch
+from torch import Tensor, nn
+
+from openxlstm import ops
+from openxlstm.nn.init import uniform_init_
+from openxlstm.states import ConvState
+
+
+class CausalConv1d(nn.Module):
+    """Each channel convolved over the last `kernel_size` steps; x (B, T, D) → y (B, T, D)."""
+
+    def __init__(self, dim: int, kernel_size: int) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(uniform_init_(torch.empty(dim, kernel_size), kernel_size))
+        self.bias = nn.Parameter(uniform_init_(torch.empty(dim), kernel_size))
+
+    def initial_state(self, batch_size: int) -> ConvState:
+        dim, kernel_size = self.weight.shape
+        return ConvState(self.weight.new_zeros(batch_size, kernel_size - 1, dim))
+
+    def forward(
+        self, x: Tensor, state: ConvState | None = None, reset: Tensor | None = None
+    ) -> tuple[Tensor, ConvState]:
+        return ops.causal_conv(x, self.weight, self.bias, state, reset=reset)

@@ -1,0 +1,27 @@
+"""The gated feed-forward after an sLSTM (arXiv:2405.04517, figure 10)."""
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from openxlstm.config import StackConfig
+from openxlstm.nn.init import small_init_, wang_init_
+
+
+class GatedFeedForward(nn.Module):
+    """GeGLU: down(gelu(gate) ⊙ value) with [gate; value] = up(x). x (…, D) → y (…, D)."""
+
+    def __init__(self, config: StackConfig) -> None:
+        super().__init__()
+        D, inner = config.embedding_dim, config.slstm_ff_dim
+        self.up_proj = nn.Linear(D, 2 * inner, bias=config.bias)
+        self.down_proj = nn.Linear(inner, D, bias=config.bias)
+        self.dropout = nn.Dropout(config.dropout)
+        small_init_(self.up_proj.weight, D)
+        wang_init_(self.down_proj.weight, D, len(config.layers))
+        for proj in (self.up_proj, self.down_proj):
+            if proj.bias is not None:
+                nn.init.zeros_(proj.bias)
+
+    def forward(self, x: Tensor) -> Tensor:
+        gate, value = self.up_proj(x).chunk(2, dim=-1)
+        return self.dropout(self.down_proj(F.gelu(gate) * value))

@@ -1,0 +1,49 @@
+"""Linear maps that are block-diagonal: each group of channels for itself."""
+
+import torch
+from torch import Tensor, nn
+
+from openxlstm.nn.init import small_init_
+
+TILE = 64
+"""Width to which small diagonal blocks are joined: a product with the zeros between them costs less
+than many tiny products."""
+
+
+class HeadwiseLinear(nn.Module):
+    """y[h] = W[h] x[h] for contiguous groups of channels; x (…, H·in) → y (…, H·out).
+
+    Args:
+        dim: H·in, and H·out.
+        num_blocks: H, how many groups.
+        model_dim: width of the model, for the initialisation.
+        bias: whether to add one.
+    """
+
+    def __init__(self, dim: int, num_blocks: int, *, model_dim: int, bias: bool = False) -> None:
+        super().__init__()
+        size = dim // num_blocks
+        self.weight = nn.Parameter(small_init_(torch.empty(num_blocks, size, size), model_dim))
+        self.bias = nn.Parameter(torch.zeros(dim)) if bias else None
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = blockwise(x, tiles(self.weight))
+        return y if self.bias is None else y + self.bias
+
+
+def tiles(weight: Tensor) -> Tensor:
+    """The same block-diagonal map in fewer, wider blocks: (H, out, in) → (H/t, t·out, t·in)."""
+    H, dim_out, dim_in = weight.shape
+    t = max((t for t in range(1, H + 1) if H % t == 0 and t * dim_in <= TILE), default=1)
+    if t == 1:
+        return weight
+    blocks = weight.view(H // t, t, dim_out, dim_in).permute(0, 2, 3, 1)  # (H/t, out, in, t)
+    return blocks.diag_embed().permute(0, 3, 1, 4, 2).reshape(H // t, t * dim_out, t * dim_in)
+
+
+def blockwise(x: Tensor, weight: Tensor) -> Tensor:
+    """x (…, H·in) through blocks (H, out, in) → (…, H·out)."""
+    H, dim_out, dim_in = weight.shape
+    grouped = x.reshape(-1, H, dim_in).transpose(0, 1)  # (H, N, in)
+    y = torch.bmm(grouped, weight.mT)  # (H, N, out)
+    return y.transpose(0, 1).reshape(*x.shape[:-1], H * dim_out)

@@ -1,0 +1,77 @@
+"""sLSTM layer: convolution, gates, cell, head norm (arXiv:2405.04517, figure 10)."""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from openxlstm import ops
+from openxlstm.config import StackConfig
+from openxlstm.nn.conv import CausalConv1d
+from openxlstm.nn.init import powerlaw_forget_bias, small_init_, uniform_init_
+from openxlstm.nn.norm import HeadNorm
+from openxlstm.states import LayerState, MLSTMState, SLSTMState
+
+
+class SLSTMLayer(nn.Module):
+    """x (B, T, D) → y (B, T, D), in NH heads of DH = D/NH.
+
+    The input and forget gates read the convolved input, cell input and output gate the raw one.
+    There is no output projection: the feed-forward after it mixes the heads.
+    """
+
+    def __init__(self, config: StackConfig, block_index: int = 0) -> None:
+        super().__init__()
+        D, NH = config.embedding_dim, config.num_heads
+        DH = D // NH
+        self.num_heads, self.head_dim = NH, DH
+        self.forget_gate = config.slstm_forget_gate
+        kernel_size = config.slstm_conv_kernel_size
+        self.conv = CausalConv1d(D, kernel_size) if kernel_size else None
+        # Both [head, gate, out, in], gates in the order i, f, z, o.
+        self.input_weight = nn.Parameter(small_init_(torch.empty(NH, 4, DH, DH), D))
+        self.recurrent_weight = nn.Parameter(torch.zeros(NH, 4, DH, DH))
+        if config.slstm_recurrent_init == "uniform":
+            uniform_init_(self.recurrent_weight.data, D)
+        self.bias = nn.Parameter(torch.zeros(NH, 4, DH))
+        self.bias.data[:, 1] = powerlaw_forget_bias(DH, block_index, len(config.layers))
+        self.norm = HeadNorm(NH, DH)
+        self.dropout = nn.Dropout(config.dropout)
+
+    def initial_state(self, batch_size: int) -> LayerState:
+        weight = self.recurrent_weight
+        zeros = torch.zeros(
+            batch_size, self.num_heads, self.head_dim,
+            dtype=ops.state_dtype(weight.dtype), device=weight.device,
+        )  # fmt: skip
+        conv = None if self.conv is None else self.conv.initial_state(batch_size)
+        return LayerState(conv, SLSTMState(zeros, zeros, zeros, zeros))
+
+    def forward(
+        self, x: Tensor, state: LayerState | None = None, reset: Tensor | None = None
+    ) -> tuple[Tensor, LayerState]:
+        conv_state, cell_state = (None, None) if state is None else state
+        assert not isinstance(cell_state, MLSTMState), "the state is an mLSTM's"
+        if self.conv is None:
+            gates = self._gates(x, slice(0, 4))
+        else:
+            c, conv_state = self.conv(x, conv_state, reset)
+            i_and_f, z_and_o = self._gates(F.silu(c), slice(0, 2)), self._gates(x, slice(2, 4))
+            gates = torch.cat([i_and_f, z_and_o], dim=3)  # (B, T, NH, 4, DH)
+        h, cell_state = ops.slstm(
+            gates,
+            self.recurrent_weight,
+            state=cell_state,
+            reset=reset,
+            forget_gate=self.forget_gate,
+        )
+        return self.norm(self.dropout(h)), LayerState(conv_state, cell_state)
+
+    def _gates(self, x: Tensor, which: slice) -> Tensor:
+        """Pre-activations of some gates, bias included (B, T, NH, gates, DH)."""
+        B, T, _ = x.shape
+        NH, DH = self.num_heads, self.head_dim
+        weight = self.input_weight[:, which].flatten(1, 2)  # (NH, gates·DH, DH)
+        bias = self.bias[:, which].reshape(NH, 1, -1)
+        by_head = x.reshape(B * T, NH, DH).transpose(0, 1)
+        preact = torch.baddbmm(bias, by_head, weight.mT)  # (NH, B·T, gates·DH)
+        return preact.view(NH, B, T, -1, DH).permute(1, 2, 0, 3, 4)

@@ -1,0 +1,39 @@
+"""A stack of blocks: what stands between an embedding and a head."""
+
+from torch import Tensor, nn
+
+from openxlstm.config import StackConfig
+from openxlstm.nn.block import Block
+from openxlstm.nn.norm import LayerNorm
+from openxlstm.states import StackState
+
+
+class Stack(nn.Module):
+    """One block for each letter of `config.layers`, then a norm. x (B, T, D) → (B, T, D)."""
+
+    def __init__(self, config: StackConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.blocks = nn.ModuleList(Block(config, index) for index in range(len(config.layers)))
+        self.norm = LayerNorm(config.embedding_dim)
+
+    def initial_state(self, batch_size: int) -> StackState:
+        """The empty state, on the parameters' device."""
+        return StackState(tuple(block.initial_state(batch_size) for block in self.blocks))  # pyright: ignore
+
+    def forward(
+        self, x: Tensor, state: StackState | None = None, reset: Tensor | None = None
+    ) -> tuple[Tensor, StackState]:
+        """Runs T steps.
+
+        Args:
+            x: (B, T, D).
+            state: where to start; None is empty.
+            reset: (B, T) bool; the state is emptied before a step where it is true.
+        """
+        states = [None] * len(self.blocks) if state is None else state.blocks
+        after = []
+        for block, before in zip(self.blocks, states, strict=True):
+            x, block_state = block(x, before, reset)
+            after.append(block_state)
+        return self.norm(x), StackState(tuple(after))

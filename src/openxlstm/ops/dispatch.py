@@ -1,0 +1,95 @@
+"""The seam between an operation and the code that runs it. Knows no mathematics.
+
+An op owns a tuple of backends in order of preference. Each says, from metadata alone, why it cannot
+take a request; the first that does not refuse runs it. A backend that is asked for by name runs or
+raises with its reason: nothing falls back in silence.
+"""
+
+import importlib
+import warnings
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import cache
+from typing import Any
+
+import torch
+
+
+@dataclass(frozen=True)
+class Request:
+    """What a backend may look at before it says yes: no values, only metadata."""
+
+    device: str
+    """Type of the device, "cpu" or "cuda"."""
+    dtype: torch.dtype
+    """Dtype of the inputs."""
+    sizes: tuple[tuple[str, int], ...] = ()
+    """Sizes by name, e.g. (("T", 256), ("DHV", 64))."""
+    wants_grad: bool = False
+    """Whether gradients may be asked for."""
+
+
+@dataclass(frozen=True)
+class Backend:
+    """One way to run an op."""
+
+    name: str
+    refuses: Callable[[Request], str | None]
+    """Why it cannot run a request, or None."""
+    load: str
+    """Where its function is, "package.module:function"; imported when it first runs."""
+    slow: bool = False
+    """Whether choosing it where nobody asked for it deserves a word of warning."""
+
+
+class BackendError(RuntimeError):
+    """No backend runs this request, or the one asked for by name does not."""
+
+
+def choose(
+    op: str, backends: Sequence[Backend], request: Request, name: str | None
+) -> Callable[..., Any]:
+    """The function of the first backend that does not refuse, or of the one called `name`.
+
+    Raises:
+        ValueError: if no backend has that name.
+        BackendError: if the named backend, or every one, refuses.
+    """
+    if name is None:
+        for backend in backends:
+            if backend.refuses(request) is None:
+                if backend.slow:
+                    _announce(op, backend.name)
+                return _load(backend.load)
+        raise BackendError(f"no backend runs {op} here: {_reasons(backends, request)}")
+    for backend in backends:
+        if backend.name == name:
+            reason = backend.refuses(request)
+            if reason is not None:
+                raise BackendError(f"the backend {name!r} cannot run {op} here: {reason}")
+            return _load(backend.load)
+    raise ValueError(
+        f"{op} has no backend {name!r}; it has: {', '.join(backend.name for backend in backends)}"
+    )
+
+
+def _reasons(backends: Sequence[Backend], request: Request) -> str:
+    return "; ".join(f"{backend.name}: {backend.refuses(request)}" for backend in backends)
+
+
+@cache
+def _load(path: str) -> Callable[..., Any]:
+    module, function = path.split(":")
+    return getattr(importlib.import_module(module), function)
+
+
+@cache
+def _announce(op: str, name: str) -> None:
+    warnings.warn(
+        f"openxlstm runs {op} with its slow backend {name!r}; `openxlstm info` says why",
+        stacklevel=4,
+    )
+
+
+def never(request: Request) -> None:
+    """For a backend that takes everything."""

@@ -1,0 +1,331 @@
+"""mLSTM in plain PyTorch for every device: chunkwise, with its own backward.
+
+B batch · NH heads, G = B·NH · T time = NC chunks of L steps, N = G·NC · DQK, DHV widths
+
+Inside a chunk all pairs of steps are weighed at once, as in attention; from chunk to chunk the
+state is carried. With F the running sum of log_f, and b the same counted from the chunk's start,
+
+    log_D[t, s] = b_t - b_s + log_i_s           weight of step s in the output of step t, s ≤ t
+    b_t + m_prev                                weight of the state before the chunk
+    b_last - b_s + log_i_s                      weight of step s in the state after the chunk
+
+each less the stabilizer m of where it arrives. m is the one of the recurrent form, computed for all
+steps at once: m_t = F_t + max(m_0, max over s ≤ t of (log_i_s - F_s)). Gates are scalars per head
+and step, so their sums are kept in float64 at no cost; the matrices are in the input's dtype.
+
+The backward is the true gradient. h does not depend on m as long as eps is 0, so m counts as a
+constant there; what eps and a loss on the final state add is in `_through_stabilizer`.
+"""
+
+from typing import Any, NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+from openxlstm.reference.mlstm import initial_state, step
+from openxlstm.states import MLSTMState
+
+
+def mlstm(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    log_i: Tensor,
+    log_f: Tensor,
+    state: MLSTMState | None = None,
+    *,
+    reset: Tensor | None = None,
+    eps: float = 0.0,
+    chunk_size: int | None = None,
+) -> tuple[Tensor, MLSTMState]:
+    """`openxlstm.ops.mlstm` for inputs that it has checked."""
+    T = q.shape[2]
+    if state is None:
+        state = initial_state(q, v)
+    if T == 1 and reset is None and not torch.is_grad_enabled():
+        q_t, k_t, v_t, log_i, log_f = (x[:, :, 0] for x in (q, k, v, log_i, log_f))
+        h, final = step(q_t, k_t, v_t, log_i, log_f, state, eps)
+        return h[:, :, None], final
+
+    L = min(T, chunk_size or best_chunk_size(q.shape[-1], v.shape[-1]))
+    num_chunks = -(-T // L)
+    if chunk_size is None:
+        L = -(-T // num_chunks)  # chunks of one size leave little to pad
+    padding = num_chunks * L - T
+    if padding:  # steps that write nothing and forget nothing
+        q, k, v = (F.pad(x, (0, 0, 0, padding)) for x in (q, k, v))
+        log_i = F.pad(log_i, (0, padding), value=-torch.inf)
+        log_f = F.pad(log_f, (0, padding))
+        reset = None if reset is None else F.pad(reset, (0, padding))
+    h, C, n, m = _Chunkwise.apply(q, k, v, log_i, log_f, *state, reset, eps, L)  # pyright: ignore
+    return h[:, :, :T], MLSTMState(C, n, m)
+
+
+def best_chunk_size(DQK: int, DHV: int) -> int:
+    """Chunk size that was fastest on CPUs: work within a chunk grows with L, between with 1/L."""
+    return 32 if max(DQK, DHV) <= 32 else 64
+
+
+class _Gates(NamedTuple):
+    """Weights of everything that is summed; those past a reset are 0."""
+
+    row: Tensor
+    """b_t - m_t (N, L): with `column`, the exponent of D."""
+    column: Tensor
+    """log_i_s - b_s (N, L)."""
+    initial: Tensor
+    """Weight of the chunk's initial state in each output (N, L)."""
+    write: Tensor
+    """Weight of each step in the chunk's final state (N, L)."""
+    decay: Tensor
+    """Weight of the chunk's initial state in its final state (G, NC)."""
+    m: Tensor
+    """Stabilizer (G, T)."""
+    source: Tensor
+    """The step whose gate set m_t (G, T); where it was not log_i, see `_through_stabilizer`."""
+
+
+def _gates(log_i: Tensor, log_f: Tensor, m_0: Tensor, segment: Tensor | None, L: int) -> _Gates:
+    """All weights from the log gates (G, T), m_0 (G,) and the segment (G, T) of each step."""
+    G, T = log_f.shape
+    dtype, log_i, log_f = log_f.dtype, log_i.double(), log_f.double()
+    sum_log_f = log_f.cumsum(-1)
+    log_m_s = _written(log_i, log_f, segment) - sum_log_f
+    if segment is None:
+        running, source = log_m_s.cummax(-1)
+        running = torch.maximum(running, m_0.double()[:, None])
+    else:  # lift each segment over those before it, so that their maxima don't reach into it
+        lift = segment * (_span(log_m_s) + 1)
+        running, source = (log_m_s + lift).cummax(-1)
+        running = running - lift
+        running = torch.where(segment > 0, running, torch.maximum(running, m_0.double()[:, None]))
+    m = (sum_log_f + running).to(dtype)
+
+    chunked = (G, T // L, L)
+    m_t = m.view(chunked).double()
+    m_next = m_t[..., -1]
+    m_prev = torch.cat([m_0.double()[:, None], m_next[:, :-1]], dim=1)
+    start = (sum_log_f - log_f).view(chunked)[..., :1]
+    b = sum_log_f.view(chunked) - start
+    row, column = b - m_t, log_i.view(chunked) - b
+    initial = b + m_prev[..., None] - m_t
+    write = b[..., -1:] + column - m_next[..., None]
+    decay = b[..., -1] + m_prev - m_next
+    if segment is not None:
+        s = segment.view(chunked)
+        before = torch.cat([s.new_zeros(G, 1), s[:, :-1, -1]], dim=1)[..., None]
+        initial = initial.masked_fill(s != before, -torch.inf)
+        write = write.masked_fill(s != s[..., -1:], -torch.inf)
+        decay = decay.masked_fill(s[..., -1] != before[..., 0], -torch.inf)
+    row, column = row.to(dtype).reshape(-1, L), column.to(dtype).reshape(-1, L)
+    initial, write = initial.exp().to(dtype).view(-1, L), write.exp().to(dtype).view(-1, L)
+    return _Gates(row, column, initial, write, decay.exp().to(dtype), m, source)
+
+
+def _written(log_i: Tensor, log_f: Tensor, segment: Tensor | None) -> Tensor:
+    """What a step adds to m: log_i, or after a reset the empty memory, m = 0, as it decays."""
+    if segment is None:
+        return log_i
+    return torch.where(_starts(segment), torch.maximum(log_i, log_f), log_i)
+
+
+def _starts(segment: Tensor) -> Tensor:
+    return segment.diff(dim=-1, prepend=segment.new_zeros(segment.shape[0], 1)) > 0
+
+
+def _span(x: Tensor) -> Tensor:
+    """Distance from the smallest to the largest finite value."""
+    finite = x.masked_fill(x.isinf(), 0.0)
+    return finite.max() - finite.min()
+
+
+def _decay_matrix(gates: _Gates, segment: Tensor | None) -> Tensor:
+    """D = exp(log_D - m_t) for s ≤ t in one segment, else 0 (N, L, L)."""
+    D = (gates.row[:, :, None] + gates.column[:, None, :]).exp_().tril_()
+    if segment is not None:
+        s = segment.view(-1, D.shape[-1])
+        D.masked_fill_(s[:, :, None] != s[:, None, :], 0.0)
+    return D
+
+
+class _Chunkwise(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any,
+        q: Tensor,
+        k: Tensor,
+        v: Tensor,
+        log_i: Tensor,
+        log_f: Tensor,
+        C_0: Tensor,
+        n_0: Tensor,
+        m_0: Tensor,
+        reset: Tensor | None,
+        eps: float,
+        L: int,
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        B, NH, T, DQK = q.shape
+        DHV, G, NC = v.shape[-1], B * NH, T // L
+        scale = DQK**-0.5
+        q, k = q.reshape(-1, L, DQK), k.reshape(-1, L, DQK)
+        v = v.reshape(-1, L, DHV)
+        log_i, log_f = log_i.reshape(G, T), log_f.reshape(G, T)
+        segment = None
+        if reset is not None:
+            segment = reset.cumsum(1).repeat_interleave(NH, dim=0)  # (G, T)
+        gates = _gates(log_i, log_f, m_0.reshape(G), segment, L)
+
+        # The state before each chunk, and after the last.
+        k_written = k * gates.write[..., None]
+        C = q.new_empty(G, NC + 1, DQK, DHV)
+        n = q.new_empty(G, NC + 1, DQK)
+        C[:, 0], n[:, 0] = C_0.view(G, DQK, DHV), n_0.view(G, DQK)
+        written = torch.bmm(k_written.mT, v).view(G, NC, DQK, DHV)
+        n_written = k_written.sum(1).view(G, NC, DQK)
+        for j in range(NC):
+            decay = gates.decay[:, j, None]
+            torch.addcmul(written[:, j], decay[..., None], C[:, j], out=C[:, j + 1])
+            torch.addcmul(n_written[:, j], decay, n[:, j], out=n[:, j + 1])
+        C_prev, n_prev = C[:, :-1].reshape(-1, DQK, DHV), n[:, :-1].reshape(-1, 1, DQK)
+
+        # Within the chunk, and from the state before it.
+        D = _decay_matrix(gates, segment).mul_(scale)
+        gated_scores = torch.bmm(q, k.mT).mul_(D)
+        q_decayed = q * (gates.initial * scale)[..., None]
+        h = torch.bmm(q_decayed, C_prev).baddbmm_(gated_scores, v)
+        normalizer = gated_scores.sum(-1) + (q_decayed * n_prev).sum(-1)
+        floor = (-gates.m).exp().view(-1, L)
+        denominator = torch.maximum(normalizer.abs(), floor).add_(eps)
+        h.div_(denominator[..., None])
+
+        sign = torch.where(normalizer.abs() > floor, normalizer.sign(), 0.0)
+        ctx.save_for_backward(
+            q, k, v, log_i, log_f, m_0, segment, C, n, D, gated_scores, h, denominator, sign, *gates
+        )
+        ctx.eps = eps
+        ctx.shape = (B, NH, T, DQK, DHV, L)
+        ctx.set_materialize_grads(False)
+        return (
+            h.view(B, NH, T, DHV),
+            C[:, -1].reshape(B, NH, DQK, DHV),
+            n[:, -1].reshape(B, NH, DQK),
+            gates.m[:, -1].reshape(B, NH),
+        )
+
+    @staticmethod
+    @once_differentiable
+    def backward(  # pyright: ignore[reportIncompatibleMethodOverride]
+        ctx: Any, dh: Tensor | None, dC_T: Tensor | None, dn_T: Tensor | None, dm_T: Tensor | None
+    ) -> tuple[Tensor | None, ...]:
+        q, k, v, log_i, log_f, m_0, segment, C, n, D, gated_scores, h, denominator, sign, *rest = (
+            ctx.saved_tensors
+        )
+        gates = _Gates(*rest)
+        B, NH, T, DQK, DHV, L = ctx.shape
+        G, NC = B * NH, T // L
+        C_prev, n_prev = C[:, :-1].reshape(-1, DQK, DHV), n[:, :-1].reshape(-1, 1, DQK)
+
+        # h = numerator / denominator
+        dh = h.new_zeros(h.shape) if dh is None else dh.reshape(h.shape)
+        d_numerator = dh / denominator[..., None]
+        d_denominator = (h * d_numerator).sum(-1).neg_()
+        d_normalizer = (d_denominator * sign)[..., None]
+
+        # Within the chunk.
+        d_scores = torch.baddbmm(d_normalizer, d_numerator, v.mT).mul_(D)
+        dv = torch.bmm(gated_scores.mT, d_numerator)
+        dk = torch.bmm(d_scores.mT, q)
+        dq = torch.bmm(d_scores, k)
+
+        # From the state before the chunk.
+        initial = (gates.initial * DQK**-0.5)[..., None]
+        dq_decayed = torch.bmm(d_numerator, C_prev.mT).addcmul_(d_normalizer, n_prev)
+        dq.addcmul_(dq_decayed, initial)
+        q_decayed = q * initial
+        dC_read = torch.bmm(q_decayed.mT, d_numerator).view(G, NC, DQK, DHV)
+        dn_read = (q_decayed * d_normalizer).sum(1).view(G, NC, DQK)
+
+        # From the last chunk's state back to the first's.
+        dC, dn = torch.empty_like(C), torch.empty_like(n)
+        dC[:, -1] = 0.0 if dC_T is None else dC_T.view(G, DQK, DHV)
+        dn[:, -1] = 0.0 if dn_T is None else dn_T.view(G, DQK)
+        for j in reversed(range(NC)):
+            decay = gates.decay[:, j, None]
+            torch.addcmul(dC_read[:, j], decay[..., None], dC[:, j + 1], out=dC[:, j])
+            torch.addcmul(dn_read[:, j], decay, dn[:, j + 1], out=dn[:, j])
+
+        # Into what the chunk wrote.
+        dC_next, dn_next = dC[:, 1:].reshape(-1, DQK, DHV), dn[:, 1:].reshape(-1, 1, DQK)
+        write = gates.write[..., None]
+        k_written = k * write
+        dk_written = torch.bmm(v, dC_next.mT).add_(dn_next)
+        dv.baddbmm_(k_written, dC_next)
+        dk.addcmul_(dk_written, write)
+
+        # A gate is a factor of all that it lets through: its gradient is what came of that.
+        dlog_i = (k * dk).sum(-1)  # (N, L)
+        db = (q * dq).sum(-1) - dlog_i
+        d_decay = (C[:, :-1] * dC[:, 1:]).sum((-2, -1)) + (n[:, :-1] * dn[:, 1:]).sum(-1)
+        db[:, -1] += (gates.decay * d_decay).view(-1) + (k_written * dk_written).sum((-2, -1))
+        dlog_f = _reverse_cumsum(db).view(G, T)
+        if segment is not None:  # nothing passes a reset; without this a rounding error would
+            dlog_f = dlog_f.masked_fill(_starts(segment), 0.0)
+        dlog_i = dlog_i.view(G, T)
+        dm_0 = (C[:, 0] * dC[:, 0]).sum((-2, -1)) + (n[:, 0] * dn[:, 0]).sum(-1)
+
+        dm = ctx.eps * d_denominator.view(G, T) if ctx.eps else None
+        if not (dC_T is None and dn_T is None and dm_T is None):
+            dm = h.new_zeros(G, T) if dm is None else dm
+            dm[:, -1] -= (C[:, -1] * dC[:, -1]).sum((-2, -1)) + (n[:, -1] * dn[:, -1]).sum(-1)
+            dm[:, -1] += 0.0 if dm_T is None else dm_T.reshape(G)
+        if dm is not None:
+            gate_grads = _through_stabilizer(dm, log_i, log_f, m_0.reshape(G), segment, gates)
+            dlog_i, dlog_f, dm_0 = (
+                x + y for x, y in zip((dlog_i, dlog_f, dm_0), gate_grads, strict=True)
+            )
+        return (
+            dq.view(B, NH, T, DQK),
+            dk.view(B, NH, T, DQK),
+            dv.view(B, NH, T, DHV),
+            dlog_i.view(B, NH, T),
+            dlog_f.view(B, NH, T),
+            dC[:, 0].reshape(B, NH, DQK, DHV),
+            dn[:, 0].reshape(B, NH, DQK),
+            dm_0.view(B, NH),
+            None,
+            None,
+            None,
+        )
+
+
+def _reverse_cumsum(x: Tensor) -> Tensor:
+    return x.flip(-1).cumsum(-1).flip(-1)
+
+
+def _through_stabilizer(
+    dm: Tensor, log_i: Tensor, log_f: Tensor, m_0: Tensor, segment: Tensor | None, gates: _Gates
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Gradients of log_i, log_f (G, T) and m_0 (G,) from dm (G, T), the gradient of m itself.
+
+    m_t is log_i_s + log_f_{s+1} + … + log_f_t for the step s that won the maximum. Where the memory
+    at the start (m_0), or that after a reset (0), won instead, it is that plus all log_f since.
+    """
+    G, T = dm.shape
+    sum_log_f = log_f.double().cumsum(-1)
+    s = gates.source
+    best = (_written(log_i, log_f, segment) - sum_log_f).gather(1, s)
+    from_start = m_0.double()[:, None] > best
+    from_reset = torch.zeros_like(from_start)
+    if segment is not None:
+        from_start = from_start & (segment == 0)
+        from_reset = (_starts(segment) & (log_f > log_i)).gather(1, s)
+    from_gate = ~(from_start | from_reset)
+    dlog_i = torch.zeros_like(dm).scatter_add_(1, s, dm * from_gate)
+    dm_0 = (dm * from_start).sum(1)
+    # The sum of log_f begins after s, at the reset s itself, or at step 0.
+    begin = torch.where(from_start, 0, s + from_gate)
+    d_sum = dm.new_zeros(G, T + 1).scatter_add_(1, begin, -dm)
+    d_sum[:, 1:] += dm
+    return dlog_i, _reverse_cumsum(d_sum)[:, 1:], dm_0

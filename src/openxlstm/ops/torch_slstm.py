@@ -1,0 +1,164 @@
+"""sLSTM in plain PyTorch for every device: a scan with its own backward.
+
+B batch · T time · NH heads · DH width of a head · gates in the order i, f, z, o
+
+Each step depends on the one before, so what can be saved is the cost of a step: no autograd graph,
+no allocation, heads as the batch of one matrix product, everything (T, NH, B, ·) so that a step is
+one contiguous slice. The forward keeps the activations; the backward turns them into factors for
+all steps at once, and leaves six small operations to its loop.
+
+h does not depend on the stabilizer m, so m counts as a constant in the backward. Only a loss on the
+final state sees m itself; its gradient goes back along the path that won each maximum.
+"""
+
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+from openxlstm.reference.slstm import initial_state, step
+from openxlstm.states import SLSTMState
+
+
+def slstm(
+    x: Tensor,
+    recurrent_weight: Tensor,
+    bias: Tensor | None = None,
+    state: SLSTMState | None = None,
+    *,
+    reset: Tensor | None = None,
+    forget_gate: str = "sigmoid",
+) -> tuple[Tensor, SLSTMState]:
+    """`openxlstm.ops.slstm` for inputs that it has checked."""
+    if bias is not None:
+        x = x + bias
+    if state is None:
+        state = initial_state(x)
+    if x.shape[1] == 1 and reset is None and not torch.is_grad_enabled():
+        state = step(x[:, 0], recurrent_weight, state, forget_gate)
+        return state.h[:, None], state
+    output, *final = _Scan.apply(x, recurrent_weight, *state, reset, forget_gate)  # pyright: ignore
+    return output, SLSTMState(*final)
+
+
+class _Scan(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any,
+        x: Tensor,
+        recurrent_weight: Tensor,
+        h_0: Tensor,
+        c_0: Tensor,
+        n_0: Tensor,
+        m_0: Tensor,
+        reset: Tensor | None,
+        forget_gate: str,
+    ) -> tuple[Tensor, ...]:
+        B, T, NH, _, DH = x.shape
+        # (T, NH, B, 4·DH): first the pre-activations, gate by gate overwritten with what they do.
+        gates = x.permute(1, 2, 0, 3, 4).reshape(T, NH, B, 4 * DH)
+        gates = gates.clone() if gates.data_ptr() == x.data_ptr() else gates
+        by_gate = gates.view(T, NH, B, 4, DH)
+        R = recurrent_weight.reshape(NH, 4 * DH, DH).mT.contiguous()  # (NH, in, gate·out)
+        keep = None if reset is None else (~reset).T.to(x.dtype)[:, None, :, None]  # (T, 1, B, 1)
+
+        h, c, n, m = (x.new_empty(T + 1, NH, B, DH) for _ in range(4))
+        for states, initial in ((h, h_0), (c, c_0), (n, n_0), (m, m_0)):
+            states[0] = initial.transpose(0, 1)
+        log_f = x.new_empty(T, NH, B, DH) if forget_gate == "sigmoid" else None
+        for t in range(T):
+            i, f, z, o = by_gate[t].unbind(2)
+            h_prev, c_prev, n_prev = h[t], c[t], n[t]
+            if keep is not None:
+                h_prev, c_prev, n_prev = h_prev * keep[t], c_prev * keep[t], n_prev * keep[t]
+            torch.baddbmm(gates[t], h_prev, R, out=gates[t])
+            if log_f is not None:
+                F.logsigmoid(f, out=log_f[t])  # pyright: ignore[reportCallIssue]
+                f.copy_(log_f[t])
+            if t == 0 or keep is not None:  # n is at least 1 after a step: empty only at a start
+                f.masked_fill_(n_prev == 0, -torch.inf)
+            z.tanh_()
+            o.sigmoid_()
+            f.add_(m[t])
+            torch.maximum(f, i, out=m[t + 1])
+            i.sub_(m[t + 1]).exp_()
+            f.sub_(m[t + 1]).exp_()
+            torch.mul(i, z, out=c[t + 1]).addcmul_(f, c_prev)
+            torch.addcmul(i, f, n_prev, out=n[t + 1])
+            torch.div(c[t + 1], n[t + 1], out=h[t + 1]).mul_(o)
+
+        ctx.save_for_backward(by_gate, log_f, R, h, c, n, m, keep)
+        ctx.set_materialize_grads(False)
+        output = h[1:].permute(2, 0, 1, 3).contiguous()
+        return (output, *(states[T].transpose(0, 1).contiguous() for states in (h, c, n, m)))
+
+    @staticmethod
+    @once_differentiable
+    def backward(  # pyright: ignore[reportIncompatibleMethodOverride]
+        ctx: Any,
+        dh: Tensor | None,
+        dh_T: Tensor | None,
+        dc_T: Tensor | None,
+        dn_T: Tensor | None,
+        dm_T: Tensor | None,
+    ) -> tuple[Tensor | None, ...]:
+        by_gate, log_f, R, h, c, n, _, keep = ctx.saved_tensors
+        T, NH, B, _, DH = by_gate.shape
+        i, f, z, o = by_gate.unbind(3)
+        h_prev, c_prev, n_prev = h[:-1], c[:-1], n[:-1]
+        if keep is not None:
+            h_prev, c_prev, n_prev = h_prev * keep, c_prev * keep, n_prev * keep
+
+        f_slope = torch.ones_like(f) if log_f is None else -torch.expm1(log_f)  # of log_f
+
+        # Factors for all steps: dc and dn are carried together as the rows of one tensor.
+        n_inverse = 1 / n[1:]
+        h_factor = torch.stack([o * n_inverse, -h[1:] * n_inverse], dim=1)  # of dh in dc, dn
+        o_factor = h[1:] * (1 - o)  # of dh in d o_preact
+        c_factor = torch.stack([i * z, f_slope * f * c_prev, i * (1 - z * z)], dim=3)  # of dc, dn
+        n_factor = torch.stack([i, f_slope * f * n_prev], dim=3)  # in d i, f, z preact
+
+        d_preact = torch.empty_like(by_gate)
+        dh_all = h.new_zeros(T, NH, B, DH) if dh is None else dh.permute(1, 2, 0, 3).contiguous()
+        dh_t = h.new_zeros(NH, B, DH)
+        dcn = h.new_zeros(2, NH, B, DH)
+        for carried, final in ((dh_t, dh_T), (dcn[0], dc_T), (dcn[1], dn_T)):
+            if final is not None:
+                carried.copy_(final.transpose(0, 1))
+        dm = None
+        if not (dc_T is None and dn_T is None and dm_T is None):
+            dm = -(c[T] * dcn[0] + n[T] * dcn[1])
+            if dm_T is not None:
+                dm.add_(dm_T.transpose(0, 1))
+        R_out = R.mT.contiguous()  # (NH, gate·out, in)
+        for t in reversed(range(T)):
+            d = d_preact[t]
+            dh_t.add_(dh_all[t])
+            dcn.addcmul_(h_factor[t], dh_t)
+            torch.mul(o_factor[t], dh_t, out=d[:, :, 3])
+            torch.mul(c_factor[t], dcn[0].unsqueeze(2), out=d[:, :, :3])
+            d[:, :, :2].addcmul_(n_factor[t], dcn[1].unsqueeze(2))
+            dcn.mul_(f[t])
+            if dm is not None:
+                dm_i = torch.where(i[t] == 1, dm, 0.0)  # m_t was ĩ_t, else log_f_t + m_{t-1}
+                dm = dm - dm_i
+                d[:, :, 0].add_(dm_i)
+                d[:, :, 1].add_(dm * f_slope[t])
+            torch.bmm(d.view(NH, B, 4 * DH), R_out, out=dh_t)
+            if keep is not None:
+                dh_t.mul_(keep[t])
+
+        by_head = d_preact.transpose(0, 1).reshape(NH, T * B, 4 * DH)
+        dR = torch.bmm(by_head.mT, h_prev.transpose(0, 1).reshape(NH, T * B, DH))
+        dm_0 = c[0] * dcn[0] + n[0] * dcn[1]
+        if dm is not None:
+            dm_0 = dm_0 + dm
+        return (
+            d_preact.permute(2, 0, 1, 3, 4),
+            dR.view(NH, 4, DH, DH),
+            *(part.transpose(0, 1) for part in (dh_t, dcn[0], dcn[1], dm_0)),
+            None,
+            None,
+        )

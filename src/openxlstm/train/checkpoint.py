@@ -1,0 +1,86 @@
+"""All that a run needs to go on as if it had never stopped, in one safetensors file.
+
+Tensors are named `model.…`, `optimizer.KEY.PARAMETER`, `state.…` (the carried recurrent state) and
+`rng`; the plain values are JSON in the file's metadata. One file, replaced atomically: a kill at
+any moment leaves the old checkpoint or the new one.
+"""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.optim import Optimizer
+
+from openxlstm import states
+from openxlstm.errors import UserError
+from openxlstm.lm.folder import load_weights, read_weights, save_weights
+from openxlstm.lm.model import LanguageModel
+from openxlstm.states import ModelState
+
+METADATA = "openxlstm_checkpoint"
+VERSION = 1
+
+
+def save_checkpoint(
+    path: Path,
+    model: LanguageModel,
+    optimizer: Optimizer,
+    state: ModelState | None,
+    values: dict[str, Any],
+) -> None:
+    """Writes model, optimizer, carried state, torch's random state and JSON-ready `values`."""
+    names: dict[Tensor, str] = {parameter: name for name, parameter in model.named_parameters()}
+    tensors = {f"model.{name}": tensor for name, tensor in model.state_dict().items()}
+    if model.config.tie_weights:
+        del tensors["model.head.weight"]
+    for parameter, slots in optimizer.state.items():
+        for key, slot in slots.items():
+            tensors[f"optimizer.{key}.{names[parameter]}"] = slot
+    for index, part in enumerate(states.tensors(state)):
+        tensors[f"state.{index}"] = part
+    tensors["rng"] = torch.get_rng_state()
+    path.parent.mkdir(parents=True, exist_ok=True)
+    metadata = {METADATA: json.dumps({"version": VERSION, **values})}
+    save_weights(path, tensors, metadata=metadata)
+
+
+def load_checkpoint(
+    path: Path, model: LanguageModel, optimizer: Optimizer
+) -> tuple[ModelState | None, dict[str, Any]]:
+    """Puts a checkpoint into model, optimizer and torch's random state; returns the rest.
+
+    Raises:
+        UserError: if the file is missing, damaged, or of another model.
+    """
+    tensors, metadata = read_weights(path)
+    try:
+        values = json.loads(metadata[METADATA])
+        version = values.pop("version")
+    except (KeyError, ValueError, AttributeError):
+        raise UserError(f"{path} is not a training checkpoint") from None
+    if version != VERSION:
+        raise UserError(f"{path} is a checkpoint of version {version}; this openxlstm reads 1")
+    load_weights(model, path, prefix="model.")
+    _load_optimizer(path, tensors, model, optimizer)
+    parts = [tensors[f"state.{i}"] for i in range(sum(n.startswith("state.") for n in tensors))]
+    torch.set_rng_state(tensors["rng"])
+    if not parts:
+        return None, values
+    remaining = iter(parts)
+    template = model.initial_state(parts[0].shape[0])
+    return states.map_state(lambda _: next(remaining), template), values
+
+
+def _load_optimizer(
+    path: Path, tensors: dict[str, Tensor], model: LanguageModel, optimizer: Optimizer
+) -> None:
+    parameters = dict(model.named_parameters())
+    for name, tensor in tensors.items():
+        match name.split(".", 2):
+            case ["optimizer", key, parameter_name]:
+                parameter = parameters.get(parameter_name)
+                if parameter is None or tensor.shape not in (parameter.shape, ()):
+                    raise UserError(f"{path}: {name} does not fit the model")
+                optimizer.state[parameter][key] = tensor.to(parameter.device)
