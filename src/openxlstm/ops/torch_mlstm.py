@@ -119,7 +119,7 @@ def _gates(log_i: Tensor, log_f: Tensor, m_0: Tensor, segment: Tensor | None, L:
         initial = initial.masked_fill(s != before, -torch.inf)
         write = write.masked_fill(s != s[..., -1:], -torch.inf)
         decay = decay.masked_fill(s[..., -1] != before[..., 0], -torch.inf)
-    row, column = row.to(dtype).reshape(-1, L), column.to(dtype).reshape(-1, L)
+    row, column = row.to(dtype).view(-1, L), column.to(dtype).view(-1, L)
     initial, write = initial.exp().to(dtype).view(-1, L), write.exp().to(dtype).view(-1, L)
     return _Gates(row, column, initial, write, decay.exp().to(dtype), m, source)
 
@@ -171,7 +171,7 @@ class _Chunkwise(torch.autograd.Function):
         scale = DQK**-0.5
         q, k = q.reshape(-1, L, DQK), k.reshape(-1, L, DQK)
         v = v.reshape(-1, L, DHV)
-        log_i, log_f = log_i.reshape(G, T), log_f.reshape(G, T)
+        log_i, log_f = (x.reshape(G, T).contiguous() for x in (log_i, log_f))
         segment = None
         if reset is not None:
             segment = reset.cumsum(1).repeat_interleave(NH, dim=0)  # (G, T)
@@ -181,7 +181,7 @@ class _Chunkwise(torch.autograd.Function):
         k_written = k * gates.write[..., None]
         C = q.new_empty(G, NC + 1, DQK, DHV)
         n = q.new_empty(G, NC + 1, DQK)
-        C[:, 0], n[:, 0] = C_0.view(G, DQK, DHV), n_0.view(G, DQK)
+        C[:, 0], n[:, 0] = C_0.reshape(G, DQK, DHV), n_0.reshape(G, DQK)
         written = torch.bmm(k_written.mT, v).view(G, NC, DQK, DHV)
         n_written = k_written.sum(1).view(G, NC, DQK)
         for j in range(NC):
@@ -249,8 +249,8 @@ class _Chunkwise(torch.autograd.Function):
 
         # From the last chunk's state back to the first's.
         dC, dn = torch.empty_like(C), torch.empty_like(n)
-        dC[:, -1] = 0.0 if dC_T is None else dC_T.view(G, DQK, DHV)
-        dn[:, -1] = 0.0 if dn_T is None else dn_T.view(G, DQK)
+        dC[:, -1] = 0.0 if dC_T is None else dC_T.reshape(G, DQK, DHV)
+        dn[:, -1] = 0.0 if dn_T is None else dn_T.reshape(G, DQK)
         for j in reversed(range(NC)):
             decay = gates.decay[:, j, None]
             torch.addcmul(dC_read[:, j], decay[..., None], dC[:, j + 1], out=dC[:, j])

@@ -1,0 +1,21 @@
+"""Fixtures for the whole suite."""
+
+from collections.abc import Iterator
+
+import pytest
+import torch
+from hypothesis import settings
+
+# Examples are drawn alike in every run, and no example is too slow on a busy machine.
+settings.register_profile("openxlstm", deadline=None, derandomize=True, max_examples=25)
+settings.load_profile("openxlstm")
+
+
+@pytest.fixture(autouse=True)
+def _deterministic() -> Iterator[None]:
+    """The same random numbers in every test, and memory that is NaN until it is written."""
+    torch.manual_seed(0)
+    torch.utils.deterministic.fill_uninitialized_memory = True
+    torch.use_deterministic_algorithms(True)
+    yield
+    torch.use_deterministic_algorithms(False)
