@@ -217,8 +217,8 @@ def _train(plan: Plan, options: Options) -> int:
     else:
         batches = RandomWindows(train_ids, data.batch_size, data.window, seed=config.seed)
     train_sample, val_sample = (
-        list(islice(RandomWindows(part, data.batch_size, data.window, seed=0), config.eval_batches))
-        for part in (train_ids, val_ids)
+        list(islice(RandomWindows(part, data.batch_size, data.window, 0, name), config.eval_batches))
+        for part, name in ((train_ids, "the training part"), (val_ids, "the held-out part"))
     )
     model = LanguageModel(plan.model).to(device)
 

@@ -1,0 +1,53 @@
+# Two commands for a fresh machine: `make demo` and `make test`. Each makes what it needs.
+
+PYTHON ?= python3
+VENV ?= .venv
+BIN := $(VENV)/bin
+PIP := $(BIN)/python -m pip install --quiet --constraint constraints.txt
+
+.PHONY: help demo test lint types slow bench clean
+.DEFAULT_GOAL := help
+
+help:  ## show this list
+	@sed -n 's/^\([a-z]*\):.*## \(.*\)/  make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 16
+
+demo: $(VENV)/demo  ## train on Shakespeare for two minutes, then show a sample and a loss curve
+	$(BIN)/openxlstm train --data shakespeare --preset demo
+
+test: lint types  ## lint, types and tests, as CI runs them
+	$(BIN)/python -m pytest
+
+lint: $(VENV)/dev  ## style
+	$(BIN)/ruff check
+	$(BIN)/ruff format --check
+
+types: $(VENV)/dev  ## type check
+	$(BIN)/basedpyright
+
+slow: $(VENV)/dev  ## the long tests that `make test` leaves out
+	$(BIN)/python -m pytest -m slow
+
+bench: $(VENV)/dev  ## operations and training steps beside their peers (see benchmarks/README.md)
+	$(BIN)/python benchmarks/ops.py
+	$(BIN)/python benchmarks/steps.py
+	$(BIN)/python benchmarks/memory.py
+
+clean:  ## remove the environment and everything built; runs/ stays
+	rm -rf $(VENV) build dist src/*.egg-info .pytest_cache .hypothesis .ruff_cache
+	find src tests benchmarks -name __pycache__ -type d -prune -exec rm -rf {} +
+
+# The environment. torch and the build's own needs go first: an isolated build would fetch torch
+# a second time.
+$(VENV)/base: constraints.txt
+	$(PYTHON) -c 'import sys; sys.version_info >= (3, 11) or sys.exit("openxlstm needs Python 3.11 or newer: make PYTHON=python3.12 …")'
+	$(PYTHON) -m venv $(VENV)
+	$(PIP) torch setuptools wheel
+	@touch $@
+
+$(VENV)/demo: $(VENV)/base pyproject.toml
+	$(PIP) --no-build-isolation --editable '.[shakespeare]'
+	@touch $@
+
+$(VENV)/dev: $(VENV)/base pyproject.toml
+	$(PIP) --no-build-isolation --editable '.[dev]'
+	@touch $@ $(VENV)/demo

@@ -1,0 +1,198 @@
+"""Text to ids and back, at once and through a file."""
+
+import json
+from pathlib import Path
+from time import perf_counter
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from openxlstm.data.tokenizer import (
+    ByteTokenizer,
+    CharTokenizer,
+    Tokenizer,
+    load_tokenizer,
+    make_tokenizer,
+)
+from openxlstm.errors import UserError
+
+TEXT = "Größer als 1 €,\n\tsagt 😀.\0\u2028\ufeff\U0010ffff"
+LONG = "First Citizen:\nBefore we proceed any further, hear me speak.\n\n" * 20_000
+WELL_FORMED = st.text(st.characters(exclude_categories=["Cs"]))
+"""Any text without lone surrogates."""
+
+kinds = pytest.mark.parametrize("kind", ["char", "byte"])
+
+
+@given(WELL_FORMED.filter(bool), st.data())
+@kinds
+def test_decode_undoes_encode(kind: str, text: str, data: st.DataObject):
+    tokenizer = make_tokenizer(kind, text)
+    ids = tokenizer.encode(text)
+    assert ids.ndim == 1
+    assert ids.max() < tokenizer.vocab_size
+    assert tokenizer.decode(ids) == text
+    part = data.draw(st.text(st.sampled_from(text)))
+    assert tokenizer.decode(tokenizer.encode(part)) == part
+
+
+@kinds
+@given(text=WELL_FORMED.filter(bool))
+def test_file_keeps_the_tokenizer(tmp_path_factory: pytest.TempPathFactory, kind: str, text: str):
+    folder = tmp_path_factory.getbasetemp() / "run" / kind
+    tokenizer = make_tokenizer(kind, text)
+    tokenizer.save(folder)
+    again = load_tokenizer(folder)
+    assert type(again) is type(tokenizer)
+    assert again.vocab_size == tokenizer.vocab_size
+    assert again.encode(text).tolist() == tokenizer.encode(text).tolist()
+    assert [file.name for file in folder.iterdir()] == ["tokenizer.json"]
+
+
+def test_characters_are_sorted():
+    tokenizer = CharTokenizer.from_text("to be, or not")
+    assert tokenizer.characters == " ,benort"
+    assert tokenizer.vocab_size == 8
+    assert tokenizer.encode("bento").tolist() == [2, 3, 4, 7, 5]
+
+
+def test_bytes_are_utf8():
+    assert ByteTokenizer().encode("a€").tolist() == [0x61, 0xE2, 0x82, 0xAC]
+    assert ByteTokenizer().decode([0x61, 0xE2, 0x82]) == "a\ufffd"
+    assert ByteTokenizer().vocab_size == 256
+
+
+@pytest.mark.parametrize(("size", "dtype"), [(256, np.uint8), (257, np.int32), (70_000, np.int32)])
+def test_ids_are_as_small_as_they_can_be(size: int, dtype: type):
+    text = "".join(map(chr, range(0xE000, 0xE000 + size)))
+    ids = CharTokenizer(text).encode(text)
+    assert ids.dtype == dtype
+    assert ids.tolist() == list(range(size))
+
+
+@kinds
+def test_ids_can_be_written_to(kind: str):
+    ids = torch.from_numpy(make_tokenizer(kind, TEXT).encode(TEXT))  # warns if they are read-only
+    ids[0] = 1
+
+
+@kinds
+def test_decode_takes_any_sequence(kind: str):
+    tokenizer = make_tokenizer(kind, TEXT)
+    ids = tokenizer.encode(TEXT)
+    for same in (ids.tolist(), iter(ids.tolist()), tuple(ids), ids.astype(np.int64)):
+        assert tokenizer.decode(same) == TEXT
+    for tensor in (torch.from_numpy(ids), torch.from_numpy(ids).long()):
+        assert tokenizer.decode(tensor) == TEXT  # pyright: ignore[reportArgumentType]
+    for nothing in ([], np.array([], np.int64), torch.tensor([])):
+        assert tokenizer.decode(nothing) == ""  # pyright: ignore[reportArgumentType]
+    assert tokenizer.encode("").tolist() == []
+
+
+@kinds
+@pytest.mark.parametrize(
+    "ids", [[-1], [0, 256], [10**9], [10**30], [0.5], ["a"], [True], np.zeros((1, 1), np.int64)]
+)
+def test_decode_refuses_what_is_no_id(kind: str, ids: list[int]):
+    with pytest.raises(UserError, match=r"no token id|one sequence of whole numbers"):
+        make_tokenizer(kind, TEXT).decode(ids)
+
+
+@pytest.mark.parametrize("place", [0, 1000, 200_000])
+@pytest.mark.parametrize(
+    ("character", "name"),
+    [("€", "'€' (U+20AC)"), ("\x07", r"'\x07' (U+0007)"), ("😀", "'😀' (U+1F600)"),
+     ("\udce9", r"'\udce9' (U+DCE9)"), ("\U0010ffff", r"'\U0010ffff' (U+10FFFF)")],
+)  # fmt: skip
+def test_unknown_character(character: str, name: str, place: int):
+    tokenizer = CharTokenizer.from_text(LONG)
+    with pytest.raises(UserError) as caught:
+        tokenizer.encode(LONG[:place] + character + LONG[place:])
+    assert f"has never seen {name}: leave it out" in str(caught.value)
+
+
+@kinds
+@pytest.mark.parametrize("text", ["a\ud800", chr(0xD83D) + chr(0xDE00)])
+def test_half_characters_are_refused(kind: str, text: str):
+    with pytest.raises(UserError, match=r"U\+D8(00|3D) in it, which is half a character"):
+        make_tokenizer(kind, text).encode(text)
+
+
+def test_nothing_to_make_it_from():
+    with pytest.raises(UserError, match="at least one character"):
+        make_tokenizer("char", "")
+
+
+def test_unknown_kind():
+    with pytest.raises(UserError, match="no tokenizer 'word': choose char or byte"):
+        make_tokenizer("word", TEXT)
+
+
+def test_file_is_what_others_read(tmp_path: Path):
+    CharTokenizer("ba€").save(tmp_path)
+    assert json.loads((tmp_path / "tokenizer.json").read_text()) == {
+        "format": "openxlstm-tokenizer",
+        "version": 1,
+        "kind": "char",
+        "characters": "ba€",
+    }
+
+
+def test_a_failed_save_keeps_the_old_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    def fill(descriptor: int) -> None:
+        raise OSError(28, "No space left on device")
+
+    CharTokenizer("old").save(tmp_path)
+    monkeypatch.setattr("os.fsync", fill)
+    with pytest.raises(OSError, match="No space"):
+        CharTokenizer("new").save(tmp_path)
+    assert load_tokenizer(tmp_path).decode([0, 1, 2]) == "old"
+    assert len(list(tmp_path.iterdir())) == 1
+
+
+@pytest.mark.parametrize(
+    ("content", "reason"),
+    [
+        (None, "No such file"),
+        ("", "damaged"),
+        ('{"format": "openxlstm-tok', "damaged"),
+        ("[" * 100_000, "damaged"),
+        ("\x80\xff", "damaged"),
+        ("[]", "not a tokenizer of openxlstm"),
+        ({"format": "other"}, "not a tokenizer of openxlstm"),
+        ({"version": 2}, "install a newer openxlstm"),
+        ({"version": None}, "install a newer openxlstm"),
+        ({"kind": "word"}, "no tokenizer 'word'"),
+        ({"kind": ["char"]}, "no tokenizer"),
+        ({"kind": "char"}, "'characters' is not a string"),
+        ({"kind": "char", "characters": ["a"]}, "'characters' is not a string"),
+        ({"kind": "char", "characters": ""}, "at least one character"),
+        ({"kind": "char", "characters": "aba"}, "occurs twice"),
+        ({"kind": "char", "characters": "a\ud800"}, "half a character"),
+    ],
+)
+def test_bad_file(tmp_path: Path, content: str | dict[str, object] | None, reason: str):
+    path = tmp_path / "tokenizer.json"
+    if isinstance(content, dict):
+        content = json.dumps({"format": "openxlstm-tokenizer", "version": 1, **content})
+    if content is not None:
+        path.write_text(content, encoding="latin-1")
+    with pytest.raises(UserError) as caught:
+        load_tokenizer(tmp_path)
+    assert str(path) in str(caught.value)
+    assert reason in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+@kinds
+def test_is_fast(kind: str):
+    tokenizer: Tokenizer = make_tokenizer(kind, LONG)
+    seconds = []
+    for _ in range(5):
+        start = perf_counter()
+        tokenizer.encode(LONG)
+        seconds.append(perf_counter() - start)
+    assert len(LONG) / min(seconds) > 50e6
