@@ -216,10 +216,9 @@ def _train(plan: Plan, options: Options) -> int:
         batches = Streams(train_ids, data.batch_size, data.window)
     else:
         batches = RandomWindows(train_ids, data.batch_size, data.window, seed=config.seed)
-    train_sample, val_sample = (
-        list(islice(RandomWindows(part, data.batch_size, data.window, 0, name), config.eval_batches))
-        for part, name in ((train_ids, "the training part"), (val_ids, "the held-out part"))
-    )
+    size = data.batch_size, data.window
+    in_train = RandomWindows(train_ids, *size, seed=0)
+    in_val = RandomWindows(val_ids, *size, seed=0, part="the held-out part")
     model = LanguageModel(plan.model).to(device)
 
     if not options.resume:
@@ -234,7 +233,9 @@ def _train(plan: Plan, options: Options) -> int:
             callbacks.append(stack.enter_context(TensorBoard(folder)))
         stopped = stack.enter_context(_stop_on_signals())
         result = fit(
-            model, batches, config, callbacks, train_sample=train_sample, val_sample=val_sample,
+            model, batches, config, callbacks,
+            train_sample=list(islice(in_train, config.eval_batches)),
+            val_sample=list(islice(in_val, config.eval_batches)),
             carry_state=streams, folder=folder, resume=options.resume, stop=stopped.is_set,
         )  # fmt: skip
     plan.record.replace(result=asdict(result)).save(folder)

@@ -8,7 +8,7 @@ from typing import Any, Protocol, Self
 import numpy as np
 
 from openxlstm.errors import UserError
-from openxlstm.files import write_text
+from openxlstm.files import write_json
 
 FILE_NAME = "tokenizer.json"
 FORMAT = "openxlstm-tokenizer"
@@ -192,8 +192,7 @@ def _class(kind: Any) -> type[CharTokenizer | ByteTokenizer]:
 
 
 def _save(folder: str | Path, values: dict[str, Any]) -> None:
-    content = json.dumps({"format": FORMAT, "version": VERSION, **values}, indent=2) + "\n"
-    write_text(Path(folder) / FILE_NAME, content)
+    write_json(Path(folder) / FILE_NAME, {"format": FORMAT, "version": VERSION, **values})
 
 
 def _dtype(vocab_size: int) -> type[np.generic]:
