@@ -48,7 +48,9 @@ class Config:
         missing = [
             name
             for name, field in fields.items()
-            if name not in values and field.default is dataclasses.MISSING
+            if name not in values
+            and field.default is dataclasses.MISSING
+            and field.default_factory is dataclasses.MISSING
         ]
         require(not missing, f"{cls.__name__} lacks {', '.join(map(repr, missing))}")
         hints = typing.get_type_hints(cls)
@@ -71,7 +73,9 @@ def _checked(cls: type, name: str, hint: Any, value: Any) -> Any:
         require(value in choices, f"{name} must be {_either(choices)}, not {value!r}")
         return value
     accepted = typing.get_args(hint) if isinstance(hint, types.UnionType) else (hint,)
+    accepted = tuple(typing.get_origin(kind) or kind for kind in accepted)  # dict[…] is a dict
     if float in accepted and type(value) is int:
+        require(abs(value) <= 2**53, f"{cls.__name__}.{name} is out of range")
         return float(value)  # JSON writes 1.0 as it likes
     require(
         type(value) in accepted,
@@ -133,9 +137,9 @@ class StackConfig(Config):
                 getattr(self, name) >= 0, f"{name} must be 0 or more, not {getattr(self, name)}"
             )
         require(0 <= self.dropout < 1, f"dropout must be in [0, 1), not {self.dropout}")
-        require(self.slstm_ff_factor >= 0, "slstm_ff_factor must be 0 or more")
-        require(self.mlstm_proj_factor > 0, "mlstm_proj_factor must be positive")
-        require(self.mlstm_eps >= 0, "mlstm_eps must be 0 or more")
+        require(0 <= self.slstm_ff_factor < math.inf, "slstm_ff_factor must be 0 or more")
+        require(0 < self.mlstm_proj_factor < math.inf, "mlstm_proj_factor must be positive")
+        require(0 <= self.mlstm_eps < math.inf, "mlstm_eps must be 0 or more")
         require(self.mlstm_qkv_block_size > 0, "mlstm_qkv_block_size must be positive")
         if "s" in self.layers:
             require(
@@ -271,7 +275,7 @@ class TrainConfig(Config):
         )
         require(0 <= self.warmup < 1, f"warmup must be in [0, 1), not {self.warmup}")
         require(self.decay_steps is None or self.decay_steps > 0, "decay_steps must be positive")
-        require(self.weight_decay >= 0, "weight_decay must be 0 or more")
+        require(0 <= self.weight_decay < math.inf, "weight_decay must be 0 or more")
         require(0 <= self.beta1 < 1 and 0 <= self.beta2 < 1, "beta1 and beta2 must be in [0, 1)")
         require(self.clip_norm >= 0, "clip_norm must be 0 (no limit) or more")
         require(self.eval_every > 0, f"eval_every must be positive, not {self.eval_every}")

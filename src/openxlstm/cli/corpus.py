@@ -13,7 +13,9 @@ def read_text(source: str, *, quiet: bool) -> str:
     from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn
 
     columns = (TextColumn(f"downloading {source}"), BarColumn(), DownloadColumn())
-    bar = Progress(*columns, console=Console(stderr=True), disable=quiet, transient=True)
+    console = Console(stderr=True)
+    hidden = quiet or not console.is_terminal
+    bar = Progress(*columns, console=console, disable=hidden, transient=True)
     task = bar.add_task("", visible=False)
 
     def report(done: int, total: int | None) -> None:

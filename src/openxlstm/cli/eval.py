@@ -88,7 +88,7 @@ def run(arguments: list[str]) -> int:
 
     ways = []
     if not options.stream:
-        window = options.window or data.window
+        window = data.window if options.window is None else options.window
         ways.append((f"windows of {window}", lambda: windowed(window)))
     if options.stream or (options.window is None and not options.json):
         ways.append(("one stream", streamed))

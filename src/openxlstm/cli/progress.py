@@ -16,7 +16,7 @@ class TrainingProgress(Callback):
     """A bar with loss, tokens a second and time left, and a line for each evaluation."""
 
     def __init__(self, *, quiet: bool) -> None:
-        self._console = Console(stderr=True, quiet=quiet, highlight=False)
+        self._console = Console(stderr=True, quiet=quiet, highlight=False, markup=False)
         self._bar = Bar(
             TextColumn("step {task.fields[step]:,}"),
             BarColumn(),
@@ -41,7 +41,7 @@ class TrainingProgress(Callback):
         self._bar.stop()
 
     def say(self, message: str) -> None:
-        self._console.print(message)
+        self._console.print(message, soft_wrap=True)
 
     def on_start(self, progress: Progress) -> None:
         self._start = Progress(**vars(progress))

@@ -91,11 +91,12 @@ def load_run(folder: Path, checkpoint: Checkpoint) -> "tuple[LanguageModel, Toke
         UserError: if something is missing, damaged or does not fit.
     """
     from openxlstm.data.tokenizer import load_tokenizer
-    from openxlstm.lm.folder import load_model
+    from openxlstm.lm.folder import WEIGHTS
+    from openxlstm.lm.model import LanguageModel
     from openxlstm.train.loop import LAST
 
-    last = checkpoint == "last"
-    model = load_model(folder, LAST, prefix="model.") if last else load_model(folder)
+    weights, prefix = (LAST, "model.") if checkpoint == "last" else (WEIGHTS, "")
+    model = LanguageModel.from_pretrained(folder, weights, prefix)
     tokenizer = load_tokenizer(folder)
     if tokenizer.vocab_size > model.config.vocab_size:
         raise UserError(

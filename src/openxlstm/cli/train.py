@@ -15,7 +15,7 @@ import tyro
 from openxlstm._version import __version__
 from openxlstm.cli.corpus import read_text
 from openxlstm.cli.options import Verbose, parse
-from openxlstm.cli.runs import RECORD, RunRecord, free_folder, is_in_use, text_sha256
+from openxlstm.cli.runs import RECORD, RunRecord, free_folder, is_in_use, load_run, text_sha256
 from openxlstm.config import Config, DataConfig, ModelConfig, TrainConfig
 from openxlstm.errors import UserError
 from openxlstm.lm.presets import PRESETS, get_preset
@@ -292,11 +292,9 @@ def _stop_on_signals() -> Iterator[threading.Event]:
 
 def _write_sample(folder: Path, seed: int) -> None:
     """Writes some text by the best model to standard output."""
-    from openxlstm.data.tokenizer import load_tokenizer
     from openxlstm.generate.text import generate
-    from openxlstm.lm.folder import load_model
 
-    for piece in generate(load_model(folder), load_tokenizer(folder), max_tokens=500, seed=seed):
+    for piece in generate(*load_run(folder, "best"), max_tokens=500, seed=seed):
         print(piece, end="", flush=True)
     print(flush=True)
 

@@ -5,21 +5,14 @@ from pathlib import Path
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
-from torch import Tensor
+from torch import Tensor, nn
 
 from openxlstm.config import ModelConfig
 from openxlstm.errors import UserError
 from openxlstm.files import read_json, write_atomically, write_json
-from openxlstm.lm.model import LanguageModel
 
 CONFIG, WEIGHTS = "config.json", "model.safetensors"
 FORMAT = "openxlstm"
-
-
-def save_model(model: LanguageModel, folder: str | Path) -> None:
-    """Writes the model's configuration and weights; a reader sees the old files or the new."""
-    save_weights(Path(folder) / WEIGHTS, model.state_dict(), tied=model.config.tie_weights)
-    save_config(model.config, folder)
 
 
 def save_config(config: ModelConfig, folder: str | Path) -> None:
@@ -44,19 +37,6 @@ def load_config(folder: str | Path) -> ModelConfig:
         return ModelConfig.from_dict(values["model"])
     except UserError as error:
         raise UserError(f"{path}: {error}") from None
-
-
-def load_model(
-    folder: str | Path, weights: str | Path = WEIGHTS, prefix: str = ""
-) -> LanguageModel:
-    """The model in `folder`, with the weights of one of its files (those named `prefix`…).
-
-    Raises:
-        UserError: if a file is missing or broken, or the weights do not fit the configuration.
-    """
-    model = LanguageModel(load_config(folder))
-    load_weights(model, Path(folder) / weights, prefix)
-    return model.eval()
 
 
 def save_weights(
@@ -92,7 +72,7 @@ def read_weights(path: Path, prefix: str = "") -> tuple[dict[str, Tensor], dict[
         raise UserError(f"{path} is damaged or no safetensors file ({error})") from None
 
 
-def load_weights(model: LanguageModel, path: Path, prefix: str = "") -> None:
+def load_weights(model: nn.Module, path: Path, prefix: str = "", *, tied: bool = False) -> None:
     """Puts a file's tensors into a model; names and shapes must be the model's.
 
     Raises:
@@ -100,7 +80,7 @@ def load_weights(model: LanguageModel, path: Path, prefix: str = "") -> None:
     """
     tensors, _ = read_weights(path, prefix)
     expected = model.state_dict()
-    if model.config.tie_weights:
+    if tied:
         expected.pop("head.weight")
     for name in sorted(expected.keys() | tensors.keys()):
         if name not in tensors:

@@ -1,12 +1,13 @@
 """The language model: token ids in, logits out, state in and out."""
 
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import torch
 from torch import Tensor, nn
 
 from openxlstm.config import ModelConfig
+from openxlstm.lm.folder import WEIGHTS, load_config, load_weights, save_config, save_weights
 from openxlstm.nn.init import small_init_
 from openxlstm.nn.parameters import parameter_groups
 from openxlstm.nn.stack import Stack
@@ -74,21 +75,27 @@ class LanguageModel(nn.Module):
         return parameter_groups(self, weight_decay)
 
     @classmethod
-    def from_pretrained(cls, folder: str | Path) -> "LanguageModel":
-        """The model in a folder that `save_pretrained` or `openxlstm train` wrote.
+    def from_pretrained(
+        cls, folder: str | Path, weights: str | Path = WEIGHTS, prefix: str = ""
+    ) -> Self:
+        """The model in a folder that `save_pretrained` or `openxlstm train` wrote, for evaluation.
+
+        Args:
+            folder: holds `config.json`.
+            weights: the file in it to read, `model.safetensors` or a checkpoint.
+            prefix: what the tensors' names begin with in that file.
 
         Raises:
-            UserError: if the folder holds no model, or one that does not fit its configuration.
+            UserError: if a file is missing or damaged, or the weights do not fit the configuration.
         """
-        from openxlstm.lm.folder import load_model  # the folder knows the model, not it the folder
-
-        return load_model(folder)
+        model = cls(load_config(folder))
+        load_weights(model, Path(folder) / weights, prefix, tied=model.config.tie_weights)
+        return model.eval()
 
     def save_pretrained(self, folder: str | Path) -> None:
         """Writes `config.json` and `model.safetensors`, each atomically."""
-        from openxlstm.lm.folder import save_model
-
-        save_model(self, folder)
+        save_weights(Path(folder) / WEIGHTS, self.state_dict(), tied=self.config.tie_weights)
+        save_config(self.config, folder)
 
 
 def _positions(ids: Tensor, start: Tensor | None, reset: Tensor | None) -> tuple[Tensor, Tensor]:

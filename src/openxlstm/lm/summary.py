@@ -46,7 +46,7 @@ def summarize(model: LanguageModel) -> Summary:
     if model.config.tie_weights:
         counts["head"] = 0
     with torch.device("meta"):
-        state = LanguageModel(model.config).initial_state(1)
+        state = LanguageModel(model.config).to(model.head.weight.dtype).initial_state(1)
     return Summary(
         parts=dict(counts),
         flops_per_token=flops_per_token(model.config),

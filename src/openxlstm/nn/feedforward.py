@@ -4,7 +4,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from openxlstm.config import StackConfig
-from openxlstm.nn.init import small_init_, wang_init_
+from openxlstm.nn.init import small_init_, wang_init_, zero_biases_
 
 
 class GatedFeedForward(nn.Module):
@@ -18,9 +18,7 @@ class GatedFeedForward(nn.Module):
         self.dropout = nn.Dropout(config.dropout)
         small_init_(self.up_proj.weight, D)
         wang_init_(self.down_proj.weight, D, len(config.layers))
-        for proj in (self.up_proj, self.down_proj):
-            if proj.bias is not None:
-                nn.init.zeros_(proj.bias)
+        zero_biases_(self.up_proj, self.down_proj)
 
     def forward(self, x: Tensor) -> Tensor:
         gate, value = self.up_proj(x).chunk(2, dim=-1)

@@ -29,6 +29,13 @@ def uniform_init_(weight: Tensor, dim: int) -> Tensor:
     return nn.init.uniform_(weight, -(dim**-0.5), dim**-0.5)
 
 
+def zero_biases_(*projections: nn.Linear) -> None:
+    """Biases of 0, where there are any."""
+    for projection in projections:
+        if projection.bias is not None:
+            nn.init.zeros_(projection.bias)
+
+
 def powerlaw_forget_bias(head_dim: int, block_index: int, num_blocks: int) -> Tensor:
     """Forget gate biases of a head (DH,): from +5, remember, falling to -7, forget, along a power
     law that keeps more long memories in deeper blocks."""

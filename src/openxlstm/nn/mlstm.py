@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from openxlstm import ops
 from openxlstm.config import StackConfig
 from openxlstm.nn.conv import CausalConv1d
-from openxlstm.nn.init import small_init_, wang_init_
+from openxlstm.nn.init import small_init_, wang_init_, zero_biases_
 from openxlstm.nn.linear import HeadwiseLinear
 from openxlstm.nn.norm import HeadNorm
 from openxlstm.states import LayerState, MLSTMState, SLSTMState
@@ -43,9 +43,7 @@ class MLSTMLayer(nn.Module):
         self.dropout = nn.Dropout(config.dropout)
         small_init_(self.up_proj.weight, D)
         wang_init_(self.down_proj.weight, D, len(config.layers))
-        for proj in (self.up_proj, self.down_proj):
-            if proj.bias is not None:
-                nn.init.zeros_(proj.bias)
+        zero_biases_(self.up_proj, self.down_proj)
 
     def initial_state(self, batch_size: int) -> LayerState:
         NH, DH = self.num_heads, self.head_dim

@@ -42,11 +42,9 @@ def mlstm(
 ) -> tuple[Tensor, MLSTMState]:
     """`openxlstm.ops.mlstm` for inputs that it has checked."""
     T = q.shape[2]
-    if state is None:
-        state = initial_state(q, v)
     if T == 1 and reset is None and not torch.is_grad_enabled():
         q_t, k_t, v_t, log_i, log_f = (x[:, :, 0] for x in (q, k, v, log_i, log_f))
-        h, final = step(q_t, k_t, v_t, log_i, log_f, state, eps)
+        h, final = step(q_t, k_t, v_t, log_i, log_f, state or initial_state(q, v), eps)
         return h[:, :, None], final
 
     L = min(T, chunk_size or best_chunk_size(q.shape[-1], v.shape[-1]))
@@ -59,7 +57,8 @@ def mlstm(
         log_i = F.pad(log_i, (0, padding), value=-torch.inf)
         log_f = F.pad(log_f, (0, padding))
         reset = None if reset is None else F.pad(reset, (0, padding))
-    h, C, n, m = _Chunkwise.apply(q, k, v, log_i, log_f, *state, reset, eps, L)  # pyright: ignore
+    initial = (None, None, None) if state is None else state
+    h, C, n, m = _Chunkwise.apply(q, k, v, log_i, log_f, *initial, reset, eps, L)  # pyright: ignore
     return h[:, :, :T], MLSTMState(C, n, m)
 
 
@@ -159,9 +158,9 @@ class _Chunkwise(torch.autograd.Function):
         v: Tensor,
         log_i: Tensor,
         log_f: Tensor,
-        C_0: Tensor,
-        n_0: Tensor,
-        m_0: Tensor,
+        C_0: Tensor | None,
+        n_0: Tensor | None,
+        m_0: Tensor | None,
         reset: Tensor | None,
         eps: float,
         L: int,
@@ -175,27 +174,33 @@ class _Chunkwise(torch.autograd.Function):
         segment = None
         if reset is not None:
             segment = reset.cumsum(1).repeat_interleave(NH, dim=0)  # (G, T)
-        gates = _gates(log_i, log_f, m_0.reshape(G), segment, L)
+        m_0 = log_f.new_zeros(G) if m_0 is None else m_0.reshape(G)
+        gates = _gates(log_i, log_f, m_0, segment, L)
 
         # The state before each chunk, and after the last.
         k_written = k * gates.write[..., None]
         C = q.new_empty(G, NC + 1, DQK, DHV)
         n = q.new_empty(G, NC + 1, DQK)
-        C[:, 0], n[:, 0] = C_0.reshape(G, DQK, DHV), n_0.reshape(G, DQK)
+        C[:, 0] = 0.0 if C_0 is None else C_0.reshape(G, DQK, DHV)
+        n[:, 0] = 0.0 if n_0 is None else n_0.reshape(G, DQK)
         written = torch.bmm(k_written.mT, v).view(G, NC, DQK, DHV)
         n_written = k_written.sum(1).view(G, NC, DQK)
         for j in range(NC):
             decay = gates.decay[:, j, None]
             torch.addcmul(written[:, j], decay[..., None], C[:, j], out=C[:, j + 1])
             torch.addcmul(n_written[:, j], decay, n[:, j], out=n[:, j + 1])
-        C_prev, n_prev = C[:, :-1].reshape(-1, DQK, DHV), n[:, :-1].reshape(-1, 1, DQK)
 
         # Within the chunk, and from the state before it.
         D = _decay_matrix(gates, segment).mul_(scale)
         gated_scores = torch.bmm(q, k.mT).mul_(D)
-        q_decayed = q * (gates.initial * scale)[..., None]
-        h = torch.bmm(q_decayed, C_prev).baddbmm_(gated_scores, v)
-        normalizer = gated_scores.sum(-1) + (q_decayed * n_prev).sum(-1)
+        h = torch.bmm(gated_scores, v)
+        normalizer = gated_scores.sum(-1)
+        ctx.reads_state = NC > 1 or C_0 is not None  # else it is empty: half of the work is saved
+        if ctx.reads_state:
+            C_prev, n_prev = C[:, :-1].reshape(-1, DQK, DHV), n[:, :-1].reshape(-1, 1, DQK)
+            q_decayed = q * (gates.initial * scale)[..., None]
+            h.baddbmm_(q_decayed, C_prev)
+            normalizer.add_((q_decayed * n_prev).sum(-1))
         floor = (-gates.m).exp().view(-1, L)
         denominator = torch.maximum(normalizer.abs(), floor).add_(eps)
         h.div_(denominator[..., None])
@@ -207,11 +212,12 @@ class _Chunkwise(torch.autograd.Function):
         ctx.eps = eps
         ctx.shape = (B, NH, T, DQK, DHV, L)
         ctx.set_materialize_grads(False)
+        # Copies, since a view would keep the states before all chunks alive with the last.
         return (
             h.view(B, NH, T, DHV),
-            C[:, -1].reshape(B, NH, DQK, DHV),
-            n[:, -1].reshape(B, NH, DQK),
-            gates.m[:, -1].reshape(B, NH),
+            C[:, -1].reshape(B, NH, DQK, DHV).clone(),
+            n[:, -1].reshape(B, NH, DQK).clone(),
+            gates.m[:, -1].reshape(B, NH).clone(),
         )
 
     @staticmethod
@@ -225,7 +231,7 @@ class _Chunkwise(torch.autograd.Function):
         gates = _Gates(*rest)
         B, NH, T, DQK, DHV, L = ctx.shape
         G, NC = B * NH, T // L
-        C_prev, n_prev = C[:, :-1].reshape(-1, DQK, DHV), n[:, :-1].reshape(-1, 1, DQK)
+        writes_state = NC > 1 or not (dC_T is None and dn_T is None)
 
         # h = numerator / denominator
         dh = h.new_zeros(h.shape) if dh is None else dh.reshape(h.shape)
@@ -240,35 +246,40 @@ class _Chunkwise(torch.autograd.Function):
         dq = torch.bmm(d_scores, k)
 
         # From the state before the chunk.
-        initial = (gates.initial * DQK**-0.5)[..., None]
-        dq_decayed = torch.bmm(d_numerator, C_prev.mT).addcmul_(d_normalizer, n_prev)
-        dq.addcmul_(dq_decayed, initial)
-        q_decayed = q * initial
-        dC_read = torch.bmm(q_decayed.mT, d_numerator).view(G, NC, DQK, DHV)
-        dn_read = (q_decayed * d_normalizer).sum(1).view(G, NC, DQK)
+        dC, dn = torch.zeros_like(C), torch.zeros_like(n)
+        if ctx.reads_state:
+            C_prev, n_prev = C[:, :-1].reshape(-1, DQK, DHV), n[:, :-1].reshape(-1, 1, DQK)
+            initial = (gates.initial * DQK**-0.5)[..., None]
+            dq_decayed = torch.bmm(d_numerator, C_prev.mT).addcmul_(d_normalizer, n_prev)
+            dq.addcmul_(dq_decayed, initial)
+            q_decayed = q * initial
+            dC[:, :-1] = torch.bmm(q_decayed.mT, d_numerator).view(G, NC, DQK, DHV)
+            dn[:, :-1] = (q_decayed * d_normalizer).sum(1).view(G, NC, DQK)
 
         # From the last chunk's state back to the first's.
-        dC, dn = torch.empty_like(C), torch.empty_like(n)
         dC[:, -1] = 0.0 if dC_T is None else dC_T.reshape(G, DQK, DHV)
         dn[:, -1] = 0.0 if dn_T is None else dn_T.reshape(G, DQK)
         for j in reversed(range(NC)):
             decay = gates.decay[:, j, None]
-            torch.addcmul(dC_read[:, j], decay[..., None], dC[:, j + 1], out=dC[:, j])
-            torch.addcmul(dn_read[:, j], decay, dn[:, j + 1], out=dn[:, j])
+            dC[:, j].addcmul_(decay[..., None], dC[:, j + 1])
+            dn[:, j].addcmul_(decay, dn[:, j + 1])
 
-        # Into what the chunk wrote.
-        dC_next, dn_next = dC[:, 1:].reshape(-1, DQK, DHV), dn[:, 1:].reshape(-1, 1, DQK)
-        write = gates.write[..., None]
-        k_written = k * write
-        dk_written = torch.bmm(v, dC_next.mT).add_(dn_next)
-        dv.baddbmm_(k_written, dC_next)
-        dk.addcmul_(dk_written, write)
+        # Into what the chunk wrote, and how it let the state before it decay.
+        d_sum_log_f = q.new_zeros(G * NC)
+        if writes_state:
+            dC_next, dn_next = dC[:, 1:].reshape(-1, DQK, DHV), dn[:, 1:].reshape(-1, 1, DQK)
+            write = gates.write[..., None]
+            k_written = k * write
+            dk_written = torch.bmm(v, dC_next.mT).add_(dn_next)
+            dv.baddbmm_(k_written, dC_next)
+            dk.addcmul_(dk_written, write)
+            d_decay = (C[:, :-1] * dC[:, 1:]).sum((-2, -1)) + (n[:, :-1] * dn[:, 1:]).sum(-1)
+            d_sum_log_f = (gates.decay * d_decay).view(-1) + (k_written * dk_written).sum((-2, -1))
 
         # A gate is a factor of all that it lets through: its gradient is what came of that.
         dlog_i = (k * dk).sum(-1)  # (N, L)
         db = (q * dq).sum(-1) - dlog_i
-        d_decay = (C[:, :-1] * dC[:, 1:]).sum((-2, -1)) + (n[:, :-1] * dn[:, 1:]).sum(-1)
-        db[:, -1] += (gates.decay * d_decay).view(-1) + (k_written * dk_written).sum((-2, -1))
+        db[:, -1] += d_sum_log_f
         dlog_f = _reverse_cumsum(db).view(G, T)
         if segment is not None:  # nothing passes a reset; without this a rounding error would
             dlog_f = dlog_f.masked_fill(_starts(segment), 0.0)
@@ -281,19 +292,22 @@ class _Chunkwise(torch.autograd.Function):
             dm[:, -1] -= (C[:, -1] * dC[:, -1]).sum((-2, -1)) + (n[:, -1] * dn[:, -1]).sum(-1)
             dm[:, -1] += 0.0 if dm_T is None else dm_T.reshape(G)
         if dm is not None:
-            gate_grads = _through_stabilizer(dm, log_i, log_f, m_0.reshape(G), segment, gates)
+            gate_grads = _through_stabilizer(dm, log_i, log_f, m_0, segment, gates)
             dlog_i, dlog_f, dm_0 = (
                 x + y for x, y in zip((dlog_i, dlog_f, dm_0), gate_grads, strict=True)
             )
+        initial_grads: tuple[Tensor | None, ...] = (None, None, None)
+        if any(ctx.needs_input_grad[5:8]):
+            initial_grads = (
+                dC[:, 0].reshape(B, NH, DQK, DHV), dn[:, 0].reshape(B, NH, DQK), dm_0.view(B, NH),
+            )  # fmt: skip
         return (
             dq.view(B, NH, T, DQK),
             dk.view(B, NH, T, DQK),
             dv.view(B, NH, T, DHV),
             dlog_i.view(B, NH, T),
             dlog_f.view(B, NH, T),
-            dC[:, 0].reshape(B, NH, DQK, DHV),
-            dn[:, 0].reshape(B, NH, DQK),
-            dm_0.view(B, NH),
+            *initial_grads,
             None,
             None,
             None,

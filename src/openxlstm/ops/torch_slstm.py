@@ -38,7 +38,7 @@ def slstm(
         state = initial_state(x)
     if x.shape[1] == 1 and reset is None and not torch.is_grad_enabled():
         state = step(x[:, 0], recurrent_weight, state, forget_gate)
-        return state.h[:, None], state
+        return state.h[:, None].clone(), state  # whoever changes h in place leaves the state alone
     output, *final = _Scan.apply(x, recurrent_weight, *state, reset, forget_gate)  # pyright: ignore
     return output, SLSTMState(*final)
 
@@ -68,31 +68,39 @@ class _Scan(torch.autograd.Function):
         for states, initial in ((h, h_0), (c, c_0), (n, n_0), (m, m_0)):
             states[0] = initial.transpose(0, 1)
         log_f = x.new_empty(T, NH, B, DH) if forget_gate == "sigmoid" else None
+
+        # x_[t] is step t of x: views made all at once cost less than T times indexing.
+        gates_, i_and_f = gates.unbind(0), by_gate[:, :, :, :2].unbind(0)
+        i_, f_, z_, o_ = (gate.unbind(0) for gate in by_gate.unbind(3))
+        h_, c_, n_, m_ = (states.unbind(0) for states in (h, c, n, m))
+        log_f_ = f_ if log_f is None else log_f.unbind(0)
+        keep_ = None if keep is None else keep.unbind(0)
         for t in range(T):
-            i, f, z, o = by_gate[t].unbind(2)
-            h_prev, c_prev, n_prev = h[t], c[t], n[t]
-            if keep is not None:
-                h_prev, c_prev, n_prev = h_prev * keep[t], c_prev * keep[t], n_prev * keep[t]
-            torch.baddbmm(gates[t], h_prev, R, out=gates[t])
-            if log_f is not None:
-                F.logsigmoid(f, out=log_f[t])  # pyright: ignore[reportCallIssue]
-                f.copy_(log_f[t])
-            if t == 0 or keep is not None:  # n is at least 1 after a step: empty only at a start
-                f.masked_fill_(n_prev == 0, -torch.inf)
+            i, f, z, o = i_[t], f_[t], z_[t], o_[t]
+            h_prev, c_prev, n_prev = h_[t], c_[t], n_[t]
+            h_t, c_t, n_t, m_t = h_[t + 1], c_[t + 1], n_[t + 1], m_[t + 1]
+            if keep_ is not None:
+                h_prev, c_prev, n_prev = (x * keep_[t] for x in (h_prev, c_prev, n_prev))
+            gates_[t].baddbmm_(h_prev, R)  # W x + R h + b
             z.tanh_()
             o.sigmoid_()
-            f.add_(m[t])
-            torch.maximum(f, i, out=m[t + 1])
-            i.sub_(m[t + 1]).exp_()
-            f.sub_(m[t + 1]).exp_()
-            torch.mul(i, z, out=c[t + 1]).addcmul_(f, c_prev)
-            torch.addcmul(i, f, n_prev, out=n[t + 1])
-            torch.div(c[t + 1], n[t + 1], out=h[t + 1]).mul_(o)
+            if log_f is not None:
+                F.logsigmoid(f, out=log_f_[t])  # pyright: ignore[reportCallIssue]
+            torch.add(log_f_[t], m_[t], out=f)
+            if t == 0 or keep_ is not None:  # after a step n is at least 1: empty only at a start
+                f.masked_fill_(n_prev == 0, -torch.inf)
+            torch.maximum(f, i, out=m_t)
+            i_and_f[t].sub_(m_t.unsqueeze(2)).exp_()
+            torch.mul(i, z, out=c_t).addcmul_(f, c_prev)
+            torch.addcmul(i, f, n_prev, out=n_t)
+            torch.div(c_t, n_t, out=h_t).mul_(o)
 
         ctx.save_for_backward(by_gate, log_f, R, h, c, n, m, keep)
         ctx.set_materialize_grads(False)
-        output = h[1:].permute(2, 0, 1, 3).contiguous()
-        return (output, *(states[T].transpose(0, 1).contiguous() for states in (h, c, n, m)))
+        # Copies, since a view, which B = 1 would give, keeps the states of all steps alive.
+        output = h[1:].permute(2, 0, 1, 3).clone(memory_format=torch.contiguous_format)
+        final = (x[T].transpose(0, 1) for x in (h, c, n, m))
+        return (output, *(x.clone(memory_format=torch.contiguous_format) for x in final))
 
     @staticmethod
     @once_differentiable
@@ -133,20 +141,25 @@ class _Scan(torch.autograd.Function):
             if dm_T is not None:
                 dm.add_(dm_T.transpose(0, 1))
         R_out = R.mT.contiguous()  # (NH, gate·out, in)
+        d_, dh_ = d_preact.view(T, NH, B, 4 * DH).unbind(0), dh_all.unbind(0)
+        d_ifz, d_if = d_preact[:, :, :, :3].unbind(0), d_preact[:, :, :, :2].unbind(0)
+        d_i, d_f, _, d_o = (d.unbind(0) for d in d_preact.unbind(3))
+        f_, h_factor_, o_factor_ = f.unbind(0), h_factor.unbind(0), o_factor.unbind(0)
+        c_factor_, n_factor_ = c_factor.unbind(0), n_factor.unbind(0)
+        dc, dn = dcn.unsqueeze(3).unbind(0)
         for t in reversed(range(T)):
-            d = d_preact[t]
-            dh_t.add_(dh_all[t])
-            dcn.addcmul_(h_factor[t], dh_t)
-            torch.mul(o_factor[t], dh_t, out=d[:, :, 3])
-            torch.mul(c_factor[t], dcn[0].unsqueeze(2), out=d[:, :, :3])
-            d[:, :, :2].addcmul_(n_factor[t], dcn[1].unsqueeze(2))
-            dcn.mul_(f[t])
+            dh_t.add_(dh_[t])
+            dcn.addcmul_(h_factor_[t], dh_t)
+            torch.mul(o_factor_[t], dh_t, out=d_o[t])
+            torch.mul(c_factor_[t], dc, out=d_ifz[t])
+            d_if[t].addcmul_(n_factor_[t], dn)
+            dcn.mul_(f_[t])
             if dm is not None:
                 dm_i = torch.where(i[t] == 1, dm, 0.0)  # m_t was ĩ_t, else log_f_t + m_{t-1}
                 dm = dm - dm_i
-                d[:, :, 0].add_(dm_i)
-                d[:, :, 1].add_(dm * f_slope[t])
-            torch.bmm(d.view(NH, B, 4 * DH), R_out, out=dh_t)
+                d_i[t].add_(dm_i)
+                d_f[t].add_(dm * f_slope[t])
+            torch.bmm(d_[t], R_out, out=dh_t)
             if keep is not None:
                 dh_t.mul_(keep[t])
 

@@ -58,11 +58,11 @@ def load_checkpoint(
     try:
         values = json.loads(metadata[METADATA])
         version = values.pop("version")
-    except (KeyError, ValueError, AttributeError):
+    except (KeyError, ValueError, TypeError, AttributeError):
         raise UserError(f"{path} is not a training checkpoint") from None
     if version != VERSION:
         raise UserError(f"{path} is a checkpoint of version {version}; this openxlstm reads 1")
-    load_weights(model, path, prefix="model.")
+    load_weights(model, path, prefix="model.", tied=model.config.tie_weights)
     _load_optimizer(path, tensors, model, optimizer)
     parts = [tensors[f"state.{i}"] for i in range(sum(n.startswith("state.") for n in tensors))]
     torch.set_rng_state(tensors["rng"])
@@ -70,7 +70,7 @@ def load_checkpoint(
         return None, values
     remaining = iter(parts)
     template = model.initial_state(parts[0].shape[0])
-    return states.map_state(lambda _: next(remaining), template), values
+    return states.map_state(lambda part: next(remaining).to(part.device), template), values
 
 
 def _load_optimizer(

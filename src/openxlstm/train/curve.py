@@ -44,7 +44,7 @@ def draw_loss(folder: Path, title: str) -> Path | None:
     axes.set_xlim(0, x[-1])
     axes.set_xlabel("step")
     axes.set_ylabel("loss (nats a token)")
-    axes.set_title(title)
+    axes.set_title(title, parse_math=False)
     axes.grid(alpha=0.3)
     axes.legend()
     minutes_per_step = evaluations[-1]["seconds"] / 60 / x[-1]

@@ -81,6 +81,7 @@ def evaluate(
             reset = None if batch.reset is None else batch.reset.to(device)
             logits, state_after = model(x, state, reset)
             state = state_after if carry_state else None
+            logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
             loss = F.cross_entropy(logits.flatten(0, 1), y.flatten(), reduction="sum")
             total += loss.item()
             tokens += y.numel()

@@ -13,7 +13,6 @@ from torch import nn
 
 from openxlstm.config import TrainConfig
 from openxlstm.errors import UserError
-from openxlstm.lm.folder import save_model
 from openxlstm.lm.model import LanguageModel
 from openxlstm.train.checkpoint import load_checkpoint, save_checkpoint
 from openxlstm.train.evaluate import Batch, Evaluation, evaluate
@@ -148,7 +147,7 @@ def fit(
         for callback in callbacks:
             callback.on_evaluated(evaluated)
         if best and folder is not None:
-            save_model(model, folder)
+            model.save_pretrained(folder)
         save()
 
     if resume:
@@ -195,11 +194,12 @@ def fit(
         )  # fmt: skip
         for callback in callbacks:
             callback.on_step(step)
+        stopping = stop()  # asked once: it may change its mind while the rest is written
         if progress.step % config.eval_every == 0 or _share(config, progress) >= 1:
             measure()
-        elif stop():
+        elif stopping:
             save()
-        if stop():
+        if stopping:
             break
     return progress
 

@@ -1,0 +1,505 @@
+"""mLSTM, every backend: the answers and gradients of the reference, for any shape and layout."""
+
+import math
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import pytest
+import torch
+import torch.nn.functional as F
+from hypothesis import example, given, settings
+from hypothesis import strategies as st
+from tolerances import assert_close
+from torch import Tensor
+
+from openxlstm.ops import mlstm
+from openxlstm.ops.mlstm import BACKENDS
+from openxlstm.reference.mlstm import recurrent
+from openxlstm.states import MLSTMState, map_state
+
+EACH_BACKEND = pytest.mark.parametrize(
+    "backend", [backend.name for backend in BACKENDS if backend.name != "reference"]
+)
+LOW = [torch.bfloat16, torch.float16]
+
+
+class Inputs(NamedTuple):
+    """What mlstm takes that has a gradient."""
+
+    q: Tensor
+    k: Tensor
+    v: Tensor
+    log_i: Tensor
+    log_f: Tensor
+    C: Tensor | None = None
+    n: Tensor | None = None
+    m: Tensor | None = None
+
+    def map(self, function: Callable[[Tensor], Tensor]) -> "Inputs":
+        return Inputs(*(None if part is None else function(part) for part in self))  # pyright: ignore[reportArgumentType]
+
+    @property
+    def sequence(self) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+        return self[:5]
+
+    def at(self, steps: slice) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+        """Some steps of the sequence."""
+        q, k, v, log_i, log_f = self.sequence
+        return (
+            q[:, :, steps], k[:, :, steps], v[:, :, steps], log_i[:, :, steps], log_f[:, :, steps]
+        )  # fmt: skip
+
+    @property
+    def state(self) -> MLSTMState | None:
+        _, _, _, _, _, C, n, m = self
+        return None if C is None or n is None or m is None else MLSTMState(C, n, m)
+
+
+def random_inputs(
+    B: int = 2, NH: int = 2, T: int = 9, DQK: int = 3, DHV: int = 4, *, seed: int = 0,
+    with_state: bool = True,
+) -> Inputs:  # fmt: skip
+    """Ordinary values in float64, each of them one that float32 holds."""
+    generator = torch.Generator().manual_seed(seed)
+
+    def randn(*shape: int) -> Tensor:
+        return torch.randn(*shape, generator=generator).double()
+
+    log_f = F.logsigmoid(2 * randn(B, NH, T) + 2).float().double()
+    sequence = (
+        randn(B, NH, T, DQK), randn(B, NH, T, DQK), randn(B, NH, T, DHV), randn(B, NH, T), log_f
+    )  # fmt: skip
+    if not with_state:
+        return Inputs(*sequence)
+    return Inputs(*sequence, randn(B, NH, DQK, DHV), randn(B, NH, DQK), randn(B, NH))
+
+
+def make_reset(kind: str, B: int, T: int, seed: int = 0) -> Tensor | None:
+    reset = torch.zeros(B, T, dtype=torch.bool)
+    if kind == "none":
+        return None
+    if kind == "first":
+        reset[:, 0] = True
+    elif kind == "last":
+        reset[-1, -1] = True
+    elif kind == "adjacent":
+        reset[0, T // 2 : T // 2 + 3] = True
+    elif kind == "random":
+        reset = torch.rand(B, T, generator=torch.Generator().manual_seed(seed)) < 0.3
+    return reset
+
+
+def everything(function: Callable[..., Any], x: Inputs, **options: Any) -> dict[str, Tensor]:
+    """h, the final state, and the gradients of a random weighing of all of them."""
+    x = x.map(lambda part: part.detach().clone().requires_grad_())
+    h, final = function(*x.sequence, x.state, **options)
+    outputs = {"h": h, **{f"final {name}": part for name, part in final._asdict().items()}}
+    generator = torch.Generator().manual_seed(7)
+    loss = torch.zeros((), dtype=torch.float64)
+    for part in outputs.values():
+        loss = loss + (part * torch.randn(part.shape, generator=generator)).sum().double()
+    inputs = {name: part for name, part in x._asdict().items() if part is not None}
+    gradients = torch.autograd.grad(loss, list(inputs.values()))
+    return outputs | {f"d{name}": part for name, part in zip(inputs, gradients, strict=True)}
+
+
+def with_gates_joined(results: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Gradients of gates as one: in float32, some are small differences of larger ones."""
+    gates = [name for name in ("dlog_i", "dlog_f", "dm") if name in results]
+    others = {name: part for name, part in results.items() if name not in gates}
+    return others | {"gates": torch.cat([results[name].flatten() for name in gates])}
+
+
+def assert_all_close(
+    actual: dict[str, Tensor], expected: dict[str, Tensor], tolerance: float | None = None
+) -> None:
+    assert actual.keys() == expected.keys()
+    for name, part in actual.items():
+        assert_close(part, expected[name], name, tolerance=tolerance)
+
+
+SIZES = {
+    "B": st.integers(1, 3),
+    "NH": st.integers(1, 3),
+    "T": st.integers(1, 40),
+    "DQK": st.integers(1, 8),
+    "DHV": st.integers(1, 8),
+    "with_state": st.booleans(),
+    "seed": st.integers(0, 999),
+}
+OPTIONS = {
+    "x": st.builds(random_inputs, **SIZES),
+    "reset": st.sampled_from(["none", "first", "last", "adjacent", "random"]),
+    "chunk_size": st.sampled_from([None, 1, 2, 5, 16, 64]),
+    "eps": st.sampled_from([0.0, 1e-6, 0.1]),
+}
+
+
+class TestAgainstReference:
+    @EACH_BACKEND
+    @settings(max_examples=100)
+    @given(**OPTIONS)
+    def test_float64(self, backend: str, x: Inputs, reset: str, chunk_size: int | None, eps: float):
+        options = {"reset": make_reset(reset, x.q.shape[0], x.q.shape[2]), "eps": eps}
+        actual = everything(mlstm, x, **options, chunk_size=chunk_size, backend=backend)
+        assert_all_close(actual, everything(recurrent, x, **options))
+
+    @EACH_BACKEND
+    @settings(max_examples=100)
+    @given(**OPTIONS)
+    def test_float32(self, backend: str, x: Inputs, reset: str, chunk_size: int | None, eps: float):
+        options = {"reset": make_reset(reset, x.q.shape[0], x.q.shape[2]), "eps": eps}
+        narrow = x.map(Tensor.float)
+        actual = everything(mlstm, narrow, **options, chunk_size=chunk_size, backend=backend)
+        assert {part.dtype for part in actual.values()} == {torch.float32}
+        expected = everything(recurrent, x, **options)
+        assert_all_close(with_gates_joined(actual), with_gates_joined(expected))
+
+    @EACH_BACKEND
+    @pytest.mark.parametrize("T", [64, 65, 200])
+    def test_several_default_chunks(self, backend: str, T: int):
+        x = random_inputs(T=T, DQK=16, DHV=8)
+        reset = make_reset("random", 2, T)
+        for mask in (None, reset):
+            actual = everything(mlstm, x.map(Tensor.float), reset=mask, backend=backend)
+            assert_all_close(actual, everything(recurrent, x, reset=mask))
+
+    @EACH_BACKEND
+    @pytest.mark.parametrize("final", ["none", "C", "n", "m"])
+    def test_loss_on_one_output(self, backend: str, final: str):
+        """A gradient that is missing counts as 0."""
+
+        def loss(function: Callable[..., Any], **options: Any) -> list[Tensor]:
+            x = random_inputs().map(lambda part: part.clone().requires_grad_())
+            h, state = function(*x.sequence, x.state, **options)
+            output = h if final == "none" else getattr(state, final)
+            inputs = [part for part in x if part is not None]
+            gradients = torch.autograd.grad(
+                output.square().sum(), inputs, allow_unused=True, materialize_grads=True
+            )
+            return list(gradients)
+
+        expected = loss(recurrent)
+        for actual, truth in zip(loss(mlstm, backend=backend), expected, strict=True):
+            assert_close(actual, truth)
+
+    @EACH_BACKEND
+    @pytest.mark.parametrize("eps", [0.0, 0.1])
+    def test_gradcheck(self, backend: str, eps: float):
+        reset = torch.tensor([[False, False, True, False, False]])
+
+        def function(*tensors: Tensor) -> tuple[Tensor, ...]:
+            x = Inputs(*tensors)
+            h, state = mlstm(
+                *x.sequence, x.state, reset=reset, chunk_size=2, eps=eps, backend=backend
+            )
+            return h, *state
+
+        x = random_inputs(B=1, T=5, DQK=2, DHV=2)
+        assert torch.autograd.gradcheck(function, [part.requires_grad_() for part in x])  # pyright: ignore[reportOptionalMemberAccess]
+
+
+class TestLowPrecision:
+    @EACH_BACKEND
+    @pytest.mark.parametrize("dtype", LOW, ids=str)
+    def test_h_has_the_dtype_of_v_and_states_are_float32(self, backend: str, dtype: torch.dtype):
+        x = random_inputs(T=40, DQK=16, DHV=8, with_state=False).map(lambda part: part.to(dtype))
+        h, state = mlstm(*x.sequence, backend=backend)
+        assert h.dtype == dtype
+        assert {part.dtype for part in state} == {torch.float32}
+        h_true, state_true = recurrent(*x.map(Tensor.double).sequence)
+        assert_close(h, h_true, "h", tolerance=1e-2)
+        for name, part, truth in zip(MLSTMState._fields, state, state_true, strict=True):
+            assert_close(part, truth, name)  # inputs are widened, not the state narrowed
+        h_next, _ = mlstm(*x.sequence, state, backend=backend)
+        assert h_next.dtype == dtype
+
+    @EACH_BACKEND
+    @pytest.mark.parametrize("dtype", LOW, ids=str)
+    def test_gradients_have_the_dtype_of_their_inputs(self, backend: str, dtype: torch.dtype):
+        q, k, v, log_i, log_f, *state = random_inputs(T=40).map(Tensor.float)
+        q, k, v, log_i, log_f = (part.to(dtype) for part in (q, k, v, log_i, log_f))
+        narrow = Inputs(q, k, v, log_i, log_f, *state)
+        actual = everything(mlstm, narrow, backend=backend)
+        expected = everything(recurrent, narrow.map(Tensor.double))
+        for name, part in narrow._asdict().items():
+            assert actual[f"d{name}"].dtype == part.dtype
+        assert_all_close(actual, expected, tolerance=2e-2)
+
+    @EACH_BACKEND
+    def test_gates_may_be_wider_than_the_rest(self, backend: str):
+        """log_f near 0 counts: exp of its sum over 1000 steps."""
+        x = random_inputs(T=64, with_state=False)._replace(
+            log_f=torch.full((2, 2, 64), -1e-3, dtype=torch.float64)
+        )
+        q, k, v = (part.bfloat16() for part in x.sequence[:3])
+        h, state = mlstm(q, k, v, x.log_i.float(), x.log_f.float(), backend=backend)
+        assert h.dtype == torch.bfloat16
+        _, truth = recurrent(q.double(), k.double(), v.double(), x.log_i, x.log_f)
+        assert_close(state.C, truth.C)
+
+
+class TestLayouts:
+    @EACH_BACKEND
+    @given(
+        B=st.integers(1, 2), NH=st.integers(1, 3), T=st.integers(1, 40),
+        DQK=st.integers(1, 5), DHV=st.integers(1, 5), chunk_size=st.sampled_from([None, 17]),
+    )  # fmt: skip
+    @example(B=1, NH=3, T=34, DQK=4, DHV=5, chunk_size=17)  # two chunks of a transposed view
+    @example(B=1, NH=2, T=34, DQK=4, DHV=4, chunk_size=None)
+    def test_strided_inputs(
+        self, backend: str, layout: Callable[[Tensor], Tensor], B: int, NH: int, T: int,
+        DQK: int, DHV: int, chunk_size: int | None,
+    ):  # fmt: skip
+        x = random_inputs(B, NH, T, DQK, DHV)
+
+        def run(*arguments: Any, **options: Any) -> Any:
+            laid_out = map_state(layout, arguments)
+            return mlstm(*laid_out, **options)
+
+        options = {"backend": backend, "chunk_size": chunk_size}
+        assert_all_close(everything(run, x, **options), everything(mlstm, x, **options), 1e-12)
+
+    @EACH_BACKEND
+    def test_expanded_inputs(self, backend: str):
+        """Heads that share keys and values; a gate for all steps; one state for all samples."""
+        B, NH, T = 3, 2, 34
+        x = random_inputs(B, NH, T)
+        assert x.C is not None
+        assert x.n is not None
+        assert x.m is not None
+        expanded = Inputs(
+            x.q, x.k[:, :1].expand_as(x.k), x.v[:, :1].expand_as(x.v),
+            x.log_i[..., :1].expand_as(x.log_i), x.log_f[:1, :1, :1].expand_as(x.log_f),
+            x.C[:1].expand_as(x.C), x.n[:1].expand_as(x.n), x.m[:1, :1].expand_as(x.m),
+        )  # fmt: skip
+        h, state = mlstm(*expanded.sequence, expanded.state, backend=backend)
+        dense = expanded.map(lambda part: part.contiguous())
+        h_dense, state_dense = mlstm(*dense.sequence, dense.state, backend=backend)
+        assert_close(h, h_dense, tolerance=1e-12)
+        for part, truth in zip(state, state_dense, strict=True):
+            assert_close(part, truth, tolerance=1e-12)
+
+    @EACH_BACKEND
+    @pytest.mark.parametrize("T", [1, 9, 34])
+    @pytest.mark.parametrize("with_grad", [False, True])
+    def test_inputs_stay_as_they_are(self, backend: str, T: int, with_grad: bool):
+        x, reset = random_inputs(B=1, T=T), make_reset("random", 1, T)
+        assert reset is not None
+        before, reset_before = x.map(Tensor.clone), reset.clone()
+        with torch.set_grad_enabled(with_grad):
+            x = x.map(lambda part: part.requires_grad_(with_grad))
+            for mask in (None, reset):
+                h, state = mlstm(*x.sequence, x.state, reset=mask, backend=backend)
+                if with_grad:
+                    (h.sum() + state.C.sum()).backward()
+        for name, part, old in zip(Inputs._fields, x, before, strict=True):
+            assert part is not None
+            assert old is not None
+            assert torch.equal(part, old), name
+        assert torch.equal(reset, reset_before)
+
+    @EACH_BACKEND
+    @pytest.mark.parametrize("B", [1, 2])
+    @pytest.mark.parametrize("T", [1, 5, 200])
+    def test_states_own_their_memory(self, backend: str, B: int, T: int):
+        """It is neither shared, nor a view that keeps the states of all chunks alive."""
+        x = random_inputs(B, T=T)
+        with torch.no_grad():
+            h, state = mlstm(*x.sequence, x.state, backend=backend)
+        parts = [part for part in (*x, h, *state) if part is not None]
+        assert len({part.untyped_storage().data_ptr() for part in parts}) == len(parts)
+        assert all(part.untyped_storage().nbytes() == part.nbytes for part in state)
+
+
+class TestTime:
+    @EACH_BACKEND
+    def test_one_step_is_the_same_with_and_without_a_gradient(self, backend: str):
+        x = random_inputs(T=1)
+        for state in (x.state, None):
+            h, final = mlstm(*x.sequence, state, eps=1e-6, backend=backend)
+            with torch.no_grad():
+                h_step, final_step = mlstm(*x.sequence, state, eps=1e-6, backend=backend)
+            assert_close(h_step, h, tolerance=1e-13)
+            for part, truth in zip(final_step, final, strict=True):
+                assert_close(part, truth, tolerance=1e-13)
+
+    @EACH_BACKEND
+    @pytest.mark.parametrize("with_reset", [False, True])
+    def test_step_by_step_is_the_whole(self, backend: str, with_reset: bool):
+        x, T = random_inputs(T=12), 12
+        reset = make_reset("random", 2, T) if with_reset else None
+        whole, final = mlstm(*x.sequence, x.state, reset=reset, backend=backend)
+        state, steps = x.state, []
+        with torch.no_grad():
+            for t in range(T):
+                at = slice(t, t + 1)
+                mask = None if reset is None else reset[:, at]
+                h, state = mlstm(*x.at(at), state, reset=mask, backend=backend)
+                steps.append(h)
+        assert_close(torch.cat(steps, dim=2), whole)
+        assert state is not None
+        for name, part, truth in zip(MLSTMState._fields, state, final, strict=True):
+            assert_close(part, truth, name)
+
+    @EACH_BACKEND
+    @given(cut=st.integers(1, 39), chunk_size=st.sampled_from([None, 1, 7]), reset=st.booleans())
+    def test_split_anywhere_is_the_whole(
+        self, backend: str, cut: int, chunk_size: int | None, reset: bool
+    ):
+        """In all gradients as well, which pass through the state between the two calls."""
+
+        def in_two(*args: Any, reset: Tensor | None, **options: Any) -> Any:
+            *sequence, state = args
+            sequence, outputs = Inputs(*sequence), []
+            for piece in (slice(None, cut), slice(cut, None)):
+                mask = None if reset is None else reset[:, piece]
+                h, state = mlstm(*sequence.at(piece), state, reset=mask, **options)
+                outputs.append(h)
+            return torch.cat(outputs, dim=2), state
+
+        x = random_inputs(T=40)
+        mask = make_reset("random", 2, 40) if reset else None
+        options = {"reset": mask, "chunk_size": chunk_size, "backend": backend}
+        assert_all_close(everything(in_two, x, **options), everything(mlstm, x, **options))
+
+    @EACH_BACKEND
+    @given(t=st.integers(0, 39), chunk_size=st.sampled_from([None, 1, 7]))
+    def test_the_future_is_not_seen(self, backend: str, t: int, chunk_size: int | None):
+        x = random_inputs(T=40)
+        other = x.map(Tensor.clone)
+        for part in other.sequence:
+            part[:, :, t:] = 3 * part[:, :, t:] - 0.5
+        h, _ = mlstm(*x.sequence, x.state, chunk_size=chunk_size, backend=backend)
+        h_other, _ = mlstm(*other.sequence, x.state, chunk_size=chunk_size, backend=backend)
+        assert_close(h_other[:, :, :t], h[:, :, :t], tolerance=1e-13)
+        assert not torch.equal(h_other[:, :, t:], h[:, :, t:])
+
+
+class TestBatch:
+    @EACH_BACKEND
+    @given(order=st.permutations(range(4)))
+    def test_permuting_the_batch_permutes_the_result(self, backend: str, order: list[int]):
+        x, reset = random_inputs(B=4, T=20), make_reset("random", 4, 20)
+        assert reset is not None
+        h, state = mlstm(*x.sequence, x.state, reset=reset, backend=backend)
+        moved = x.map(lambda part: part[order])
+        h_moved, state_moved = mlstm(
+            *moved.sequence, moved.state, reset=reset[order], backend=backend
+        )
+        assert_close(h_moved, h[order], tolerance=1e-12)
+        for part, truth in zip(state_moved, state.select(order), strict=True):
+            assert_close(part, truth, tolerance=1e-12)
+
+    @EACH_BACKEND
+    def test_samples_and_heads_do_not_see_each_other(self, backend: str):
+        """One sample and head is changed beyond reason, its resets too."""
+        x, reset = random_inputs(B=3, NH=3, T=20), torch.zeros(3, 20, dtype=torch.bool)
+        h, _ = mlstm(*x.sequence, x.state, reset=reset, backend=backend)
+        other, other_reset = x.map(Tensor.clone), reset.clone()
+        for part in other.sequence:
+            part[1, 2] = 30 * part[1, 2]
+        h_other, _ = mlstm(*other.sequence, x.state, reset=reset, backend=backend)
+        same = torch.ones(3, 3, dtype=torch.bool)
+        same[1, 2] = False
+        assert_close(h_other[same], h[same], tolerance=1e-12)
+        other_reset[1, 10] = True
+        h_other, _ = mlstm(*x.sequence, x.state, reset=other_reset, backend=backend)
+        assert_close(h_other[[0, 2]], h[[0, 2]], tolerance=1e-12)
+        assert_close(h_other[1, :, :10], h[1, :, :10], tolerance=1e-12)
+        assert (h_other[1, :, 10:] - h[1, :, 10:]).abs().amax(-1).min() > 1e-9
+
+    @EACH_BACKEND
+    def test_nothing_passes_a_reset(self, backend: str):
+        """Not even a gradient, and not even the rounding error of one."""
+        x = random_inputs(B=1, T=20).map(lambda part: part.float().requires_grad_())
+        reset = torch.zeros(1, 20, dtype=torch.bool)
+        reset[0, 12] = True
+        h, state = mlstm(*x.sequence, x.state, reset=reset, chunk_size=8, backend=backend)
+        loss = h[:, :, 12:].square().sum() + sum(part.sum() for part in state)
+        inputs = [part for part in x if part is not None]
+        *sequence, dC, dn, dm = torch.autograd.grad(loss, inputs)
+        for name, part in zip(Inputs._fields, sequence, strict=False):
+            assert part[:, :, 12:].ne(0).any(), name
+        *before, d_log_f = (part[:, :, :12] for part in sequence)
+        for name, part in zip((*Inputs._fields[:4], "C", "n", "m"), (*before, dC, dn, dm),
+                              strict=True):  # fmt: skip
+            assert not part.any(), name
+        assert d_log_f.abs().max() < 1e-5
+
+
+class TestExtremeGates:
+    """Input and forget gates of ±50 in every mixture, over 100 steps."""
+
+    @staticmethod
+    def mixtures() -> list[tuple[Tensor, Tensor]]:
+        ones = torch.ones(2, 2, 100, dtype=torch.float64)
+        mixed = [torch.randn(2, 2, 100).double().sign() for _ in range(2)]
+        signs = [(ones, ones), (ones, -ones), (-ones, ones), (-ones, -ones), (mixed[0], mixed[1])]
+        return [(50 * i, F.logsigmoid(50 * f)) for i, f in signs]
+
+    @EACH_BACKEND
+    @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+    def test_everything_is_finite_and_right(self, backend: str, dtype: torch.dtype):
+        for log_i, log_f in self.mixtures():
+            x = random_inputs(T=100)._replace(log_i=log_i, log_f=log_f)
+            actual = everything(mlstm, x.map(lambda part: part.to(dtype)), backend=backend)
+            assert all(part.isfinite().all() for part in actual.values())
+            h_true = everything(recurrent, x)["h"]
+            tolerance = 1e-9 if dtype == torch.float64 else 1e-4  # sums of log_f reach 5000
+            assert_close(actual["h"], h_true, "h", tolerance=tolerance)
+
+    @EACH_BACKEND
+    def test_forget_gates_above_one(self, backend: str):
+        x = random_inputs(T=100, with_state=False)._replace(
+            log_i=torch.full((2, 2, 100), 50.0), log_f=torch.full((2, 2, 100), 50.0)
+        )
+        actual = everything(mlstm, x.map(Tensor.float), backend=backend)
+        assert all(part.isfinite().all() for part in actual.values())
+
+
+class TestGraph:
+    @EACH_BACKEND
+    def test_memory_grows_with_T(self, backend: str):
+        """And not with T², as that of the parallel form."""
+
+        def saved_bytes(T: int) -> int:
+            saved: dict[int, int] = {}
+
+            def pack(x: Tensor) -> Tensor:
+                saved[x.data_ptr()] = max(saved.get(x.data_ptr(), 0), x.nbytes)
+                return x
+
+            x = random_inputs(T=T, DQK=16, DHV=16).map(Tensor.requires_grad_)
+            with torch.autograd.graph.saved_tensors_hooks(pack, lambda x: x):
+                h, _ = mlstm(*x.sequence, x.state, backend=backend)
+            assert h.requires_grad
+            return sum(saved.values())
+
+        assert 3.5 < saved_bytes(1024) / saved_bytes(256) < 4.6
+
+    @EACH_BACKEND
+    def test_second_derivative_is_refused(self, backend: str):
+        x = random_inputs().map(Tensor.requires_grad_)
+        h, _ = mlstm(*x.sequence, x.state, backend=backend)
+        (gradient,) = torch.autograd.grad(h.square().sum(), x.q, create_graph=True)
+        with pytest.raises(RuntimeError, match=r"twice|once_differentiable"):
+            gradient.sum().backward()
+
+    @EACH_BACKEND
+    def test_no_graph_where_none_is_wanted(self, backend: str):
+        x = random_inputs()
+        h, state = mlstm(*x.sequence, x.state, backend=backend)
+        assert not h.requires_grad
+        assert not any(part.requires_grad for part in state)
+
+
+def test_q_is_scaled_by_its_own_width():
+    """Not k, and not by the width of v: states of all backends and checkpoints depend on it."""
+    x = random_inputs(T=1, DQK=4, DHV=3, with_state=False)
+    zero = torch.zeros_like(x.log_i)
+    _, state = mlstm(x.q, x.k, x.v, zero, zero)
+    assert_close(state.n, x.k[:, :, 0])
+    h, _ = mlstm(x.q, x.k, x.v, zero, zero)
+    score = (x.q * x.k).sum(-1, keepdim=True) / math.sqrt(4)
+    assert_close(h, score * x.v / score.abs().clamp(min=1))

@@ -1,0 +1,219 @@
+"""Rooms import downwards only, and a few things are nowhere: read from the source itself."""
+
+import ast
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+import openxlstm
+
+SOURCE = Path(openxlstm.__file__).parent
+FILES = sorted(SOURCE.rglob("*.py"))
+MAY_IMPORT: dict[str, set[str] | None] = {
+    "__init__": None,
+    "_version": set(),
+    "errors": set(),
+    "files": set(),
+    "config": set(),
+    "states": set(),
+    "device": set(),
+    "reference": {"states"},
+    "ops": {"states", "reference"},
+    "nn": {"config", "states", "ops"},
+    "lm": {"config", "states", "nn", "files"},
+    "data": {"files"},
+    "train": {"config", "device", "states", "lm", "files"},
+    "generate": {"states", "device", "lm"},
+    "interop": {"config", "lm", "files"},
+    "inspect": {"states", "reference", "nn", "lm", "files"},
+    "serve": {"generate", "data", "lm", "device"},
+    "cli": None,
+}
+"""What each room may import of the others, None for anything; all may import errors."""
+
+DRAWS = {"train/curve.py", "inspect/plots.py"}
+"""The only files that import matplotlib, and only while they draw."""
+
+each_file = pytest.mark.parametrize(
+    "path", FILES, ids=lambda path: path.relative_to(SOURCE).as_posix()
+)
+
+
+def room_of(path: Path) -> str:
+    """The top-level folder or module that a source file is in."""
+    return path.relative_to(SOURCE).parts[0].removesuffix(".py")
+
+
+def imported_modules(code: str, package: str) -> Iterator[str]:
+    """Full names of everything that is imported anywhere in `code`, a module of `package`.
+
+    What `from a import b` takes is named a.b, for b may be a module.
+    """
+    for node in ast.walk(ast.parse(code)):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            base = node.module or ""
+            if node.level:
+                parts = package.split(".")
+                above = parts[: len(parts) - node.level + 1]
+                base = ".".join([*above, base]).rstrip(".")
+            yield from (f"{base}.{alias.name}" for alias in node.names)
+
+
+def imported_rooms(code: str, package: str) -> set[str]:
+    """Rooms of openxlstm that `code` imports; the package itself counts as __init__."""
+    rooms = set()
+    for name in imported_modules(code, package):
+        top, *rest = name.split(".")
+        if top == "openxlstm":
+            rooms.add(rest[0] if rest and rest[0] in MAY_IMPORT else "__init__")
+    return rooms
+
+
+def package_of(path: Path) -> str:
+    return ".".join(("openxlstm", *path.relative_to(SOURCE).parent.parts))
+
+
+def forbidden(room: str, code: str, package: str = "openxlstm.room") -> set[str]:
+    allowed = MAY_IMPORT[room]
+    if allowed is None:
+        return set()
+    return imported_rooms(code, package) - allowed - {room, "errors"}
+
+
+@each_file
+def test_imports_go_down(path: Path):
+    room = room_of(path)
+    assert room in MAY_IMPORT, f"say in MAY_IMPORT what {room} may import"
+    wrong = forbidden(room, path.read_text(), package_of(path))
+    assert not wrong, f"{room} must not import {', '.join(sorted(wrong))}"
+
+
+@pytest.mark.parametrize(
+    ("room", "code"),
+    [
+        ("ops", "import openxlstm.nn.stack"),
+        ("ops", "from openxlstm.nn import stack"),
+        ("ops", "from openxlstm import states, nn"),
+        ("ops", "from ..nn import stack"),
+        ("ops", "from .. import nn"),
+        ("ops", "from openxlstm import LanguageModel"),  # whatever it is, it comes from above
+        ("nn", "import openxlstm"),
+        ("train", "def f():\n    from openxlstm.data import batches"),
+        ("lm", "if TYPE_CHECKING:\n    from openxlstm.train.loop import fit"),
+        ("errors", "try:\n    import openxlstm.files\nexcept ImportError:\n    pass"),
+        ("config", "from openxlstm._version import __version__"),
+    ],
+)
+def test_a_wrong_import_is_found(room: str, code: str):
+    assert forbidden(room, code, f"openxlstm.{room}")
+
+
+@pytest.mark.parametrize(
+    ("room", "code"),
+    [
+        ("ops", "from openxlstm.reference.mlstm import step\nimport torch"),
+        ("ops", "from .check import state_dtype\nfrom ..states import MLSTMState"),
+        ("data", "from openxlstm.errors import UserError"),
+        ("train", "from openxlstm import states"),
+        ("cli", "from openxlstm import LanguageModel"),
+    ],
+)
+def test_a_right_import_is_allowed(room: str, code: str):
+    assert not forbidden(room, code, f"openxlstm.{room}")
+
+
+def test_no_room_imports_in_a_circle():
+    """The table itself goes down."""
+    placed: set[str] = {"errors"}
+    waiting = {room: allowed for room, allowed in MAY_IMPORT.items() if allowed is not None}
+    while waiting:
+        ready = {room for room, allowed in waiting.items() if allowed <= placed}
+        assert ready, f"a circle among {', '.join(waiting)}"
+        placed |= ready
+        waiting = {room: allowed for room, allowed in waiting.items() if room not in ready}
+
+
+@each_file
+def test_name_says_something(path: Path):
+    names = {part.removesuffix(".py").strip("_") for part in path.relative_to(SOURCE).parts}
+    assert not names & {"utils", "util", "common", "helpers", "helper", "misc", "core"}
+
+
+@each_file
+def test_can_be_read_in_one_sitting(path: Path):
+    assert len(path.read_text().splitlines()) <= 420
+
+
+def matplotlib_imports(code: str) -> Iterator[bool]:
+    """For each import of matplotlib in `code`, whether it is inside a function."""
+
+    def walk(node: ast.AST, inside: bool) -> Iterator[bool]:
+        if isinstance(node, ast.Import | ast.ImportFrom):
+            names = imported_modules(ast.unparse(node), "")
+            yield from (inside for name in names if name.split(".")[0] == "matplotlib")
+        inside = inside or isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef)
+        for child in ast.iter_child_nodes(node):
+            yield from walk(child, inside)
+
+    return walk(ast.parse(code), False)
+
+
+@each_file
+def test_matplotlib_is_imported_only_to_draw(path: Path):
+    imports = list(matplotlib_imports(path.read_text()))
+    assert all(imports), "import matplotlib in the function that draws"
+    assert not imports or path.relative_to(SOURCE).as_posix() in DRAWS
+
+
+def test_an_import_of_matplotlib_is_found():
+    assert list(matplotlib_imports("import matplotlib.pyplot as plt")) == [False]
+    assert list(matplotlib_imports("class A:\n from matplotlib import cm")) == [False]
+    assert list(matplotlib_imports("def f():\n from matplotlib.figure import Figure")) == [True]
+
+
+@each_file
+def test_nothing_is_unpickled(path: Path):
+    """A checkpoint must not be able to run code: weights are safetensors, the rest is JSON."""
+    code = path.read_text()
+    modules = {name.split(".")[0] for name in imported_modules(code, package_of(path))}
+    assert not modules & {"pickle", "cPickle", "cloudpickle", "dill", "joblib", "shelve", "marshal"}
+    for node in ast.walk(ast.parse(code)):
+        if isinstance(node, ast.Attribute):
+            name = ast.unparse(node)
+            assert name not in ("torch.load", "torch.save"), f"line {node.lineno}: {name}"
+            assert "pickle" not in name.lower(), f"line {node.lineno}: {name}"
+        allow_pickle = isinstance(node, ast.keyword) and node.arg == "allow_pickle"
+        assert not allow_pickle, "allow_pickle"
+
+
+@pytest.mark.parametrize(
+    "module",
+    [
+        "openxlstm",
+        "openxlstm.cli.main",
+        "openxlstm.cli.train",  # its --help
+        "openxlstm.config",
+        "openxlstm.lm.presets",
+        "openxlstm.data.corpora",
+    ],
+)
+def test_import_costs_neither_torch_nor_matplotlib(module: str):
+    code = (
+        f"import sys, {module}\n"
+        "print(*({'torch', 'matplotlib', 'numpy'} & {name.split('.')[0] for name in sys.modules}))"
+    )
+    found = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True)
+    assert found.stdout.split() == []
+
+
+def test_public_names_are_all_there():
+    assert sorted(openxlstm.__all__) == dir(openxlstm)
+    for name in openxlstm.__all__:
+        assert getattr(openxlstm, name) is not None
+    with pytest.raises(AttributeError, match="nonsense"):
+        openxlstm.nonsense  # noqa: B018  # pyright: ignore[reportAttributeAccessIssue]
