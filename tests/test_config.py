@@ -177,7 +177,8 @@ def test_configurations_are_frozen(kind: type[Config]) -> None:
 
 
 @pytest.mark.parametrize(
-    ("embedding_dim", "inner", "ff"), [(128, 256, 192), (16, 64, 64), (164, 384, 256), (50, 128, 128)]
+    ("embedding_dim", "inner", "ff"),
+    [(128, 256, 192), (16, 64, 64), (164, 384, 256), (50, 128, 128)],
 )
 def test_inner_widths_are_multiples_of_64(embedding_dim: int, inner: int, ff: int) -> None:
     config = StackConfig(embedding_dim=embedding_dim, layers="m", num_heads=4)

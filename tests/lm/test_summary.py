@@ -41,7 +41,7 @@ def test_parts_by_hand() -> None:
         "norm": D,
         "head": V * D,
     }
-    assert list(summary.parts)[0] == "token embedding"
+    assert next(iter(summary.parts)) == "token embedding"
     assert list(summary.parts)[-1] == "head"
 
 

@@ -269,10 +269,10 @@ def test_slstm_parameters() -> None:
 
 
 def test_what_an_option_leaves_out_has_no_parameters() -> None:
-    both = {"embedding_dim": D, "num_heads": NH}
-    bare = shapes(StackConfig(layers="m", mlstm_conv_kernel_size=0, **both))
+    config = StackConfig(embedding_dim=D, num_heads=NH)
+    bare = shapes(config.replace(layers="m", mlstm_conv_kernel_size=0))
     assert not [name for name in bare if "conv" in name or name.endswith("proj.bias")]
-    bare = shapes(StackConfig(layers="s", slstm_conv_kernel_size=0, slstm_ff_factor=0, **both))
+    bare = shapes(config.replace(layers="s", slstm_conv_kernel_size=0, slstm_ff_factor=0.0))
     assert not [name for name in bare if "conv" in name or "ff" in name]
 
 

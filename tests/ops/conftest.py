@@ -8,7 +8,7 @@ from torch import Tensor
 
 def transposed(x: Tensor) -> Tensor:
     """Heads and time exchanged in memory, as a layer hands them over."""
-    return x.transpose(1, -2).contiguous().transpose(1, -2)
+    return x.transpose(1, 2).contiguous().transpose(1, 2) if x.dim() > 2 else x
 
 
 def every_other(x: Tensor) -> Tensor:

@@ -165,23 +165,37 @@ class TestAgainstReference:
             assert_all_close(actual, everything(recurrent, x, reset=mask))
 
     @EACH_BACKEND
-    @pytest.mark.parametrize("final", ["none", "C", "n", "m"])
-    def test_loss_on_one_output(self, backend: str, final: str):
-        """A gradient that is missing counts as 0."""
+    @pytest.mark.parametrize("output", ["h", "C", "n", "m"])
+    @pytest.mark.parametrize("chunk_size", [None, 4])
+    @pytest.mark.parametrize("with_state", [False, True])
+    def test_loss_on_one_output(
+        self, backend: str, output: str, chunk_size: int | None, with_state: bool
+    ):
+        """A gradient that is missing counts as 0, and so it does if work is saved for it."""
+        reset = make_reset("random", 2, 9)
 
-        def loss(function: Callable[..., Any], **options: Any) -> list[Tensor]:
-            x = random_inputs().map(lambda part: part.clone().requires_grad_())
-            h, state = function(*x.sequence, x.state, **options)
-            output = h if final == "none" else getattr(state, final)
+        def gradients(function: Callable[..., Any], **options: Any) -> tuple[Tensor, ...]:
+            x = random_inputs(with_state=with_state).map(Tensor.requires_grad_)
+            h, state = function(*x.sequence, x.state, reset=reset, eps=0.01, **options)
+            loss = (h if output == "h" else getattr(state, output)).square().sum()
             inputs = [part for part in x if part is not None]
-            gradients = torch.autograd.grad(
-                output.square().sum(), inputs, allow_unused=True, materialize_grads=True
-            )
-            return list(gradients)
+            return torch.autograd.grad(loss, inputs, allow_unused=True, materialize_grads=True)
 
-        expected = loss(recurrent)
-        for actual, truth in zip(loss(mlstm, backend=backend), expected, strict=True):
-            assert_close(actual, truth)
+        expected = gradients(recurrent)
+        actual = gradients(mlstm, chunk_size=chunk_size, backend=backend)
+        for name, part, truth in zip(Inputs._fields, actual, expected, strict=False):
+            assert_close(part, truth, f"d{name}")
+
+    @EACH_BACKEND
+    @pytest.mark.parametrize("name", Inputs._fields)
+    def test_gradient_of_one_input(self, backend: str, name: str):
+        def gradient(function: Callable[..., Any], **options: Any) -> Tensor:
+            x = random_inputs()
+            wanted = getattr(x, name).requires_grad_()
+            h, state = function(*x.sequence, x.state, **options)
+            return torch.autograd.grad(h.square().sum() + state.C.square().sum(), wanted)[0]
+
+        assert_close(gradient(mlstm, chunk_size=4, backend=backend), gradient(recurrent))
 
     @EACH_BACKEND
     @pytest.mark.parametrize("eps", [0.0, 0.1])
@@ -410,22 +424,37 @@ class TestBatch:
         assert (h_other[1, :, 10:] - h[1, :, 10:]).abs().amax(-1).min() > 1e-9
 
     @EACH_BACKEND
+    @pytest.mark.parametrize("reset", ["none", "random"])
+    def test_nan_stays_in_its_sample(self, backend: str, reset: str):
+        x, mask = random_inputs(B=3, T=20), make_reset(reset, 3, 20)
+        h, _ = mlstm(*x.sequence, x.state, reset=mask, backend=backend)
+        for part in x.sequence:
+            part[1, :, 5] = math.nan
+        h_nan, _ = mlstm(*x.sequence, x.state, reset=mask, backend=backend)
+        assert_close(h_nan[[0, 2]], h[[0, 2]], tolerance=1e-12)
+        assert h_nan[1].isnan().any()
+
+    @EACH_BACKEND
     def test_nothing_passes_a_reset(self, backend: str):
-        """Not even a gradient, and not even the rounding error of one."""
+        """Not even a gradient."""
         x = random_inputs(B=1, T=20).map(lambda part: part.float().requires_grad_())
         reset = torch.zeros(1, 20, dtype=torch.bool)
         reset[0, 12] = True
         h, state = mlstm(*x.sequence, x.state, reset=reset, chunk_size=8, backend=backend)
-        loss = h[:, :, 12:].square().sum() + sum(part.sum() for part in state)
         inputs = [part for part in x if part is not None]
+
+        loss = h[:, :, 12:].square().sum()
+        *_, dlog_f, _, _, _ = torch.autograd.grad(loss, inputs, retain_graph=True)
+        assert not dlog_f[:, :, 12].any()  # there is nothing that it could let through
+
+        loss = loss + sum(part.sum() for part in state)
         *sequence, dC, dn, dm = torch.autograd.grad(loss, inputs)
         for name, part in zip(Inputs._fields, sequence, strict=False):
             assert part[:, :, 12:].ne(0).any(), name
-        *before, d_log_f = (part[:, :, :12] for part in sequence)
-        for name, part in zip((*Inputs._fields[:4], "C", "n", "m"), (*before, dC, dn, dm),
-                              strict=True):  # fmt: skip
-            assert not part.any(), name
-        assert d_log_f.abs().max() < 1e-5
+        dq, dk, dv, dlog_i, dlog_f = (part[:, :, :12] for part in sequence)
+        for part in (dq, dk, dv, dlog_i, dC, dn, dm):
+            assert not part.any()
+        assert dlog_f.abs().max() < 1e-5  # a sum over all later steps that cancel
 
 
 class TestExtremeGates:

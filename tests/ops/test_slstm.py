@@ -152,22 +152,33 @@ class TestAgainstReference:
         assert_all_close(actual, everything(recurrent, x), 1e-4)
 
     @EACH_BACKEND
-    @pytest.mark.parametrize("final", ["none", "h", "c", "n", "m"])
-    def test_loss_on_one_output(self, backend: str, final: str):
-        """A gradient that is missing counts as 0."""
+    @pytest.mark.parametrize("output", ["output", *SLSTMState._fields])
+    @pytest.mark.parametrize("with_state", [False, True])
+    def test_loss_on_one_output(self, backend: str, output: str, with_state: bool):
+        """A gradient that is missing counts as 0, and so it does if work is saved for it."""
+        reset = make_reset("random", 2, 7)
 
         def gradients(function: Callable[..., Any], **options: Any) -> tuple[Tensor, ...]:
-            x = random_inputs().map(lambda part: part.clone().requires_grad_())
-            h, state = function(*x.arguments, **options)
-            output = h if final == "none" else getattr(state, final)
+            x = random_inputs(with_state=with_state).map(Tensor.requires_grad_)
+            h, state = function(*x.arguments, reset=reset, **options)
+            loss = (h if output == "output" else getattr(state, output)).square().sum()
             inputs = [part for part in x if part is not None]
-            return torch.autograd.grad(
-                output.square().sum(), inputs, allow_unused=True, materialize_grads=True
-            )
+            return torch.autograd.grad(loss, inputs, allow_unused=True, materialize_grads=True)
 
         actual, expected = gradients(slstm, backend=backend), gradients(recurrent)
-        for name, part, truth in zip(Inputs._fields, actual, expected, strict=True):
+        for name, part, truth in zip(Inputs._fields, actual, expected, strict=False):
             assert_close(part, truth, f"d{name}")
+
+    @EACH_BACKEND
+    @pytest.mark.parametrize("name", Inputs._fields)
+    def test_gradient_of_one_input(self, backend: str, name: str):
+        def gradient(function: Callable[..., Any], **options: Any) -> Tensor:
+            x = random_inputs()
+            wanted = getattr(x, name).requires_grad_()
+            h, state = function(*x.arguments, **options)
+            return torch.autograd.grad(h.square().sum() + state.c.square().sum(), wanted)[0]
+
+        assert_close(gradient(slstm, backend=backend), gradient(recurrent))
 
     @EACH_BACKEND
     @FORGET_GATES
@@ -398,6 +409,16 @@ class TestBatch:
         )
         assert_close(h, torch.cat([h_new, h_used]), tolerance=1e-12)
         assert_close(state.m[:1], state_new.m, tolerance=1e-12)
+
+    @EACH_BACKEND
+    @pytest.mark.parametrize("reset", ["none", "random"])
+    def test_nan_stays_in_its_sample(self, backend: str, reset: str):
+        x, mask = random_inputs(B=3), make_reset(reset, 3, 7)
+        h, _ = slstm(*x.arguments, reset=mask, backend=backend)
+        x.x[1, 2] = math.nan
+        h_nan, _ = slstm(*x.arguments, reset=mask, backend=backend)
+        assert_close(h_nan[[0, 2]], h[[0, 2]], tolerance=1e-12)
+        assert h_nan[1].isnan().any()
 
     @EACH_BACKEND
     def test_nothing_passes_a_reset(self, backend: str):

@@ -71,7 +71,8 @@ def run(arguments: list[str]) -> int:
     record = RunRecord.load(options.run)
     changes = {"val_split": options.val_split, "val_fraction": options.val_fraction}
     data = record.data_config.replace(**{k: v for k, v in changes.items() if v is not None})
-    text = read_text(options.data or data.source, quiet=options.quiet)
+    source = data.source if options.data is None else options.data
+    text = read_text(source, quiet=options.quiet)
     if options.part != "all":
         train, val = split(text, data.val_fraction, data.val_split)
         text = val if options.part == "val" else train

@@ -1,6 +1,7 @@
 """`openxlstm COMMAND …`: finds the command, and turns a user's mistake into one line."""
 
 import importlib
+import io
 import os
 import sys
 import traceback
@@ -32,6 +33,8 @@ HELP = "\n".join(
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Runs a command and exits: 0 when it did, 2 after a user's mistake, 130 after Ctrl-C."""
+    if isinstance(sys.stdout, io.TextIOWrapper):  # a terminal or pipe that is not UTF-8
+        sys.stdout.reconfigure(errors="backslashreplace")
     sys.exit(run(list(sys.argv[1:] if arguments is None else arguments)))
 
 

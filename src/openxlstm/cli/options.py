@@ -36,12 +36,16 @@ def parse(options: type[O], command: str, arguments: Sequence[str]) -> O:
 
 
 def _first_words(box: str) -> str:
-    """What stands in the first section of the box that tyro draws around an error, in one line."""
+    """What stands in the first section of the box that tyro draws around an error, in one line.
+
+    Where standard output is not UTF-8, the box has no sides, and its rules are of hyphens."""
     box = re.sub(r"\x1b\[[0-9;]*m", "", box)
-    lines = [line.strip("│ ") for line in box.splitlines() if line.startswith("│")]
+    lines = [line.strip("│ ") for line in box.splitlines()[1:]]  # the first is a title
     section = []
     for line in lines:
-        if line.startswith(("───", "Got errors")):
+        is_rule = bool(line) and set(line) <= set("─-")
+        if line.startswith(("╰", "Got errors")) or (is_rule and section):
             break
-        section.append(line)
+        if not is_rule:
+            section.append(line)
     return " ".join(" ".join(section).split()).rstrip(".") or "the options could not be read"

@@ -24,7 +24,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from openxlstm.reference.mlstm import initial_state, step
+from openxlstm.reference.mlstm import initial_state, one, step
 from openxlstm.states import MLSTMState
 
 
@@ -135,9 +135,9 @@ def _starts(segment: Tensor) -> Tensor:
 
 
 def _span(x: Tensor) -> Tensor:
-    """Distance from the smallest to the largest finite value."""
+    """Distance from the smallest to the largest finite value of each row."""
     finite = x.masked_fill(x.isinf(), 0.0)
-    return finite.max() - finite.min()
+    return finite.amax(-1, keepdim=True) - finite.amin(-1, keepdim=True)
 
 
 def _decay_matrix(gates: _Gates, segment: Tensor | None) -> Tensor:
@@ -201,7 +201,7 @@ class _Chunkwise(torch.autograd.Function):
             q_decayed = q * (gates.initial * scale)[..., None]
             h.baddbmm_(q_decayed, C_prev)
             normalizer.add_((q_decayed * n_prev).sum(-1))
-        floor = (-gates.m).exp().view(-1, L)
+        floor = one(gates.m).view(-1, L)
         denominator = torch.maximum(normalizer.abs(), floor).add_(eps)
         h.div_(denominator[..., None])
 

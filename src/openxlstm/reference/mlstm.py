@@ -27,6 +27,11 @@ def initial_state(q: Tensor, v: Tensor) -> MLSTMState:
     )
 
 
+def one(m: Tensor) -> Tensor:
+    """exp(-m), the 1 of (21) in units of exp(m); never 0, so that no memory at all is read as 0."""
+    return torch.exp(-m).clamp_min(torch.finfo(m.dtype).tiny)
+
+
 def step(
     q_t: Tensor,
     k_t: Tensor,
@@ -56,7 +61,7 @@ def step(
     C = f[..., None, None] * C + i[..., None, None] * k_t[..., :, None] * v_t[..., None, :]  # (19)
     n = f[..., None] * n + i[..., None] * k_t  #                                               (20)
     numerator = torch.einsum("bhkv,bhk->bhv", C, q_t)
-    denominator = torch.maximum(torch.einsum("bhk,bhk->bh", n, q_t).abs(), torch.exp(-m_new))
+    denominator = torch.maximum(torch.einsum("bhk,bhk->bh", n, q_t).abs(), one(m_new))
     h = numerator / (denominator + eps)[..., None]  #                                          (21)
     return h, MLSTMState(C, n, m_new)
 
@@ -142,7 +147,7 @@ def parallel(
     numerator = torch.einsum("bhts,bhsv->bhtv", gated_scores, v)
     numerator = numerator + initial[..., None] * torch.einsum("bhkv,bhtk->bhtv", C_0, q)
     normalizer = gated_scores.sum(-1) + initial * torch.einsum("bhk,bhtk->bht", n_0, q)
-    denominator = torch.maximum(normalizer.abs(), torch.exp(-m))
+    denominator = torch.maximum(normalizer.abs(), one(m))
     h = numerator / (denominator + eps)[..., None]
 
     k_end = D[..., -1, :, None] * k  # what each step leaves in the final state

@@ -1,0 +1,171 @@
+"""`openxlstm eval`: the figures, in every way to ask for them."""
+
+import json
+import math
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+import openxlstm
+from openxlstm.data.batches import windows_in_order
+from openxlstm.data.corpora import split
+from openxlstm.train.evaluate import evaluate
+
+Cli = Callable[..., Any]
+
+
+@pytest.fixture
+def measure(trained: Path, cli: Cli) -> Callable[..., dict[str, float]]:
+    """The figures that `eval --json` prints for the run and some options."""
+
+    def figures(*options: object) -> dict[str, float]:
+        result = cli("eval", trained, "--json", *options)
+        assert (result.code, result.err) == (0, "")
+        assert result.out.count("\n") == 1
+        return json.loads(result.out)
+
+    return figures
+
+
+@pytest.fixture
+def expect(trained: Path, text_file: Path) -> Callable[..., float]:
+    """The loss as the library measures it."""
+    model = openxlstm.LanguageModel.from_pretrained(trained)
+    tokenizer = openxlstm.load_tokenizer(trained)
+
+    def loss(window: int, *, end: str = "last", part: int = 1, stream: bool = False) -> float:
+        text = text_file.read_text()
+        text = split(text, 0.1, end)[part]  # pyright: ignore[reportArgumentType]
+        ids = torch.from_numpy(tokenizer.encode(text))
+        batch_size = 1 if stream else 16
+        return evaluate(
+            model, windows_in_order(ids, window, batch_size), carry_state=stream
+        ).loss  # fmt: skip
+
+    return loss
+
+
+Measure = Callable[..., dict[str, float]]
+Expect = Callable[..., float]
+
+
+def test_one_json_object(measure: Measure, text_file: Path) -> None:
+    figures = measure()
+    assert list(figures) == ["loss", "perplexity", "bits_per_character", "tokens"]
+    characters = text_file.read_text()
+    assert figures["tokens"] == len(characters) - int(0.9 * len(characters)) - 1
+    assert figures["perplexity"] == pytest.approx(math.exp(figures["loss"]))
+    assert figures["bits_per_character"] == pytest.approx(figures["loss"] / math.log(2))
+
+
+def test_windows_and_streams(measure: Measure, expect: Expect) -> None:
+    assert measure()["loss"] == pytest.approx(expect(8)), "the run's window is 8"
+    assert measure("--window", 8) == measure()
+    assert measure("--window", 3)["loss"] == pytest.approx(expect(3))
+    assert measure("--window", 10**6)["loss"] == pytest.approx(expect(10**6))
+    assert measure("--stream")["loss"] == pytest.approx(expect(7, stream=True))
+    assert len({measure(*o)["loss"] for o in ([], ["--window", 3], ["--stream"])}) == 3
+
+
+def test_the_batch_changes_the_speed_only(measure: Measure) -> None:
+    assert measure("--batch-size", 1)["loss"] == pytest.approx(measure()["loss"], rel=1e-5)
+
+
+def test_either_end_of_the_text(measure: Measure, expect: Expect) -> None:
+    assert measure("--val-split", "last") == measure()
+    first = measure("--val-split", "first")
+    assert first["loss"] == pytest.approx(expect(8, end="first"))
+    assert first != measure()
+
+
+def test_parts(measure: Measure, expect: Expect, text_file: Path) -> None:
+    train, val, everything = (measure("--part", part) for part in ("train", "val", "all"))
+    assert val == measure()
+    assert train["loss"] == pytest.approx(expect(8, part=0))
+    length = len(text_file.read_text())
+    assert everything["tokens"] == length - 1
+    assert train["tokens"] + val["tokens"] == length - 2
+    half = measure("--val-fraction", 0.5)
+    assert half["tokens"] == length / 2 - 1
+
+
+def test_another_text(measure: Measure, tmp_path: Path) -> None:
+    other = tmp_path / "other.txt"
+    other.write_text("the hen sat on the fox.\n" * 3)
+    assert measure("--data", other, "--part", "all")["tokens"] == 3 * 24 - 1
+
+
+def test_bytes_are_counted_as_characters(
+    text_file: Path, tmp_path: Path, cli: Cli, tiny: Any
+) -> None:
+    """Two tokens a character: the bits of a character are those of both."""
+    text = tmp_path / "äöü.txt"
+    text.write_text("äöüß" * 100, encoding="utf-8")
+    folder = tmp_path / "bytes"
+    options = ("--data", text, "--out", folder, "--steps", 2, "--tokenizer", "byte", "--quiet")
+    assert cli("train", *options, *tiny).code == 0
+    figures = json.loads(cli("eval", folder, "--json").out)
+    assert figures["tokens"] == 2 * 40 - 1
+    assert figures["bits_per_character"] == pytest.approx(2 * figures["loss"] / math.log(2))
+
+
+def test_best_and_last_are_different_weights(trained_copy: Path, cli: Cli) -> None:
+    weights = load_file(trained_copy / "model.safetensors")
+    weights["head.weight"] = torch.zeros(weights["head.weight"].shape)
+    save_file(weights, trained_copy / "model.safetensors")
+    best, last = (
+        json.loads(cli("eval", trained_copy, "--json", "--checkpoint", which).out)
+        for which in ("best", "last")
+    )
+    assert best["perplexity"] == pytest.approx(len(weights["head.weight"]), rel=1e-4)
+    assert last["perplexity"] < best["perplexity"]
+
+
+def test_the_table_has_both_ways(trained: Path, cli: Cli, measure: Measure) -> None:
+    result = cli("eval", trained)
+    assert (result.code, result.err) == (0, "")
+    head, windows, stream = result.out.splitlines()
+    assert head.split() == ["loss", "perplexity", "bits", "per", "character", "tokens"]
+    assert windows.split()[:4] == ["windows", "of", "8", f"{measure()['loss']:.4f}"]
+    assert stream.split()[:3] == ["one", "stream", f"{measure('--stream')['loss']:.4f}"]
+    assert len(cli("eval", trained, "--stream").out.splitlines()) == 2
+    assert len(cli("eval", trained, "--window", 3).out.splitlines()) == 2
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--stream", "--window", 8], "give --window or --stream"),
+        (["--window", 0], "window must be positive, not 0"),
+        (["--window", -3], "window must be positive, not -3"),
+        (["--batch-size", 0], "batch_size must be positive, not 0"),
+        (["--val-fraction", 1.5], "val_fraction must be in (0, 1)"),
+        (["--data", "nowhere.txt"], "nowhere.txt"),
+    ],
+    ids=str,
+)
+def test_what_makes_no_sense(trained: Path, cli: Cli, options: list[object], message: str) -> None:
+    result = cli("eval", trained, *options)
+    assert (result.code, result.out) == (2, "")
+    assert message in result.err
+    assert result.err.count("\n") == 1
+
+
+def test_a_folder_that_is_no_run(trained_copy: Path, tmp_path: Path, cli: Cli) -> None:
+    result = cli("eval", tmp_path / "nowhere")
+    assert result.code == 2
+    assert "it does not exist" in result.err
+    (trained_copy / "train.json").unlink()
+    result = cli("eval", trained_copy)
+    assert result.code == 2
+    assert "it has no train.json" in result.err
+
+
+def test_evaluating_changes_nothing(trained: Path, cli: Cli, tree: Callable) -> None:
+    before = tree(trained)
+    cli("eval", trained)
+    assert tree(trained) == before
