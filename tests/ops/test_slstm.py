@@ -2,12 +2,15 @@
 
 import math
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any
 
 import pytest
 import torch
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
+from op_cases import SLSTMInputs as Inputs
+from op_cases import assert_all_close, everything, make_reset
+from op_cases import slstm_inputs as random_inputs
 from tolerances import assert_close
 from torch import Tensor
 
@@ -17,97 +20,11 @@ from openxlstm.reference.slstm import recurrent
 from openxlstm.states import SLSTMState, map_state
 
 EACH_BACKEND = pytest.mark.parametrize(
-    "backend", [backend.name for backend in BACKENDS if backend.name != "reference"]
+    "backend", [b.name for b in BACKENDS if b.name not in ("reference", "native")]
 )
+"""Those that compute in float64; `test_native.py` has the other."""
 FORGET_GATES = pytest.mark.parametrize("forget_gate", ["sigmoid", "exp"])
 LOW = [torch.bfloat16, torch.float16]
-
-
-class Inputs(NamedTuple):
-    """What slstm takes that has a gradient."""
-
-    x: Tensor
-    recurrent_weight: Tensor
-    bias: Tensor | None = None
-    h: Tensor | None = None
-    c: Tensor | None = None
-    n: Tensor | None = None
-    m: Tensor | None = None
-
-    def map(self, function: Callable[[Tensor], Tensor]) -> "Inputs":
-        return Inputs(*(None if part is None else function(part) for part in self))  # pyright: ignore[reportArgumentType]
-
-    @property
-    def arguments(self) -> tuple[Tensor, Tensor, Tensor | None, SLSTMState | None]:
-        return self.x, self.recurrent_weight, self.bias, self.state
-
-    @property
-    def state(self) -> SLSTMState | None:
-        _, _, _, h, c, n, m = self
-        if h is None or c is None or n is None or m is None:
-            return None
-        return SLSTMState(h, c, n, m)
-
-
-def random_inputs(
-    B: int = 2, T: int = 7, NH: int = 2, DH: int = 3, *, seed: int = 0, with_state: bool = True,
-    with_bias: bool = True, empty: float = 0.0,
-) -> Inputs:  # fmt: skip
-    """Ordinary values in float64, each of them one that float32 holds.
-
-    Args:
-        empty: share of the places of the state whose memory is empty: n = 0, whatever c and m.
-    """
-    generator = torch.Generator().manual_seed(seed)
-
-    def randn(*shape: int) -> Tensor:
-        return torch.randn(*shape, generator=generator).double()
-
-    x, weight = randn(B, T, NH, 4, DH), (randn(NH, 4, DH, DH) / math.sqrt(DH)).float().double()
-    bias = randn(NH, 4, DH) if with_bias else None
-    if not with_state:
-        return Inputs(x, weight, bias)
-    n = randn(B, NH, DH).abs() + 0.25
-    n[torch.rand(n.shape, generator=generator) < empty] = 0.0
-    h = randn(B, NH, DH).tanh().float().double()
-    return Inputs(x, weight, bias, h, randn(B, NH, DH), n, randn(B, NH, DH))
-
-
-def make_reset(kind: str, B: int, T: int, seed: int = 0) -> Tensor | None:
-    reset = torch.zeros(B, T, dtype=torch.bool)
-    if kind == "none":
-        return None
-    if kind == "first":
-        reset[:, 0] = True
-    elif kind == "last":
-        reset[-1, -1] = True
-    elif kind == "adjacent":
-        reset[0, T // 2 : T // 2 + 3] = True
-    elif kind == "random":
-        reset = torch.rand(B, T, generator=torch.Generator().manual_seed(seed)) < 0.3
-    return reset
-
-
-def everything(function: Callable[..., Any], x: Inputs, **options: Any) -> dict[str, Tensor]:
-    """h, the final state, and the gradients of a random weighing of all of them."""
-    x = x.map(lambda part: part.detach().clone().requires_grad_())
-    h, final = function(*x.arguments, **options)
-    outputs = {"h": h, **{f"final {name}": part for name, part in final._asdict().items()}}
-    generator = torch.Generator().manual_seed(7)
-    loss = torch.zeros((), dtype=torch.float64)
-    for part in outputs.values():
-        loss = loss + (part * torch.randn(part.shape, generator=generator)).sum().double()
-    inputs = {name: part for name, part in x._asdict().items() if part is not None}
-    gradients = torch.autograd.grad(loss, list(inputs.values()))
-    return outputs | {f"d{name}": part for name, part in zip(inputs, gradients, strict=True)}
-
-
-def assert_all_close(
-    actual: dict[str, Tensor], expected: dict[str, Tensor], tolerance: float | None = None
-) -> None:
-    assert actual.keys() == expected.keys()
-    for name, part in actual.items():
-        assert_close(part, expected[name], name, tolerance=tolerance)
 
 
 OPTIONS = {

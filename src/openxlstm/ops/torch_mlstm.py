@@ -9,12 +9,11 @@ state is carried. With F the running sum of log_f, and b the same counted from t
     b_t + m_prev                                weight of the state before the chunk
     b_last - b_s + log_i_s                      weight of step s in the state after the chunk
 
-each less the stabilizer m of where it arrives. m is the one of the recurrent form, computed for all
-steps at once: m_t = F_t + max(m_0, max over s ≤ t of (log_i_s - F_s)). Gates are scalars per head
-and step, so their sums are kept in float64 at no cost; the matrices are in the input's dtype.
+each less the stabilizer m of where it arrives. Gates are scalars per head and step, so their sums
+are kept in float64 at no cost; the matrices are in the input's dtype.
 
 The backward is the true gradient. h does not depend on m as long as eps is 0, so m counts as a
-constant there; what eps and a loss on the final state add is in `_through_stabilizer`.
+constant there; what eps and a loss on the final state add is in `stabilizer.py`.
 """
 
 from typing import Any, NamedTuple
@@ -24,6 +23,13 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from openxlstm.ops.stabilizer import (
+    reverse_cumsum,
+    running_maximum,
+    segments,
+    starts,
+    through_stabilizer,
+)
 from openxlstm.reference.mlstm import initial_state, one, step
 from openxlstm.states import MLSTMState
 
@@ -82,8 +88,6 @@ class _Gates(NamedTuple):
     """Weight of the chunk's initial state in its final state (G, NC)."""
     m: Tensor
     """Stabilizer (G, T)."""
-    source: Tensor
-    """The step whose gate set m_t (G, T); where it was not log_i, see `_through_stabilizer`."""
 
 
 def _gates(log_i: Tensor, log_f: Tensor, m_0: Tensor, segment: Tensor | None, L: int) -> _Gates:
@@ -91,16 +95,7 @@ def _gates(log_i: Tensor, log_f: Tensor, m_0: Tensor, segment: Tensor | None, L:
     G, T = log_f.shape
     dtype, log_i, log_f = log_f.dtype, log_i.double(), log_f.double()
     sum_log_f = log_f.cumsum(-1)
-    log_m_s = _written(log_i, log_f, segment) - sum_log_f
-    if segment is None:
-        running, source = log_m_s.cummax(-1)
-        running = torch.maximum(running, m_0.double()[:, None])
-    else:  # lift each segment over those before it, so that their maxima don't reach into it
-        lift = segment * (_span(log_m_s) + 1)
-        running, source = (log_m_s + lift).cummax(-1)
-        running = running - lift
-        running = torch.where(segment > 0, running, torch.maximum(running, m_0.double()[:, None]))
-    m = (sum_log_f + running).to(dtype)
+    m = (sum_log_f + running_maximum(log_i, log_f, m_0, segment)[0]).to(dtype)
 
     chunked = (G, T // L, L)
     m_t = m.view(chunked).double()
@@ -120,24 +115,7 @@ def _gates(log_i: Tensor, log_f: Tensor, m_0: Tensor, segment: Tensor | None, L:
         decay = decay.masked_fill(s[..., -1] != before[..., 0], -torch.inf)
     row, column = row.to(dtype).view(-1, L), column.to(dtype).view(-1, L)
     initial, write = initial.exp().to(dtype).view(-1, L), write.exp().to(dtype).view(-1, L)
-    return _Gates(row, column, initial, write, decay.exp().to(dtype), m, source)
-
-
-def _written(log_i: Tensor, log_f: Tensor, segment: Tensor | None) -> Tensor:
-    """What a step adds to m: log_i, or after a reset the empty memory, m = 0, as it decays."""
-    if segment is None:
-        return log_i
-    return torch.where(_starts(segment), torch.maximum(log_i, log_f), log_i)
-
-
-def _starts(segment: Tensor) -> Tensor:
-    return segment.diff(dim=-1, prepend=segment.new_zeros(segment.shape[0], 1)) > 0
-
-
-def _span(x: Tensor) -> Tensor:
-    """Distance from the smallest to the largest finite value of each row."""
-    finite = x.masked_fill(x.isinf(), 0.0)
-    return finite.amax(-1, keepdim=True) - finite.amin(-1, keepdim=True)
+    return _Gates(row, column, initial, write, decay.exp().to(dtype), m)
 
 
 def _decay_matrix(gates: _Gates, segment: Tensor | None) -> Tensor:
@@ -173,7 +151,7 @@ class _Chunkwise(torch.autograd.Function):
         log_i, log_f = (x.reshape(G, T).contiguous() for x in (log_i, log_f))
         segment = None
         if reset is not None:
-            segment = reset.cumsum(1).repeat_interleave(NH, dim=0)  # (G, T)
+            segment = segments(reset, NH)
         m_0 = log_f.new_zeros(G) if m_0 is None else m_0.reshape(G)
         gates = _gates(log_i, log_f, m_0, segment, L)
 
@@ -280,9 +258,9 @@ class _Chunkwise(torch.autograd.Function):
         dlog_i = (k * dk).sum(-1)  # (N, L)
         db = (q * dq).sum(-1) - dlog_i
         db[:, -1] += d_sum_log_f
-        dlog_f = _reverse_cumsum(db).view(G, T)
+        dlog_f = reverse_cumsum(db).view(G, T)
         if segment is not None:  # nothing passes a reset; without this a rounding error would
-            dlog_f = dlog_f.masked_fill(_starts(segment), 0.0)
+            dlog_f = dlog_f.masked_fill(starts(segment), 0.0)
         dlog_i = dlog_i.view(G, T)
         dm_0 = (C[:, 0] * dC[:, 0]).sum((-2, -1)) + (n[:, 0] * dn[:, 0]).sum(-1)
 
@@ -292,7 +270,7 @@ class _Chunkwise(torch.autograd.Function):
             dm[:, -1] -= (C[:, -1] * dC[:, -1]).sum((-2, -1)) + (n[:, -1] * dn[:, -1]).sum(-1)
             dm[:, -1] += 0.0 if dm_T is None else dm_T.reshape(G)
         if dm is not None:
-            gate_grads = _through_stabilizer(dm, log_i, log_f, m_0, segment, gates)
+            gate_grads = through_stabilizer(dm, log_i, log_f, m_0, segment)
             dlog_i, dlog_f, dm_0 = (
                 x + y for x, y in zip((dlog_i, dlog_f, dm_0), gate_grads, strict=True)
             )
@@ -312,34 +290,3 @@ class _Chunkwise(torch.autograd.Function):
             None,
             None,
         )
-
-
-def _reverse_cumsum(x: Tensor) -> Tensor:
-    return x.flip(-1).cumsum(-1).flip(-1)
-
-
-def _through_stabilizer(
-    dm: Tensor, log_i: Tensor, log_f: Tensor, m_0: Tensor, segment: Tensor | None, gates: _Gates
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Gradients of log_i, log_f (G, T) and m_0 (G,) from dm (G, T), the gradient of m itself.
-
-    m_t is log_i_s + log_f_{s+1} + … + log_f_t for the step s that won the maximum. Where the memory
-    at the start (m_0), or that after a reset (0), won instead, it is that plus all log_f since.
-    """
-    G, T = dm.shape
-    sum_log_f = log_f.double().cumsum(-1)
-    s = gates.source
-    best = (_written(log_i, log_f, segment) - sum_log_f).gather(1, s)
-    from_start = m_0.double()[:, None] > best
-    from_reset = torch.zeros_like(from_start)
-    if segment is not None:
-        from_start = from_start & (segment == 0)
-        from_reset = (_starts(segment) & (log_f > log_i)).gather(1, s)
-    from_gate = ~(from_start | from_reset)
-    dlog_i = torch.zeros_like(dm).scatter_add_(1, s, dm * from_gate)
-    dm_0 = (dm * from_start).sum(1)
-    # The sum of log_f begins after s, at the reset s itself, or at step 0.
-    begin = torch.where(from_start, 0, s + from_gate)
-    d_sum = dm.new_zeros(G, T + 1).scatter_add_(1, begin, -dm)
-    d_sum[:, 1:] += dm
-    return dlog_i, _reverse_cumsum(d_sum)[:, 1:], dm_0

@@ -1,0 +1,65 @@
+"""Builds the native CPU backend, if this machine can; without it openxlstm installs all the same.
+
+One extension serves every Python from 3.11 on and every torch from 2.10 on: it uses Python's limited
+API and torch's stable ABI. Everything else about the package is in pyproject.toml.
+"""
+
+import shutil
+import sys
+from pathlib import Path
+
+from setuptools import Extension, setup
+from setuptools.command.build_ext import build_ext
+
+SOURCES = Path("src/openxlstm/ops/cpu")
+NATIVE = "openxlstm.ops._native"
+
+
+class OptionalBuild(build_ext):
+    """Leaves a note beside the package where the extension cannot be built, for `openxlstm info`."""
+
+    def build_extension(self, ext: Extension) -> None:
+        built = Path(self.get_ext_fullpath(ext.name))
+        note = built.parent / "_native_missing.txt"
+        try:
+            self._add_torch(ext)
+            super().build_extension(ext)
+            note.unlink(missing_ok=True)
+        except Exception as error:  # whatever a compiler, or its absence, may raise
+            reason = " ".join(str(error).split()) or type(error).__name__
+            self.warn(f"openxlstm installs without its native CPU backend: {reason}")
+            note.parent.mkdir(parents=True, exist_ok=True)
+            note.write_text(f"it could not be built: {reason}\n", encoding="utf-8")
+
+    def _add_torch(self, ext: Extension) -> None:
+        try:
+            import torch
+        except ImportError:
+            raise RuntimeError("torch was not there to build against") from None
+        if not shutil.which("c++") and not shutil.which("g++") and not shutil.which("clang++"):
+            raise RuntimeError("no C++ compiler was found")
+        root = Path(torch.__file__).parent
+        ext.include_dirs.append(str(root / "include"))
+        ext.library_dirs.append(str(root / "lib"))
+        ext.libraries.append("torch_cpu")
+
+
+extension = Extension(
+    NATIVE,
+    sources=[str(SOURCES / name) for name in ("slstm.cpp", "mlstm.cpp")],
+    depends=[str(header) for header in SOURCES.glob("*.h")],
+    define_macros=[
+        ("Py_LIMITED_API", "0x030b0000"),
+        ("TORCH_TARGET_VERSION", "0x020a000000000000"),
+    ],
+    extra_compile_args=["-std=c++20", "-O3", "-g0", "-fvisibility=hidden", "-Wno-psabi"],
+    extra_link_args=[] if sys.platform == "darwin" else ["-Wl,--as-needed"],
+    language="c++",
+    py_limited_api=True,
+)
+
+setup(
+    ext_modules=[extension],
+    cmdclass={"build_ext": OptionalBuild},
+    options={"bdist_wheel": {"py_limited_api": "cp311"}},
+)

@@ -1,0 +1,69 @@
+// Includes OPENXLSTM_KERNEL once for each instruction set, in a namespace of that name, after
+// simd.h with the right LANES. One binary then holds all, and OPENXLSTM_CALL chooses when it runs.
+//
+// Everything a kernel needs from the standard library is included before, outside the pragmas.
+
+#if defined(__x86_64__) || defined(_M_X64)
+#define OPENXLSTM_X86 1
+#endif
+
+#ifdef OPENXLSTM_X86
+#ifdef __clang__
+#pragma clang attribute push(__attribute__((target("avx512f,avx512dq,avx512vl,avx512bw,avx2,fma"))), apply_to = function)
+#else
+#pragma GCC push_options
+#pragma GCC target("avx512f,avx512dq,avx512vl,avx512bw,avx2,fma")
+#endif
+#define LANES 16
+#define REGISTERS 32
+namespace openxlstm::avx512 {
+#include "simd.h"
+#include OPENXLSTM_KERNEL
+}  // namespace openxlstm::avx512
+#undef LANES
+#undef REGISTERS
+#ifdef __clang__
+#pragma clang attribute pop
+#pragma clang attribute push(__attribute__((target("avx2,fma"))), apply_to = function)
+#else
+#pragma GCC pop_options
+#pragma GCC push_options
+#pragma GCC target("avx2,fma")
+#endif
+#define LANES 8
+#define REGISTERS 16
+namespace openxlstm::avx2 {
+#include "simd.h"
+#include OPENXLSTM_KERNEL
+}  // namespace openxlstm::avx2
+#undef LANES
+#undef REGISTERS
+#ifdef __clang__
+#pragma clang attribute pop
+#else
+#pragma GCC pop_options
+#endif
+#endif  // OPENXLSTM_X86
+
+// What every machine of the architecture has: SSE on x86, NEON on Arm.
+#define LANES 4
+#ifdef __aarch64__
+#define REGISTERS 32
+#else
+#define REGISTERS 16
+#endif
+namespace openxlstm::plain {
+#include "simd.h"
+#include OPENXLSTM_KERNEL
+}  // namespace openxlstm::plain
+#undef LANES
+#undef REGISTERS
+
+#ifdef OPENXLSTM_X86
+#define OPENXLSTM_CALL(function, ...)                                       \
+  (openxlstm::isa() == openxlstm::Isa::kAvx512 ? openxlstm::avx512::function(__VA_ARGS__) \
+   : openxlstm::isa() == openxlstm::Isa::kAvx2 ? openxlstm::avx2::function(__VA_ARGS__)   \
+                                               : openxlstm::plain::function(__VA_ARGS__))
+#else
+#define OPENXLSTM_CALL(function, ...) openxlstm::plain::function(__VA_ARGS__)
+#endif

@@ -1,0 +1,84 @@
+// The chunkwise mLSTM on a CPU: chooses the instruction set and hands out the tasks.
+#include <algorithm>
+#include <cfloat>
+#include <cmath>
+#include <cstdint>
+#include <tuple>
+
+#include "isa.h"
+#include "mlstm_args.h"
+#include "tensors.h"
+
+#define OPENXLSTM_KERNEL "mlstm_kernel.h"
+#include "each_isa.h"
+
+namespace openxlstm {
+namespace {
+
+Rows rows(const Tensor& x) { return {data(x), x.stride(0), x.stride(1), x.stride(2)}; }
+
+// q, k, v as in ops.mlstm, the rest contiguous → h, the state after the last step, and what the
+// backward reads: the state before each chunk, m and the normalizer of each step; empty unless
+// `save`.
+std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> mlstm(
+    Tensor q, Tensor k, Tensor v, Tensor log_i, Tensor log_f, Tensor C_0, Tensor n_0, Tensor m_0,
+    std::optional<Tensor> reset, double eps, int64_t chunk_size, bool save) {
+  const int64_t B = q.size(0), NH = q.size(1), T = q.size(2), DQK = q.size(3), DHV = v.size(3);
+  const int64_t NC = (T + chunk_size - 1) / chunk_size;
+  Tensor h = fresh(q, {B, NH, T, DHV}), C = torch::stable::clone(C_0);
+  Tensor n = torch::stable::clone(n_0), m = torch::stable::clone(m_0);
+  Tensor C_chunks = fresh(q, {B, NH, NC, DQK, DHV}, save), n_chunks = fresh(q, {B, NH, NC, DQK}, save);
+  Tensor m_steps = fresh(q, {B, NH, T}, save), normalizer = fresh(q, {B, NH, T}, save);
+  MLSTMForward a{B, NH, T, DQK, DHV, chunk_size, static_cast<float>(eps), rows(q), rows(k), rows(v)};
+  a.log_i = data(log_i), a.log_f = data(log_f), a.reset = data(reset);
+  a.h = data(h), a.C = data(C), a.n = data(n), a.m = data(m);
+  if (save) {
+    a.C_chunks = data(C_chunks), a.n_chunks = data(n_chunks);
+    a.m_steps = data(m_steps), a.normalizer = data(normalizer);
+  }
+  for_each_task(B * NH, OPENXLSTM_CALL(forward_floats, DQK, DHV, chunk_size),
+                [&](int64_t task, float* scratch) { OPENXLSTM_CALL(forward_task, a, task, scratch); });
+  return {h, C, n, m, C_chunks, n_chunks, m_steps, normalizer};
+}
+
+// Gradients of q, k, v, log_i, log_f and of the initial C and n, with m a constant.
+std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> mlstm_grad(
+    Tensor q, Tensor k, Tensor v, Tensor log_i, Tensor log_f, Tensor m_0,
+    std::optional<Tensor> reset, double eps, int64_t chunk_size, Tensor h, Tensor C_chunks,
+    Tensor n_chunks, Tensor m_steps, Tensor normalizer, Tensor dh, Tensor dC_T, Tensor dn_T) {
+  const int64_t B = q.size(0), NH = q.size(1), T = q.size(2), DQK = q.size(3), DHV = v.size(3);
+  Tensor dq = fresh(q, {B, NH, T, DQK}), dk = fresh(q, {B, NH, T, DQK});
+  Tensor dv = fresh(q, {B, NH, T, DHV}), dlog_i = fresh(q, {B, NH, T});
+  Tensor dlog_f = fresh(q, {B, NH, T});
+  Tensor dC = torch::stable::clone(dC_T), dn = torch::stable::clone(dn_T);
+  MLSTMBackward a{B, NH, T, DQK, DHV, chunk_size, static_cast<float>(eps),
+                  rows(q), rows(k), rows(v), rows(h), rows(dh)};
+  a.log_i = data(log_i), a.log_f = data(log_f), a.reset = data(reset), a.m_0 = data(m_0);
+  a.C_chunks = data(C_chunks), a.n_chunks = data(n_chunks);
+  a.m_steps = data(m_steps), a.normalizer = data(normalizer);
+  a.dq = data(dq), a.dk = data(dk), a.dv = data(dv), a.dlog_i = data(dlog_i);
+  a.dlog_f = data(dlog_f), a.dC = data(dC), a.dn = data(dn);
+  for_each_task(B * NH, OPENXLSTM_CALL(backward_floats, DQK, DHV, chunk_size),
+                [&](int64_t task, float* scratch) { OPENXLSTM_CALL(backward_task, a, task, scratch); });
+  return {dq, dk, dv, dlog_i, dlog_f, dC, dn};
+}
+
+}  // namespace
+}  // namespace openxlstm
+
+STABLE_TORCH_LIBRARY_FRAGMENT(openxlstm, m) {
+  m.def(
+      "mlstm(Tensor q, Tensor k, Tensor v, Tensor log_i, Tensor log_f, Tensor C_0, Tensor n_0, "
+      "Tensor m_0, Tensor? reset, float eps, int chunk_size, bool save) -> (Tensor h, Tensor C, "
+      "Tensor n, Tensor m, Tensor C_chunks, Tensor n_chunks, Tensor m_steps, Tensor normalizer)");
+  m.def(
+      "mlstm_grad(Tensor q, Tensor k, Tensor v, Tensor log_i, Tensor log_f, Tensor m_0, "
+      "Tensor? reset, float eps, int chunk_size, Tensor h, Tensor C_chunks, Tensor n_chunks, "
+      "Tensor m_steps, Tensor normalizer, Tensor dh, Tensor dC_T, Tensor dn_T) -> (Tensor dq, "
+      "Tensor dk, Tensor dv, Tensor dlog_i, Tensor dlog_f, Tensor dC, Tensor dn)");
+}
+
+STABLE_TORCH_LIBRARY_IMPL(openxlstm, CPU, m) {
+  m.impl("mlstm", TORCH_BOX(&openxlstm::mlstm));
+  m.impl("mlstm_grad", TORCH_BOX(&openxlstm::mlstm_grad));
+}

@@ -1,0 +1,45 @@
+// What the mLSTM kernels are given; the same for every instruction set.
+#pragma once
+
+#include <cstdint>
+
+namespace openxlstm {
+
+// A (B, NH, T, D) input of any strides but the last, which is 1.
+struct Rows {
+  const float* data;
+  int64_t stride_b, stride_h, stride_t;
+  const float* at(int64_t b, int64_t head, int64_t t) const {
+    return data + b * stride_b + head * stride_h + t * stride_t;
+  }
+};
+
+// The most steps that a chunk may have.
+constexpr int64_t kMaxChunk = 256;
+
+struct MLSTMForward {
+  int64_t B, NH, T, DQK, DHV, L;
+  float eps;
+  Rows q, k, v;
+  const float *log_i, *log_f;  // (B, NH, T) contiguous
+  const bool* reset;           // (B, T) contiguous, or null
+  float* h;                    // (B, NH, T, DHV) contiguous
+  float *C, *n, *m;            // the state, before and after: (B, NH, DQK, DHV), …
+  float *C_chunks, *n_chunks;  // before each chunk (B, NH, NC, DQK, DHV), (B, NH, NC, DQK); or null
+  float *m_steps, *normalizer; // m_t and n_tᵀ q_t/√DQK (B, NH, T); or null
+};
+
+struct MLSTMBackward {
+  int64_t B, NH, T, DQK, DHV, L;
+  float eps;
+  Rows q, k, v, h, dh;
+  const float *log_i, *log_f;
+  const bool* reset;
+  const float *m_0;  // (B, NH)
+  const float *C_chunks, *n_chunks, *m_steps, *normalizer;
+  float *dq, *dk, *dv;       // contiguous
+  float *dlog_i, *dlog_f;    // (B, NH, T)
+  float *dC, *dn;            // gradients of the final state, then of the initial
+};
+
+}  // namespace openxlstm

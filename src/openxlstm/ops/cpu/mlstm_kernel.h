@@ -1,0 +1,290 @@
+// The chunkwise mLSTM of one sample and head, for one instruction set (see each_isa.h).
+//
+// A task goes through the chunks of one (sample, head) and keeps everything about a chunk in
+// scratch memory that fits a core's cache: inputs in padded rows, scores, gates and the state. The
+// equations and names are those of torch_mlstm.py; the backward computes the scores once more
+// instead of reading them from memory.
+
+#include "product.h"
+
+inline int64_t padded(int64_t d) { return (d + LANES - 1) / LANES * LANES; }
+
+inline void copy_rows(const float* from, int64_t stride, int64_t rows, int64_t width, float* to,
+                      int64_t ld) {
+  for (int64_t r = 0; r < rows; ++r)
+    for (int64_t d = 0; d < ld; d += LANES)
+      store(to + r * ld + d, d < width ? load(from + r * stride + d, width - d) : Vec{});
+}
+inline void write_rows(const float* from, int64_t ld, int64_t rows, int64_t width, float* to) {
+  for (int64_t r = 0; r < rows; ++r)
+    for (int64_t d = 0; d < width; d += LANES)
+      store(to + r * width + d, load(from + r * ld + d), width - d);
+}
+// to (cols, ldt) = fromᵀ, for from (rows, ld); what pads a row of `to` is 0.
+inline void transpose(const float* from, int64_t ld, int64_t rows, int64_t cols, float* to,
+                      int64_t ldt) {
+  for (int64_t c = 0; c < cols; ++c) {
+    float* out = to + c * ldt;
+    for (int64_t r = 0; r < rows; ++r) out[r] = from[r * ld + c];
+    for (int64_t r = rows; r < ldt; ++r) out[r] = 0.0f;
+  }
+}
+inline void scale_row(float* x, int64_t ld, float by) {
+  for (int64_t d = 0; d < ld; d += LANES) store(x + d, load(x + d) * by);
+}
+inline void add_scaled(float* x, const float* y, int64_t ld, float by) {
+  for (int64_t d = 0; d < ld; d += LANES) store(x + d, load(x + d) + load(y + d) * by);
+}
+inline float sum(Vec v) {
+  float s = 0.0f;
+  for (int j = 0; j < LANES; ++j) s += v[j];
+  return s;
+}
+inline float dot(const float* x, const float* y, int64_t ld) {
+  Vec s{};
+  for (int64_t d = 0; d < ld; d += LANES) s += load(x + d) * load(y + d);
+  return sum(s);
+}
+// exp(-m), the 1 of eq. 21 in units of exp(m); never 0, so that no memory at all is read as 0.
+inline float one(float m) { return std::max(std::exp(-m), FLT_MIN); }
+
+// Hands out pieces of one buffer, each on a cache line of its own.
+struct Arena {
+  float* next;
+  float* take(int64_t floats) {
+    float* p = next;
+    next += (floats + 15) / 16 * 16;
+    return p;
+  }
+};
+
+// The gates of a chunk of `steps` steps.
+struct Gates {
+  float *row, *column;      // b_t - m_t, and log_i_s - b_s: their sum is the exponent of D
+  float *initial, *write;   // weight of the state before in each output; of each step in the state
+  float* m;                 // stabilizer of each step
+  int64_t* from;            // first step that a step can see: after the last reset
+  float decay;              // weight of the state before the chunk in the state after it
+
+  void take(Arena& arena, int64_t LP) {
+    row = arena.take(LP), column = arena.take(LP);
+    initial = arena.take(LP), write = arena.take(LP), m = arena.take(LP);
+    from = reinterpret_cast<int64_t*>(arena.take(2 * LP));
+  }
+
+  void compute(const float* log_i, const float* log_f, const bool* reset, int64_t steps, int64_t LP,
+               float m_before) {
+    // Sums of log gates are in double: they are long, and their differences are exponents.
+    double b[kMaxChunk], b_sum = 0.0, m_t = m_before;
+    int64_t last_reset = -1;
+    for (int64_t t = 0; t < steps; ++t) {
+      if (reset != nullptr && reset[t]) last_reset = t, m_t = 0.0;
+      b_sum += log_f[t];
+      b[t] = b_sum;
+      m_t = std::max(static_cast<double>(log_f[t]) + m_t, static_cast<double>(log_i[t]));
+      m[t] = static_cast<float>(m_t);
+      m_t = m[t];
+      from[t] = last_reset;
+    }
+    const double m_next = m[steps - 1];
+    for (int64_t t = 0; t < LP; ++t) {
+      const bool in = t < steps;
+      row[t] = in ? static_cast<float>(b[t] - m[t]) : 0.0f;
+      column[t] = in ? static_cast<float>(log_i[t] - b[t]) : 0.0f;
+      initial[t] = in ? static_cast<float>(b[t] + m_before - m[t]) : -100.0f;
+      write[t] = in ? static_cast<float>(b_sum + (log_i[t] - b[t]) - m_next) : -100.0f;
+      if (in && from[t] >= 0) initial[t] = -INFINITY;
+      if (in && t < last_reset) write[t] = -INFINITY;
+      if (!in) m[t] = 0.0f;
+    }
+    for (int64_t t = 0; t < LP; t += LANES) {
+      store(initial + t, exp(load(initial + t)));
+      store(write + t, exp(load(write + t)));
+    }
+    decay = last_reset >= 0 ? 0.0f : static_cast<float>(std::exp(b_sum + m_before - m_next));
+  }
+
+  // D of one row: weights of the steps s ≤ t that step t sees.
+  Vec weights(int64_t t, int64_t s) const {
+    IVec index;
+    for (int j = 0; j < LANES; ++j) index[j] = static_cast<int32_t>(s) + j;
+    const IVec seen = (index <= static_cast<int32_t>(t)) & (index >= static_cast<int32_t>(from[t]));
+    return select(seen, exp(load(column + s) + row[t]), Vec{});
+  }
+};
+
+inline int64_t forward_floats(int64_t DQK, int64_t DHV, int64_t L) {
+  const int64_t QP = padded(DQK), VP = padded(DHV), LP = padded(L);
+  return LP * (2 * QP + 2 * VP + LP) + QP * LP + DQK * VP + QP + 9 * LP + 16 * 20;
+}
+
+inline void forward_task(const MLSTMForward& a, int64_t task, float* scratch) {
+  const int64_t b = task / a.NH, head = task % a.NH, DQK = a.DQK, DHV = a.DHV, L = a.L;
+  const int64_t QP = padded(DQK), VP = padded(DHV), LP = padded(L), NC = (a.T + L - 1) / L;
+  const float scale = 1.0f / std::sqrt(static_cast<float>(DQK));
+  Arena arena{scratch};
+  float *q = arena.take(LP * QP), *k = arena.take(LP * QP), *v = arena.take(LP * VP);
+  float *h = arena.take(LP * VP), *scores = arena.take(LP * LP), *k_t = arena.take(QP * LP);
+  float *C = arena.take(DQK * VP), *n = arena.take(QP);
+  Gates gates;
+  gates.take(arena, LP);
+  copy_rows(a.C + task * DQK * DHV, DHV, DQK, DHV, C, VP);
+  copy_rows(a.n + task * DQK, DQK, 1, DQK, n, QP);
+  float m = a.m[task];
+
+  for (int64_t chunk = 0; chunk < NC; ++chunk) {
+    const int64_t t0 = chunk * L, steps = std::min(L, a.T - t0), at = task * a.T + t0;
+    if (a.C_chunks != nullptr) {
+      write_rows(C, VP, DQK, DHV, a.C_chunks + (task * NC + chunk) * DQK * DHV);
+      write_rows(n, QP, 1, DQK, a.n_chunks + (task * NC + chunk) * DQK);
+    }
+    gates.compute(a.log_i + at, a.log_f + at, a.reset ? a.reset + b * a.T + t0 : nullptr, steps, LP, m);
+    copy_rows(a.q.at(b, head, t0), a.q.stride_t, steps, DQK, q, QP);
+    copy_rows(a.k.at(b, head, t0), a.k.stride_t, steps, DQK, k, QP);
+    copy_rows(a.v.at(b, head, t0), a.v.stride_t, steps, DHV, v, VP);
+    for (int64_t t = 0; t < steps; ++t) scale_row(q + t * QP, QP, scale);
+    transpose(k, QP, steps, DQK, k_t, LP);
+    product(steps, LP, DQK, q, QP, 1, k_t, LP, scores, LP, false, Causal::kLowerOut);
+
+    for (int64_t t = 0; t < steps; ++t) {
+      float* row = scores + t * LP;
+      Vec total{};
+      for (int64_t s = 0; s < LP; s += LANES) {
+        const Vec gated = s <= t ? load(row + s) * gates.weights(t, s) : Vec{};
+        store(row + s, gated);
+        total += gated;
+      }
+      const float initial = gates.initial[t];
+      const float normalizer = sum(total) + initial * dot(q + t * QP, n, QP);
+      const float denominator = std::max(std::fabs(normalizer), one(gates.m[t])) + a.eps;
+      if (a.m_steps != nullptr) a.m_steps[at + t] = gates.m[t], a.normalizer[at + t] = normalizer;
+      // h is divided by it at the end; the weights of the sum can as well be divided before.
+      const float inverse = 1.0f / denominator;
+      scale_row(row, LP, inverse);
+      scale_row(q + t * QP, QP, initial * inverse);
+    }
+    product(steps, DHV, steps, scores, LP, 1, v, VP, h, VP, false, Causal::kLowerIn);
+    product(steps, DHV, DQK, q, QP, 1, C, VP, h, VP, true);
+    write_rows(h, VP, steps, DHV, a.h + at * DHV);
+
+    for (int64_t s = 0; s < steps; ++s) scale_row(k + s * QP, QP, gates.write[s]);
+    for (int64_t d = 0; d < DQK; ++d) scale_row(C + d * VP, VP, gates.decay);
+    product(DQK, DHV, steps, k, 1, QP, v, VP, C, VP, true);
+    scale_row(n, QP, gates.decay);
+    for (int64_t s = 0; s < steps; ++s) add_scaled(n, k + s * QP, QP, 1.0f);
+    m = gates.m[steps - 1];
+  }
+  write_rows(C, VP, DQK, DHV, a.C + task * DQK * DHV);
+  write_rows(n, QP, 1, DQK, a.n + task * DQK);
+  a.m[task] = m;
+}
+
+inline int64_t backward_floats(int64_t DQK, int64_t DHV, int64_t L) {
+  const int64_t QP = padded(DQK), VP = padded(DHV), LP = padded(L);
+  return LP * (6 * QP + 5 * VP + 2 * LP) + (QP + VP) * LP + 2 * DQK * VP + 2 * DHV * QP + 2 * QP +
+         12 * LP + 16 * 32;
+}
+
+inline void backward_task(const MLSTMBackward& a, int64_t task, float* scratch) {
+  const int64_t b = task / a.NH, head = task % a.NH, DQK = a.DQK, DHV = a.DHV, L = a.L;
+  const int64_t QP = padded(DQK), VP = padded(DHV), LP = padded(L), NC = (a.T + L - 1) / L;
+  const float scale = 1.0f / std::sqrt(static_cast<float>(DQK));
+  Arena arena{scratch};
+  float *q = arena.take(LP * QP), *k = arena.take(LP * QP), *v = arena.take(LP * VP);
+  float *h = arena.take(LP * VP), *dnum = arena.take(LP * VP);
+  float *dq = arena.take(LP * QP), *dk = arena.take(LP * QP), *dv = arena.take(LP * VP);
+  float *scores = arena.take(LP * LP), *dscores = arena.take(LP * LP);
+  float *k_t = arena.take(QP * LP), *v_t = arena.take(VP * LP), *temp = arena.take(LP * QP);
+  float *C_t = arena.take(DHV * QP), *dC = arena.take(DQK * VP), *dC_t = arena.take(DHV * QP);
+  float *C = arena.take(DQK * VP), *n = arena.take(QP), *dn = arena.take(QP);
+  float *dnorm = arena.take(LP), *dlog_i = arena.take(LP), *db = arena.take(LP);
+  Gates gates;
+  gates.take(arena, LP);
+  copy_rows(a.dC + task * DQK * DHV, DHV, DQK, DHV, dC, VP);
+  copy_rows(a.dn + task * DQK, DQK, 1, DQK, dn, QP);
+
+  for (int64_t chunk = NC - 1; chunk >= 0; --chunk) {
+    const int64_t t0 = chunk * L, steps = std::min(L, a.T - t0), at = task * a.T + t0;
+    const float m_before = chunk == 0 ? a.m_0[task] : a.m_steps[at - 1];
+    gates.compute(a.log_i + at, a.log_f + at, a.reset ? a.reset + b * a.T + t0 : nullptr, steps, LP,
+                  m_before);
+    copy_rows(a.q.at(b, head, t0), a.q.stride_t, steps, DQK, q, QP);
+    copy_rows(a.k.at(b, head, t0), a.k.stride_t, steps, DQK, k, QP);
+    copy_rows(a.v.at(b, head, t0), a.v.stride_t, steps, DHV, v, VP);
+    copy_rows(a.h.at(b, head, t0), a.h.stride_t, steps, DHV, h, VP);
+    copy_rows(a.dh.at(b, head, t0), a.dh.stride_t, steps, DHV, dnum, VP);
+    copy_rows(a.C_chunks + (task * NC + chunk) * DQK * DHV, DHV, DQK, DHV, C, VP);
+    copy_rows(a.n_chunks + (task * NC + chunk) * DQK, DQK, 1, DQK, n, QP);
+
+    // h = numerator / denominator
+    for (int64_t t = 0; t < steps; ++t) {
+      const float normalizer = a.normalizer[at + t], floor = one(gates.m[t]);
+      const float size = std::fabs(normalizer);
+      scale_row(dnum + t * VP, VP, 1.0f / (std::max(size, floor) + a.eps));
+      const float d_denominator = -dot(h + t * VP, dnum + t * VP, VP);
+      dnorm[t] = size > floor ? std::copysign(d_denominator, d_denominator * normalizer) : 0.0f;
+    }
+
+    // Within the chunk.
+    transpose(k, QP, steps, DQK, k_t, LP);
+    transpose(v, VP, steps, DHV, v_t, LP);
+    product(steps, LP, DQK, q, QP, 1, k_t, LP, scores, LP, false, Causal::kLowerOut);
+    product(steps, LP, DHV, dnum, VP, 1, v_t, LP, dscores, LP, false, Causal::kLowerOut);
+    for (int64_t t = 0; t < steps; ++t) {
+      float *row = scores + t * LP, *drow = dscores + t * LP;
+      for (int64_t s = 0; s < LP; s += LANES) {
+        const Vec D = s <= t ? gates.weights(t, s) * scale : Vec{};
+        const Vec score = s <= t ? load(row + s) : Vec{}, d = s <= t ? load(drow + s) : Vec{};
+        store(row + s, score * D);
+        store(drow + s, (d + dnorm[t]) * D);
+      }
+    }
+    product(steps, DHV, steps, scores, 1, LP, dnum, VP, dv, VP, false, Causal::kUpperIn);
+    product(steps, DQK, steps, dscores, 1, LP, q, QP, dk, QP, false, Causal::kUpperIn);
+    product(steps, DQK, steps, dscores, LP, 1, k, QP, dq, QP, false, Causal::kLowerIn);
+
+    // Into what the chunk wrote, and how it let the state before it decay.
+    transpose(dC, VP, DQK, DHV, dC_t, QP);
+    product(steps, DQK, DHV, v, VP, 1, dC_t, QP, temp, QP, false);
+    double d_sum_log_f = 0.0;
+    for (int64_t s = 0; s < steps; ++s) {
+      add_scaled(temp + s * QP, dn, QP, 1.0f);
+      d_sum_log_f += gates.write[s] * dot(k + s * QP, temp + s * QP, QP);
+      add_scaled(dk + s * QP, temp + s * QP, QP, gates.write[s]);
+      dlog_i[s] = dot(k + s * QP, dk + s * QP, QP);
+      copy_rows(k + s * QP, QP, 1, DQK, temp + s * QP, QP);
+      scale_row(temp + s * QP, QP, gates.write[s]);
+    }
+    product(steps, DHV, DQK, temp, QP, 1, dC, VP, dv, VP, true);
+    d_sum_log_f += gates.decay * (dot(C, dC, DQK * VP) + dot(n, dn, QP));
+
+    // From the state before the chunk.
+    transpose(C, VP, DQK, DHV, C_t, QP);
+    product(steps, DQK, DHV, dnum, VP, 1, C_t, QP, temp, QP, false);
+    for (int64_t t = 0; t < steps; ++t) {
+      add_scaled(temp + t * QP, n, QP, dnorm[t]);
+      const float initial = gates.initial[t] * scale;
+      add_scaled(dq + t * QP, temp + t * QP, QP, initial);
+      db[t] = dot(q + t * QP, dq + t * QP, QP) - dlog_i[t];
+      scale_row(q + t * QP, QP, initial);
+    }
+    for (int64_t d = 0; d < DQK; ++d) scale_row(dC + d * VP, VP, gates.decay);
+    product(DQK, DHV, steps, q, 1, QP, dnum, VP, dC, VP, true);
+    scale_row(dn, QP, gates.decay);
+    for (int64_t t = 0; t < steps; ++t) add_scaled(dn, q + t * QP, QP, dnorm[t]);
+
+    // A gate is a factor of all that it lets through: its gradient is what came of that.
+    double sum_db = d_sum_log_f;
+    for (int64_t t = steps - 1; t >= 0; --t) {
+      sum_db += db[t];
+      const bool cut = a.reset != nullptr && a.reset[b * a.T + t0 + t];
+      a.dlog_f[at + t] = cut ? 0.0f : static_cast<float>(sum_db);
+      a.dlog_i[at + t] = dlog_i[t];
+    }
+    write_rows(dq, QP, steps, DQK, a.dq + at * DQK);
+    write_rows(dk, QP, steps, DQK, a.dk + at * DQK);
+    write_rows(dv, VP, steps, DHV, a.dv + at * DHV);
+  }
+  write_rows(dC, VP, DQK, DHV, a.dC + task * DQK * DHV);
+  write_rows(dn, QP, 1, DQK, a.dn + task * DQK);
+}
