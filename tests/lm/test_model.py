@@ -191,20 +191,27 @@ def test_states_of_different_batches_can_be_joined(models: Models) -> None:
         assert_same(after.select([row]), alone_after)
 
 
-def test_gradients_flow_through_the_state_until_it_is_detached(models: Models) -> None:
-    model = models["msm"]
-    _, state = model(random_ids())
+@pytest.mark.parametrize("layers", LAYERS)
+def test_gradients_flow_through_the_state_until_it_is_detached(models: Models, layers: str) -> None:
+    """Of the second half of a sequence: the same in two calls as in one."""
+    model, ids = models[layers], random_ids()
+    weights = list(model.parameters())
+
+    def gradients(second_half: Tensor) -> list[Tensor]:
+        return list(torch.autograd.grad(second_half.square().sum(), weights))
+
+    _, state = model(ids[:, :5])
     assert all(part.grad_fn for part in states.tensors(state) if part.is_floating_point())
+    whole = gradients(model(ids)[0][:, 5:])
+    through = gradients(model(ids[:, 5:], state)[0])
+    for (name, _), ours, theirs in zip(model.named_parameters(), through, whole, strict=True):
+        assert_close(ours, theirs, name)
+
     cut = state.detach()
     assert not any(part.requires_grad for part in states.tensors(cut))
     assert_same(cut, state)
-
-    def gradient(state: ModelState) -> Tensor:
-        logits, _ = model(random_ids(1), state)
-        return torch.autograd.grad(logits.square().sum(), model.token_embedding.weight)[0]
-
-    through, without = gradient(state), gradient(cut)
-    assert (through - without).abs().max() > 1e-6
+    without = gradients(model(ids[:, 5:], cut)[0])
+    assert (without[0] - whole[0]).abs().max() > 1e-6
 
 
 def test_a_state_moves_between_dtypes(models: Models) -> None:

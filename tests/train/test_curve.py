@@ -92,8 +92,8 @@ def test_any_run_can_be_drawn(tmp_path: Path, records: list[dict[str, Any]]) -> 
     size(path)
 
 
-@pytest.mark.parametrize("title", ["$x^$", "50% \\frac", "a_b [c] {d}", "", "x" * 300])
-def test_a_title_is_no_formula(tmp_path: Path, title: str) -> None:
+@pytest.mark.parametrize("title", ["$x^$", "50% \\frac", "a_b [c] {d}", "", "x" * 300, "中"])
+def test_a_title_may_be_anything(tmp_path: Path, title: str) -> None:
     record(tmp_path, RUN)
     assert draw_loss(tmp_path, title) is not None
 

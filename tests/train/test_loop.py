@@ -191,7 +191,7 @@ def test_evaluations_at_the_end_are_not_doubled(
 def test_dropout_is_on_for_steps_and_off_for_evaluations(
     make_model: MakeModel, make_config: MakeConfig, tokens: Tensor
 ) -> None:
-    model = make_model(dropout=0.1)
+    model = make_model(dropout=0.1).eval()
     modes = []
     model.register_forward_pre_hook(lambda module, _: modes.append(module.training))
     run(model, tokens, make_config(steps=3))

@@ -1,5 +1,6 @@
 """The loss curve of a run, as a picture."""
 
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -58,5 +59,7 @@ def draw_loss(folder: Path, title: str) -> Path | None:
     clock = axes.secondary_xaxis("top", functions=(minutes, step_at))
     clock.set_xlabel("minutes")
     path = folder / CURVE
-    write_atomically(path, lambda temporary: figure.savefig(temporary, format="png"))
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Glyph .* missing")  # a title may be in any script
+        write_atomically(path, lambda temporary: figure.savefig(temporary, format="png"))
     return path

@@ -1,0 +1,55 @@
+"""Where dropout is, part by part; what it does to a whole model is tested there."""
+
+from collections.abc import Callable
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from openxlstm.config import StackConfig
+from openxlstm.nn.feedforward import GatedFeedForward
+from openxlstm.nn.mlstm import MLSTMLayer
+from openxlstm.nn.slstm import SLSTMLayer
+
+CONFIG = StackConfig(embedding_dim=16, num_heads=2, dropout=0.5)
+PARTS: list[Callable[[StackConfig], nn.Module]] = [MLSTMLayer, SLSTMLayer, GatedFeedForward]
+
+
+def output(part: nn.Module, x: Tensor) -> Tensor:
+    y = part(x)
+    return y if isinstance(y, Tensor) else y[0]
+
+
+@pytest.mark.parametrize("make", PARTS)
+def test_training_drops_and_evaluation_does_not(
+    make: Callable[[StackConfig], nn.Module], randomize: Callable[[nn.Module], None]
+) -> None:
+    part, x = make(CONFIG), torch.randn(2, 5, 16)
+    randomize(part)
+    assert not torch.allclose(output(part, x), output(part, x))
+    part.eval()
+    assert torch.equal(output(part, x), output(part, x))
+
+
+@pytest.mark.parametrize("make", [MLSTMLayer, GatedFeedForward])
+def test_what_goes_back_to_the_residual_stream_is_dropped_or_scaled(
+    make: Callable[[StackConfig], nn.Module], randomize: Callable[[nn.Module], None]
+) -> None:
+    part, x = make(CONFIG), torch.randn(8, 50, 16)
+    randomize(part)
+    dropped = output(part, x)
+    whole = output(part.eval(), x)
+    kept = dropped != 0
+    assert kept.float().mean().item() == pytest.approx(0.5, abs=0.03)
+    assert torch.allclose(dropped[kept], 2 * whole[kept], atol=1e-5)
+
+
+def test_an_slstm_drops_before_its_norm(randomize: Callable[[nn.Module], None]) -> None:
+    """The heads are normed after dropout, so that nothing in the output is 0; and the state, which
+    goes on to the next step, is whole."""
+    layer, x = SLSTMLayer(CONFIG), torch.randn(2, 5, 16)
+    randomize(layer)
+    y, state = layer(x)
+    assert (y != 0).all()
+    _, whole = layer.eval()(x)
+    assert torch.equal(state.cell.h, whole.cell.h)
