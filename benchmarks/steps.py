@@ -32,8 +32,8 @@ from timing import Timing, alternate, environment, installed, measure_limits, wr
 from torch import Tensor, nn
 
 import openxlstm
-from openxlstm.generate.engine import stream_tokens
-from openxlstm.generate.sampling import Sampling
+from openxlstm.generation.engine import stream_tokens
+from openxlstm.generation.sampling import Sampling
 
 VOCAB, B, T, WIDTH, HEADS = 65, 16, 256, 128, 4
 STACKS = ("mmmm", "ssss", "msmm")

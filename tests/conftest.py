@@ -15,7 +15,7 @@ settings.load_profile("openxlstm")
 def _deterministic() -> Iterator[None]:
     """The same random numbers in every test, and memory that is NaN until it is written."""
     torch.manual_seed(0)
-    torch.utils.deterministic.fill_uninitialized_memory = True
+    torch.utils.deterministic.fill_uninitialized_memory = True  # pyright: ignore[reportAttributeAccessIssue]
     torch.use_deterministic_algorithms(True)
     yield
     torch.use_deterministic_algorithms(False)

@@ -26,10 +26,10 @@ MAY_IMPORT: dict[str, set[str] | None] = {
     "lm": {"config", "states", "nn", "files"},
     "data": {"files"},
     "train": {"config", "device", "states", "lm", "files"},
-    "generate": {"states", "device", "lm"},
+    "generation": {"states", "device", "lm"},
     "interop": {"config", "lm", "files"},
     "inspect": {"states", "reference", "nn", "lm", "files"},
-    "serve": {"generate", "data", "lm", "device"},
+    "serve": {"generation", "data", "lm", "device"},
     "cli": None,
 }
 """What each room may import of the others, None for anything; all may import errors."""

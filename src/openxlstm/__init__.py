@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from openxlstm.config import DataConfig, ModelConfig, StackConfig, TrainConfig
     from openxlstm.data.tokenizer import load_tokenizer
     from openxlstm.errors import UserError
-    from openxlstm.generate.text import generate
+    from openxlstm.generation.text import generate
     from openxlstm.lm.model import LanguageModel
     from openxlstm.lm.summary import summarize
     from openxlstm.nn.parameters import parameter_groups
@@ -32,7 +32,7 @@ _PLACES = {
     "StackConfig": "openxlstm.config",
     "TrainConfig": "openxlstm.config",
     "UserError": "openxlstm.errors",
-    "generate": "openxlstm.generate.text",
+    "generate": "openxlstm.generation.text",
     "load_tokenizer": "openxlstm.data.tokenizer",
     "ops": "openxlstm",
     "parameter_groups": "openxlstm.nn.parameters",

@@ -71,6 +71,13 @@ def test_windows_and_streams(measure: Measure, expect: Expect) -> None:
     assert len({measure(*o)["loss"] for o in ([], ["--window", 3], ["--stream"])}) == 3
 
 
+def test_a_long_stream_is_read_in_pieces(
+    measure: Measure, expect: Expect, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("openxlstm.cli.eval.STREAM_WINDOW", 10)
+    assert measure("--stream")["loss"] == pytest.approx(expect(10**6))
+
+
 def test_the_batch_changes_the_speed_only(measure: Measure) -> None:
     assert measure("--batch-size", 1)["loss"] == pytest.approx(measure()["loss"], rel=1e-5)
 

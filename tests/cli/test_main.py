@@ -118,6 +118,8 @@ def test_a_wrong_call_is_one_line(arguments: str, names: str, encoding: str, cli
     assert result.err.startswith("openxlstm: ")
     assert result.err.count("\n") == 1
     assert names in result.err
+    assert "---" not in result.err, "nothing is left of the box"
+    assert "helptext" not in result.err
 
 
 @pytest.mark.parametrize("columns", ["20", "40", "300"])

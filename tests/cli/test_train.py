@@ -105,7 +105,7 @@ def test_the_sample_goes_to_standard_output_and_progress_does_not(
     assert result.out == sample + "\n"
     for step in (0, 3, 6):
         assert re.search(rf"^step +{step} .*train \d\.\d+ +val \d\.\d+", result.err, re.MULTILINE)
-    assert str(folder) in result.err, "long paths are not broken"
+    assert f"run    {folder}\n" in result.err
     parameters = sum(p.numel() for p in model.parameters())
     assert f"{parameters:,} parameters" in result.err
     assert f"openxlstm generate {folder}" in result.err
@@ -183,15 +183,15 @@ def test_minutes_end_a_run(
 def test_a_path_may_have_anything_in_it(
     cli: Cli, tiny: tuple[str, ...], tmp_path: Path, text_file: Path
 ) -> None:
-    """Brackets are mark-up to rich, and dollars are formulas to matplotlib."""
+    """Brackets are mark-up to rich, which breaks long lines; to matplotlib dollars are formulas."""
     odd = tmp_path / "dir[" / "b].txt"
-    folder = tmp_path / "$x^$ [/bold]"
+    folder = tmp_path / "a very long name of a folder" / ("x" * 80) / "$x^$ [/bold]"
     odd.parent.mkdir()
     shutil.copy(text_file, odd)
     result = cli("train", "--data", odd, "--out", folder, "--steps", 2, *tiny)
     assert result.code == 0
-    assert str(odd) in result.err
-    assert str(folder) in result.err
+    assert f"text   {odd}: " in result.err
+    assert f"run    {folder}\n" in result.err
 
 
 def test_presets_are_listed(cli: Cli, tmp_path: Path) -> None:
@@ -250,6 +250,8 @@ def uninterrupted(train: Train, tmp_path_factory: pytest.TempPathFactory) -> dic
     for sampling, folder in folders.items():
         options = ("--quiet", "--dropout", 0.1, "--sampling", sampling)
         assert train(folder, *options).code == 0
+        carried = [name for name in load_file(folder / LAST) if name.startswith("state.")]
+        assert bool(carried) == (sampling == "streams")
     return folders
 
 

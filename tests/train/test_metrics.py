@@ -27,7 +27,7 @@ def evaluated(number: int, val: float = 2.0) -> Evaluated:
 
 def write(folder: Path, steps: range, every: int = 1, begin: int = 0) -> None:
     with MetricsFile(folder, every=every) as metrics:
-        metrics.on_start(Progress(step=begin))
+        metrics.on_start(Progress(step=begin, seconds=0.5 * begin))
         for number in steps:
             metrics.on_step(step(number, loss=float(number)))
 
@@ -53,9 +53,10 @@ def test_what_a_line_holds(tmp_path: Path) -> None:
     assert list(read_metrics(tmp_path)) == lines(tmp_path)
 
 
-def test_a_line_is_the_mean_since_the_line_before(tmp_path: Path) -> None:
+def test_a_line_is_one_batch_of_so_many(tmp_path: Path) -> None:
+    """Not a mean of several, which a resumed run would not know."""
     write(tmp_path, range(1, 13), every=5)
-    assert [(r["step"], r["loss"]) for r in read_metrics(tmp_path)] == [(5, 3.0), (10, 8.0)]
+    assert [(r["step"], r["loss"]) for r in read_metrics(tmp_path)] == [(5, 5.0), (10, 10.0)]
 
 
 def test_every_line_is_on_disk_at_once(tmp_path: Path) -> None:

@@ -48,7 +48,7 @@ def run(arguments: list[str]) -> int:
     options = parse(Options, "generate", arguments)
 
     from openxlstm.device import get_device, set_threads
-    from openxlstm.generate.text import generate
+    from openxlstm.generation.text import generate
 
     set_threads(options.threads)
     device = get_device(options.device)

@@ -57,7 +57,9 @@ def run(arguments: list[str]) -> int:
     except BrokenPipeError:  # whoever read our output, `head` for one, has seen enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
-    except (UserError, OSError) as error:
+    except (UserError, OSError, MemoryError, RuntimeError) as error:
+        if isinstance(error, RuntimeError) and not _is_out_of_memory(error):
+            raise
         if {"-v", "--verbose"} & set(rest):
             traceback.print_exc()
         return _complain(_in_words(error))
@@ -65,9 +67,16 @@ def run(arguments: list[str]) -> int:
 
 def _in_words(error: Exception) -> str:
     """One line about an error; an OSError is about a file: no space, no permission."""
+    if isinstance(error, MemoryError | RuntimeError):
+        return "there is not enough memory for this: choose smaller sizes, e.g. --batch-size"
     if isinstance(error, OSError) and error.strerror:
         return error.strerror + (f": {error.filename}" if error.filename else "")
     return " ".join(str(error).split())
+
+
+def _is_out_of_memory(error: RuntimeError) -> bool:
+    words = str(error)
+    return "allocate memory" in words or "out of memory" in words
 
 
 def _complain(message: str) -> int:

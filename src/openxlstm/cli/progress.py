@@ -15,7 +15,8 @@ SMOOTHING = 0.98
 class TrainingProgress(Callback):
     """A bar with loss, tokens a second and time left, and a line for each evaluation."""
 
-    def __init__(self, *, quiet: bool) -> None:
+    def __init__(self, description: str, *, quiet: bool) -> None:
+        self._description = description
         self._console = Console(stderr=True, quiet=quiet, highlight=False, markup=False)
         self._bar = Bar(
             TextColumn("step {task.fields[step]:,}"),
@@ -40,11 +41,9 @@ class TrainingProgress(Callback):
     def __exit__(self, *_: object) -> None:
         self._bar.stop()
 
-    def say(self, message: str) -> None:
-        self._console.print(message, soft_wrap=True)
-
     def on_start(self, progress: Progress) -> None:
         self._start = Progress(**vars(progress))
+        self._console.print(f"{self._description}\n", soft_wrap=True)
 
     def on_step(self, step: Step) -> None:
         loss = step.loss if self._loss is None else self._loss

@@ -1,6 +1,7 @@
 """`openxlstm train`: from a text to a model's folder."""
 
 import contextlib
+import os
 import signal
 import sys
 import threading
@@ -23,6 +24,7 @@ from openxlstm.lm.presets import PRESETS, get_preset
 if TYPE_CHECKING:
     from openxlstm.data.tokenizer import Tokenizer
     from openxlstm.lm.model import LanguageModel
+    from openxlstm.train.loop import Progress
 
 C = TypeVar("C", bound=Config)
 
@@ -199,7 +201,6 @@ def _train(plan: Plan, options: Options) -> int:
     from openxlstm.data.batches import RandomWindows, Streams
     from openxlstm.data.corpora import split
     from openxlstm.device import get_device, seed_everything, set_threads
-    from openxlstm.lm.folder import save_config
     from openxlstm.lm.model import LanguageModel
     from openxlstm.train.curve import draw_loss
     from openxlstm.train.loop import fit
@@ -221,14 +222,10 @@ def _train(plan: Plan, options: Options) -> int:
     in_val = RandomWindows(val_ids, *size, seed=0, part="the held-out part")
     model = LanguageModel(plan.model).to(device)
 
-    if not options.resume:
-        plan.tokenizer.save(folder)
-        save_config(plan.model, folder)
-    plan.record.save(folder)
     with contextlib.ExitStack() as stack:
-        progress = stack.enter_context(TrainingProgress(quiet=options.quiet))
-        progress.say(f"{_description(plan, model, len(train_ids), len(val_ids))}\n")
-        callbacks: list[Any] = [progress, stack.enter_context(MetricsFile(folder))]
+        description = _description(plan, model, len(train_ids), len(val_ids))
+        progress = stack.enter_context(TrainingProgress(description, quiet=options.quiet))
+        callbacks: list[Any] = [_RunFiles(plan), progress, stack.enter_context(MetricsFile(folder))]
         if options.tensorboard:
             callbacks.append(stack.enter_context(TensorBoard(folder)))
         stopped = stack.enter_context(_stop_on_signals())
@@ -271,6 +268,25 @@ def _description(plan: Plan, model: "LanguageModel", num_train: int, num_val: in
     )
 
 
+class _RunFiles:
+    """Writes what a run's folder says of the run, as soon as it can start and not before."""
+
+    def __init__(self, plan: Plan) -> None:
+        self._plan = plan
+
+    def on_start(self, progress: "Progress") -> None:
+        from openxlstm.lm.folder import save_config
+
+        plan = self._plan
+        if progress.seconds == 0:
+            plan.tokenizer.save(plan.folder)
+            save_config(plan.model, plan.folder)
+        plan.record.save(plan.folder)
+
+    def on_step(self, step: object) -> None: ...
+    def on_evaluated(self, evaluated: object) -> None: ...
+
+
 @contextlib.contextmanager
 def _stop_on_signals() -> Iterator[threading.Event]:
     """An event that the first Ctrl-C, or SIGTERM, sets; the second Ctrl-C stops at once."""
@@ -280,7 +296,8 @@ def _stop_on_signals() -> Iterator[threading.Event]:
         if stopped.is_set():
             raise KeyboardInterrupt
         stopped.set()
-        _say("stopping after this step; once more stops without saving")
+        # os.write, since print may be under way in the very step that the signal interrupts.
+        os.write(2, b"\nstopping after this step; once more stops without saving\n")
 
     before = {number: signal.signal(number, stop) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
@@ -292,7 +309,7 @@ def _stop_on_signals() -> Iterator[threading.Event]:
 
 def _write_sample(folder: Path, seed: int) -> None:
     """Writes some text by the best model to standard output."""
-    from openxlstm.generate.text import generate
+    from openxlstm.generation.text import generate
 
     for piece in generate(*load_run(folder, "best"), max_tokens=500, seed=seed):
         print(piece, end="", flush=True)

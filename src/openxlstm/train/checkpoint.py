@@ -65,6 +65,8 @@ def load_checkpoint(
     load_weights(model, path, prefix="model.", tied=model.config.tie_weights)
     _load_optimizer(path, tensors, model, optimizer)
     parts = [tensors[f"state.{i}"] for i in range(sum(n.startswith("state.") for n in tensors))]
+    if "rng" not in tensors:
+        raise UserError(f"{path} is damaged: it lacks the random state")
     torch.set_rng_state(tensors["rng"])
     if not parts:
         return None, values
@@ -84,3 +86,6 @@ def _load_optimizer(
                 if parameter is None or tensor.shape not in (parameter.shape, ()):
                     raise UserError(f"{path}: {name} does not fit the model")
                 optimizer.state[parameter][key] = tensor.to(parameter.device)
+    kinds = {frozenset(slots) for slots in optimizer.state.values()}
+    if len(kinds) > 1 or len(optimizer.state) not in (0, len(parameters)):
+        raise UserError(f"{path} is damaged: it lacks a part of the optimizer")

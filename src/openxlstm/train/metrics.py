@@ -15,15 +15,14 @@ METRICS = "metrics.jsonl"
 class MetricsFile(Callback):
     """Appends to a run's `metrics.jsonl`.
 
-    Lines of the kind "step" hold the mean loss of the batches since the line before; lines of the
-    kind "evaluation" the losses of the train and val samples. A resumed run drops what came after
-    the checkpoint that it goes on from.
+    Lines of the kind "step" hold the loss of one batch in `every`; lines of the kind "evaluation"
+    the losses of the train and val samples. A resumed run drops what came after the checkpoint that
+    it goes on from, so that it ends with the lines of a run that never stopped.
     """
 
     def __init__(self, folder: Path, every: int = 10) -> None:
         self._folder = folder
         self._every = every
-        self._losses: list[float] = []
         self._file: TextIO | None = None
 
     def __enter__(self) -> Self:
@@ -35,19 +34,18 @@ class MetricsFile(Callback):
 
     def on_start(self, progress: Progress) -> None:
         path = self._folder / METRICS
-        kept = [r for r in read_metrics(self._folder) if r["step"] <= progress.step]
+        began = progress.seconds > 0  # else this is a new run, whatever the folder holds
+        kept = [r for r in read_metrics(self._folder) if began and r["step"] <= progress.step]
         write_text(path, "".join(json.dumps(record) + "\n" for record in kept))
         self._file = path.open("a", encoding="utf-8")
 
     def on_step(self, step: Step) -> None:
-        self._losses.append(step.loss)
         if step.step % self._every == 0:
             self._write(
                 kind="step", step=step.step, tokens=step.tokens, seconds=step.seconds,
-                loss=sum(self._losses) / len(self._losses),
+                loss=step.loss,
                 learning_rate=step.learning_rate, gradient_norm=step.gradient_norm,
             )  # fmt: skip
-            self._losses.clear()
 
     def on_evaluated(self, evaluated: Evaluated) -> None:
         self._write(

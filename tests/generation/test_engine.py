@@ -8,9 +8,9 @@ import pytest
 import torch
 
 from openxlstm.errors import UserError
-from openxlstm.generate import engine
-from openxlstm.generate.engine import decode_batch, prefill, step, stream_tokens
-from openxlstm.generate.sampling import Sampling, sample
+from openxlstm.generation import engine
+from openxlstm.generation.engine import decode_batch, prefill, step, stream_tokens
+from openxlstm.generation.sampling import Sampling, sample
 from openxlstm.states import select, state_bytes
 
 WARM = Sampling(temperature=0.9, top_k=12, top_p=0.95)

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from openxlstm.errors import UserError
-from openxlstm.generate.sampling import Sampling, draw, row_generators, sample
+from openxlstm.generation.sampling import Sampling, draw, row_generators, sample
 
 INF = math.inf
 
@@ -102,7 +102,7 @@ def support(logits: Tensor, sampling: Sampling) -> set[int]:
     num = 4096
     walk = (torch.arange(num).double() / num).unsqueeze(1)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("openxlstm.generate.sampling.uniform", lambda *_: walk)
+        patch.setattr("openxlstm.generation.sampling.uniform", lambda *_: walk)
         return set(draw(logits.expand(num, -1), sampling).tolist())
 
 
@@ -116,7 +116,7 @@ def test_ruled_out_tokens_are_never_picked():
 
 def test_ends_of_the_uniform_numbers_pick_possible_tokens(monkeypatch: pytest.MonkeyPatch):
     ends = torch.tensor([[0.0], [1 - 2**-53]], dtype=torch.float64)
-    monkeypatch.setattr("openxlstm.generate.sampling.uniform", lambda *_: ends)
+    monkeypatch.setattr("openxlstm.generation.sampling.uniform", lambda *_: ends)
     logits = torch.tensor([[-INF, 0.3, 0.1, 0.7, -INF]]).expand(2, -1)
     assert sample(logits).tolist() == [1, 3]
     assert sample(logits, top_k=2).tolist() == [3, 1]

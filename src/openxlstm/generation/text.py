@@ -6,8 +6,8 @@ from collections.abc import Iterable, Iterator
 from typing import TYPE_CHECKING, Protocol
 
 from openxlstm.errors import UserError
-from openxlstm.generate.engine import Ids, stream_tokens
-from openxlstm.generate.sampling import Sampling
+from openxlstm.generation.engine import Ids, stream_tokens
+from openxlstm.generation.sampling import Sampling
 
 if TYPE_CHECKING:
     from openxlstm.lm.model import LanguageModel

@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from openxlstm.errors import UserError
-from openxlstm.generate.sampling import Sampling, draw, row_generators
+from openxlstm.generation.sampling import Sampling, draw, row_generators
 from openxlstm.states import select, stack
 
 if TYPE_CHECKING:

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from openxlstm.errors import UserError
-from openxlstm.generate.text import generate, until, whole_characters
+from openxlstm.generation.text import generate, until, whole_characters
 
 
 class Bytes:
