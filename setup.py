@@ -1,7 +1,7 @@
 """Builds the native CPU backend, if this machine can; without it openxlstm installs all the same.
 
-One extension serves every Python from 3.11 on and every torch from 2.10 on: it uses Python's limited
-API and torch's stable ABI. Everything else about the package is in pyproject.toml.
+One extension serves every Python from 3.11 on and every torch from 2.10 on: it uses Python's
+limited API and torch's stable ABI. Everything else about the package is in pyproject.toml.
 """
 
 import shutil
@@ -16,7 +16,7 @@ NATIVE = "openxlstm.ops._native"
 
 
 class OptionalBuild(build_ext):
-    """Leaves a note beside the package where the extension cannot be built, for `openxlstm info`."""
+    """Where the extension cannot be built, leaves a note in the package for `openxlstm info`."""
 
     def build_extension(self, ext: Extension) -> None:
         built = Path(self.get_ext_fullpath(ext.name))
