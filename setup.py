@@ -19,17 +19,20 @@ class OptionalBuild(build_ext):
     """Where the extension cannot be built, leaves a note in the package for `openxlstm info`."""
 
     def build_extension(self, ext: Extension) -> None:
-        built = Path(self.get_ext_fullpath(ext.name))
-        note = built.parent / "_native_missing.txt"
+        # Beside what is built, for a wheel, and in the source, for an editable install.
+        folders = (Path(self.get_ext_fullpath(ext.name)).parent, SOURCES.parent)
+        notes = [folder / "_native_missing.txt" for folder in folders]
         try:
             self._add_torch(ext)
             super().build_extension(ext)
-            note.unlink(missing_ok=True)
+            for note in notes:
+                note.unlink(missing_ok=True)
         except Exception as error:  # whatever a compiler, or its absence, may raise
             reason = " ".join(str(error).split()) or type(error).__name__
             self.warn(f"openxlstm installs without its native CPU backend: {reason}")
-            note.parent.mkdir(parents=True, exist_ok=True)
-            note.write_text(f"it could not be built: {reason}\n", encoding="utf-8")
+            for note in notes:
+                note.parent.mkdir(parents=True, exist_ok=True)
+                note.write_text(f"it could not be built: {reason}\n", encoding="utf-8")
 
     def _add_torch(self, ext: Extension) -> None:
         try:
@@ -56,6 +59,7 @@ extension = Extension(
     extra_link_args=[] if sys.platform == "darwin" else ["-Wl,--as-needed"],
     language="c++",
     py_limited_api=True,
+    optional=True,  # an editable install then does without the file
 )
 
 setup(
