@@ -14,6 +14,7 @@ SOURCE = Path(openxlstm.__file__).parent
 FILES = sorted(SOURCE.rglob("*.py"))
 MAY_IMPORT: dict[str, set[str] | None] = {
     "__init__": None,
+    "__main__": None,
     "_version": set(),
     "errors": set(),
     "files": set(),
