@@ -8,6 +8,7 @@ import torch
 import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from op_cases import make_reset
 from tolerances import assert_close
 from torch import Tensor
 
@@ -49,21 +50,6 @@ def random_inputs(
         randn(B, T, D), randn(D, K), randn(D) if with_bias else None,
         randn(B, K - 1, D) if with_state else None,
     )  # fmt: skip
-
-
-def make_reset(kind: str, B: int, T: int) -> Tensor | None:
-    reset = torch.zeros(B, T, dtype=torch.bool)
-    if kind == "none":
-        return None
-    if kind == "first":
-        reset[:, 0] = True
-    elif kind == "last":
-        reset[-1, -1] = True
-    elif kind == "adjacent":
-        reset[0, T // 2 : T // 2 + 3] = True
-    elif kind == "random":
-        reset = torch.rand(B, T, generator=torch.Generator().manual_seed(0)) < 0.3
-    return reset
 
 
 def truth(

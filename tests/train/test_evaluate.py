@@ -8,8 +8,8 @@ import torch
 from torch import Tensor
 
 from openxlstm.data.batches import Batch, windows_in_order
-from openxlstm.lm.model import LanguageModel
-from openxlstm.train.evaluate import Evaluation, evaluate, evaluation_mode
+from openxlstm.lm.model import LanguageModel, evaluation_mode
+from openxlstm.train.evaluate import Evaluation, evaluate
 
 MakeModel = Callable[..., LanguageModel]
 

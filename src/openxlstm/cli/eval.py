@@ -4,12 +4,12 @@ import json
 import sys
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Literal
 
 import tyro
 
 from openxlstm.cli.corpus import read_text
-from openxlstm.cli.options import Verbose, parse
+from openxlstm.cli.options import Quiet, Verbose, parse
 from openxlstm.cli.runs import Checkpoint, RunRecord, load_run
 from openxlstm.errors import UserError
 
@@ -46,7 +46,7 @@ class Options:
     """Where to compute."""
     threads: int | None = None
     """Threads of an operation; by default torch's choice."""
-    quiet: Annotated[bool, tyro.conf.arg(aliases=["-q"])] = False
+    quiet: Quiet = False
     """No progress."""
     verbose: Verbose = False
     """Show the traceback of an error."""

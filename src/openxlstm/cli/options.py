@@ -11,6 +11,7 @@ import tyro
 
 from openxlstm.errors import UserError
 
+Quiet = Annotated[bool, tyro.conf.arg(aliases=["-q"])]
 Verbose = Annotated[bool, tyro.conf.arg(aliases=["-v"])]
 O = TypeVar("O")
 

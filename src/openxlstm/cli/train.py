@@ -9,13 +9,11 @@ from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from itertools import islice
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeVar
-
-import tyro
+from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 from openxlstm._version import __version__
 from openxlstm.cli.corpus import read_text
-from openxlstm.cli.options import Verbose, parse
+from openxlstm.cli.options import Quiet, Verbose, parse
 from openxlstm.cli.runs import RECORD, RunRecord, free_folder, is_in_use, load_run, text_sha256
 from openxlstm.config import Config, DataConfig, ModelConfig, TrainConfig
 from openxlstm.errors import UserError
@@ -97,7 +95,7 @@ class Options:
     """Where to train."""
     threads: int | None = None
     """Threads of an operation; by default torch's choice."""
-    quiet: Annotated[bool, tyro.conf.arg(aliases=["-q"])] = False
+    quiet: Quiet = False
     """No progress and no sample."""
     verbose: Verbose = False
     """Show the traceback of an error."""

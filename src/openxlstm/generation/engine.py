@@ -10,9 +10,8 @@ B batch · T time
 from __future__ import annotations
 
 from collections.abc import Collection, Iterator, Sequence
-from contextlib import contextmanager
 from itertools import count
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import torch
@@ -20,27 +19,11 @@ from torch import Tensor
 
 from openxlstm.errors import UserError
 from openxlstm.generation.sampling import Sampling, draw, row_generators
+from openxlstm.lm.model import LanguageModel, evaluation_mode
 from openxlstm.states import select, stack
-
-if TYPE_CHECKING:
-    from openxlstm.lm.model import LanguageModel
 
 Ids = Sequence[int] | np.ndarray | Tensor
 """Token ids in a row."""
-
-
-@contextmanager
-def evaluating(model: LanguageModel) -> Iterator[None]:
-    """Inference mode without dropout; every module's training flag is put back at the end."""
-    training = [module for module in model.modules() if module.training] if model.training else []
-    for module in training:
-        module.training = False
-    try:
-        with torch.inference_mode():
-            yield
-    finally:
-        for module in training:
-            module.training = True
 
 
 def prefill(
@@ -53,7 +36,7 @@ def prefill(
     generation, not training. Raises UserError if there is no token, or one the model cannot know.
     """
     check_ids(model, ids)
-    with evaluating(model):
+    with evaluation_mode(model), torch.inference_mode():
         logits = None
         for piece in ids.to(device_of(model)).split(chunk, dim=1):
             logits, state = model(piece, state)
@@ -63,7 +46,7 @@ def prefill(
 
 def step(model: LanguageModel, ids: Tensor, state: Any) -> tuple[Tensor, Any]:
     """Reads one token a row: ids (B,) and the state → logits (B, vocab), the next state."""
-    with evaluating(model):
+    with evaluation_mode(model), torch.inference_mode():
         logits, state = model(ids.unsqueeze(1), state)
         return logits[:, -1], state
 

@@ -76,9 +76,20 @@ def load_weights(model: nn.Module, path: Path, prefix: str = "", *, tied: bool =
     """Puts a file's tensors into a model; names and shapes must be the model's.
 
     Raises:
-        UserError: that names the first tensor that is missing, unknown or of another shape.
+        UserError: as `read_weights` and `put_weights`.
     """
     tensors, _ = read_weights(path, prefix)
+    put_weights(model, tensors, path, tied=tied)
+
+
+def put_weights(
+    model: nn.Module, tensors: dict[str, Tensor], path: Path, *, tied: bool = False
+) -> None:
+    """Puts tensors that were read from `path` into a model.
+
+    Raises:
+        UserError: that names the first tensor that is missing, unknown or of another shape.
+    """
     expected = model.state_dict()
     if tied:
         expected.pop("head.weight")

@@ -1,5 +1,7 @@
 """The language model: token ids in, logits out, state in and out."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Self
 
@@ -96,6 +98,19 @@ class LanguageModel(nn.Module):
         """Writes `config.json` and `model.safetensors`, each atomically."""
         save_weights(Path(folder) / WEIGHTS, self.state_dict(), tied=self.config.tie_weights)
         save_config(self.config, folder)
+
+
+@contextmanager
+def evaluation_mode(model: nn.Module) -> Iterator[None]:
+    """No dropout inside; every module's training flag is put back at the end."""
+    training = [module for module in model.modules() if module.training] if model.training else []
+    for module in training:
+        module.training = False
+    try:
+        yield
+    finally:
+        for module in training:
+            module.training = True
 
 
 def _positions(ids: Tensor, start: Tensor | None, reset: Tensor | None) -> tuple[Tensor, Tensor]:

@@ -3,8 +3,6 @@
 from collections import Counter
 from dataclasses import dataclass
 
-import torch
-
 from openxlstm.config import LAYER_KINDS, ModelConfig
 from openxlstm.lm.model import LanguageModel
 from openxlstm.states import state_bytes
@@ -45,12 +43,10 @@ def summarize(model: LanguageModel) -> Summary:
         counts[_part(name, model.config)] += parameter.numel()
     if model.config.tie_weights:
         counts["head"] = 0
-    with torch.device("meta"):
-        state = LanguageModel(model.config).to(model.head.weight.dtype).initial_state(1)
     return Summary(
         parts=dict(counts),
         flops_per_token=flops_per_token(model.config),
-        state_bytes=state_bytes(state),
+        state_bytes=state_bytes(model.initial_state(1)),
     )
 
 

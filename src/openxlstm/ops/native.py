@@ -15,6 +15,7 @@ from torch import Tensor
 from openxlstm.ops.dispatch import Request
 from openxlstm.ops.stabilizer import segments, through_stabilizer
 from openxlstm.ops.torch_mlstm import best_chunk_size
+from openxlstm.reference.mlstm import initial_state, one
 from openxlstm.states import MLSTMState, SLSTMState
 
 MAX_CHUNK = 256
@@ -85,12 +86,7 @@ def mlstm(
     chunk_size: int | None = None,
 ) -> tuple[Tensor, MLSTMState]:
     """`openxlstm.ops.mlstm` for inputs that it has checked."""
-    B, NH, T, DQK = q.shape
-    DHV = v.shape[-1]
-    if state is None:
-        state = MLSTMState(
-            q.new_zeros(B, NH, DQK, DHV), q.new_zeros(B, NH, DQK), q.new_zeros(B, NH)
-        )
+    state = initial_state(q, v) if state is None else state
     inputs = (_rows(q), _rows(k), _rows(v), log_i.contiguous(), log_f.contiguous())
     initial = tuple(part.contiguous() for part in state)
     save = torch.is_grad_enabled() and any(x.requires_grad for x in (*inputs, *initial))
@@ -99,7 +95,7 @@ def mlstm(
         *initial,
         None if reset is None else reset.contiguous(),
         eps,
-        min(T, MAX_CHUNK, chunk_size or best_chunk_size(DQK, DHV)),
+        min(q.shape[2], MAX_CHUNK, chunk_size or best_chunk_size(q.shape[-1], v.shape[-1])),
         save,
     )
     return h, MLSTMState(C, n, m)
@@ -198,7 +194,7 @@ def _mlstm_backward(
     # h does not depend on m but for eps. A loss on the final state may: C and n are over exp(m).
     dm = torch.zeros_like(m_steps)
     if ctx.eps:
-        denominator = torch.maximum(normalizer.abs(), torch.exp(-m_steps)) + ctx.eps
+        denominator = torch.maximum(normalizer.abs(), one(m_steps)) + ctx.eps
         dm -= ctx.eps * (dh * h).sum(-1) / denominator
     if on_state:
         dm[..., -1] -= (C * dC_T).sum((-2, -1)) + (n * dn_T).sum(-1)

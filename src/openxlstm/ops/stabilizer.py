@@ -21,20 +21,11 @@ def starts(segment: Tensor) -> Tensor:
     return segment.diff(dim=-1, prepend=segment.new_zeros(segment.shape[0], 1)) > 0
 
 
-def running_maximum(
-    log_i: Tensor, log_f: Tensor, m_0: Tensor, segment: Tensor | None
-) -> tuple[Tensor, Tensor]:
-    """m_t - F_t, and the step that set it (G, T); log gates (G, T), m_0 (G,)."""
-    log_i, log_f, m_0 = log_i.double(), log_f.double(), m_0.double()[:, None]
-    log_m_s = _written(log_i, log_f, segment) - log_f.cumsum(-1)
-    if segment is None:
-        running, source = log_m_s.cummax(-1)
-        return torch.maximum(running, m_0), source
-    # Each segment is lifted over those before it, so that their maxima don't reach into it.
-    lift = segment * (_span(log_m_s) + 1)
-    running, source = (log_m_s + lift).cummax(-1)
-    running = running - lift
-    return torch.where(segment > 0, running, torch.maximum(running, m_0)), source
+def running_maximum(log_i: Tensor, log_f: Tensor, m_0: Tensor, segment: Tensor | None) -> Tensor:
+    """m_t - F_t (G, T), of log gates (G, T) and m_0 (G,)."""
+    best, _ = _winners(log_i, log_f, segment)
+    with_start = torch.maximum(best, m_0.double()[:, None])
+    return with_start if segment is None else torch.where(segment > 0, best, with_start)
 
 
 def through_stabilizer(
@@ -46,9 +37,8 @@ def through_stabilizer(
     at the start (m_0), or that after a reset (0), won instead, it is that plus all log_f since.
     """
     G, T = dm.shape
-    _, s = running_maximum(log_i, log_f, m_0, segment)
-    log_m_s = _written(log_i.double(), log_f.double(), segment) - log_f.double().cumsum(-1)
-    from_start = m_0.double()[:, None] > log_m_s.gather(1, s)
+    best, s = _winners(log_i, log_f, segment)
+    from_start = m_0.double()[:, None] > best
     from_reset = torch.zeros_like(from_start)
     if segment is not None:
         from_start = from_start & (segment == 0)
@@ -66,6 +56,19 @@ def through_stabilizer(
 def reverse_cumsum(x: Tensor) -> Tensor:
     """Sums from each step to the last."""
     return x.flip(-1).cumsum(-1).flip(-1)
+
+
+def _winners(log_i: Tensor, log_f: Tensor, segment: Tensor | None) -> tuple[Tensor, Tensor]:
+    """The largest log_i_s - F_s up to each step, in its segment, and the step s (G, T)."""
+    log_i, log_f = log_i.double(), log_f.double()
+    log_m_s = _written(log_i, log_f, segment) - log_f.cumsum(-1)
+    if segment is None:
+        best, source = log_m_s.cummax(-1)
+        return best, source
+    # Each segment is lifted over those before it, so that their maxima don't reach into it.
+    lift = segment * (_span(log_m_s) + 1)
+    best, source = (log_m_s + lift).cummax(-1)
+    return best - lift, source
 
 
 def _written(log_i: Tensor, log_f: Tensor, segment: Tensor | None) -> Tensor:

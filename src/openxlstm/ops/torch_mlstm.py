@@ -95,7 +95,7 @@ def _gates(log_i: Tensor, log_f: Tensor, m_0: Tensor, segment: Tensor | None, L:
     G, T = log_f.shape
     dtype, log_i, log_f = log_f.dtype, log_i.double(), log_f.double()
     sum_log_f = log_f.cumsum(-1)
-    m = (sum_log_f + running_maximum(log_i, log_f, m_0, segment)[0]).to(dtype)
+    m = (sum_log_f + running_maximum(log_i, log_f, m_0, segment)).to(dtype)
 
     chunked = (G, T // L, L)
     m_t = m.view(chunked).double()

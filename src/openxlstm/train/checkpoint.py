@@ -15,7 +15,7 @@ from torch.optim import Optimizer
 
 from openxlstm import states
 from openxlstm.errors import UserError
-from openxlstm.lm.folder import load_weights, read_weights, save_weights
+from openxlstm.lm.folder import put_weights, read_weights, save_weights
 from openxlstm.lm.model import LanguageModel
 from openxlstm.states import ModelState
 
@@ -41,7 +41,6 @@ def save_checkpoint(
     for index, part in enumerate(states.tensors(state)):
         tensors[f"state.{index}"] = part
     tensors["rng"] = torch.get_rng_state()
-    path.parent.mkdir(parents=True, exist_ok=True)
     metadata = {METADATA: json.dumps({"version": VERSION, **values})}
     save_weights(path, tensors, metadata=metadata)
 
@@ -62,7 +61,8 @@ def load_checkpoint(
         raise UserError(f"{path} is not a training checkpoint") from None
     if version != VERSION:
         raise UserError(f"{path} is a checkpoint of version {version}; this openxlstm reads 1")
-    load_weights(model, path, prefix="model.", tied=model.config.tie_weights)
+    weights = {n.removeprefix("model."): t for n, t in tensors.items() if n.startswith("model.")}
+    put_weights(model, weights, path, tied=model.config.tie_weights)
     _load_optimizer(path, tensors, model, optimizer)
     parts = [tensors[f"state.{i}"] for i in range(sum(n.startswith("state.") for n in tensors))]
     if "rng" not in tensors:

@@ -1,16 +1,15 @@
 """How well a model predicts a text that it was not trained on."""
 
 import math
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Protocol
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
-from openxlstm.lm.model import LanguageModel
+from openxlstm.lm.model import LanguageModel, evaluation_mode
 
 
 class Batch(Protocol):
@@ -88,14 +87,3 @@ def evaluate(
     if tokens == 0:
         raise ValueError("there are no batches to evaluate")
     return Evaluation(loss=total / tokens, tokens=tokens, characters_per_token=characters_per_token)
-
-
-@contextmanager
-def evaluation_mode(model: nn.Module) -> Iterator[None]:
-    """Dropout off inside, and the mode as it was after."""
-    was_training = model.training
-    model.eval()
-    try:
-        yield
-    finally:
-        model.train(was_training)

@@ -131,15 +131,19 @@ def fit(
             values = {"progress": asdict(progress), "batches": batches.state_dict()}
             save_checkpoint(folder / LAST, model, optimizer, state, values)
 
+    def tick() -> None:
+        """Brings the run's seconds up to now."""
+        nonlocal clock
+        now = time.perf_counter()
+        progress.seconds, clock = progress.seconds + now - clock, now
+
     def measure() -> None:
         """Evaluates, tells, saves the model if it is the best, and then the checkpoint."""
-        nonlocal clock
         train, val = evaluate(model, train_sample), evaluate(model, val_sample)
         best = val.loss < progress.best_loss
         if best:
             progress.best_loss, progress.best_step = val.loss, progress.step
-        now = time.perf_counter()
-        progress.seconds, clock = progress.seconds + now - clock, now
+        tick()
         evaluated = Evaluated(
             step=progress.step, tokens=progress.tokens, seconds=progress.seconds,
             train=train, val=val, best=best,
@@ -183,8 +187,7 @@ def fit(
         optimizer.step()
         state = state_after.detach() if carry_state else None
 
-        now = time.perf_counter()
-        progress.seconds, clock = progress.seconds + now - clock, now
+        tick()
         progress.step += 1
         progress.tokens += y.numel()
         step = Step(

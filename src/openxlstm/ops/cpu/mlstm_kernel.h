@@ -7,8 +7,6 @@
 
 #include "product.h"
 
-inline int64_t padded(int64_t d) { return (d + LANES - 1) / LANES * LANES; }
-
 inline void copy_rows(const float* from, int64_t stride, int64_t rows, int64_t width, float* to,
                       int64_t ld) {
   for (int64_t r = 0; r < rows; ++r)

@@ -4,6 +4,9 @@
 using Vec __attribute__((vector_size(4 * LANES))) = float;
 using IVec __attribute__((vector_size(4 * LANES))) = int32_t;
 
+// A width in whole vectors.
+inline int64_t padded(int64_t width) { return (width + LANES - 1) / LANES * LANES; }
+
 // A vector at an address of any alignment.
 struct __attribute__((packed, aligned(4), may_alias)) Loose {
   Vec v;

@@ -10,8 +10,6 @@ constexpr int kTile = REGISTERS >= 32 ? 6 : (LANES == 8 ? 3 : 2);
 
 inline int64_t lanes() { return LANES; }
 
-inline int64_t padded(int64_t DH) { return (DH + LANES - 1) / LANES * LANES; }
-
 // R (NH, 4, DH, DH) as a product over `in` reads it: (NH, in, out block, gate, LANES), zero-padded.
 inline void pack_forward(const float* R, int64_t DH, float* packed) {
   const int64_t DP = padded(DH);
