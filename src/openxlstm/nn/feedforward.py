@@ -1,8 +1,8 @@
 """The gated feed-forward after an sLSTM (arXiv:2405.04517, figure 10)."""
 
-import torch.nn.functional as F
 from torch import Tensor, nn
 
+from openxlstm import ops
 from openxlstm.config import StackConfig
 from openxlstm.nn.init import small_init_, wang_init_, zero_biases_
 
@@ -21,5 +21,5 @@ class GatedFeedForward(nn.Module):
         zero_biases_(self.up_proj, self.down_proj)
 
     def forward(self, x: Tensor) -> Tensor:
-        gate, value = self.up_proj(x).chunk(2, dim=-1)
-        return self.dropout(self.down_proj(F.gelu(gate) * value))
+        up, down = self.up_proj, self.down_proj
+        return self.dropout(ops.gated_feedforward(x, up.weight, down.weight, up.bias, down.bias))

@@ -32,7 +32,8 @@ def check_tensors(
 
 def check_floating(name: str, x: Tensor, dims: str) -> None:
     """Raises a ValueError unless x is floating point with the dimensions `dims`, none of size 0."""
-    if x.dim() != len(dims.split(",")):
+    least = len(dims.split(","))
+    if x.dim() < least - 1 if dims.startswith("…") else x.dim() != least:
         raise ValueError(f"{name} must be ({dims}), not {tuple(x.shape)}")
     if 0 in x.shape:
         raise ValueError(f"{name} ({dims}) has a dimension of size 0: {tuple(x.shape)}")

@@ -3,11 +3,12 @@
 import torch
 from torch import Tensor
 
+from openxlstm.ops import torch_conv
 from openxlstm.ops.check import check_floating, check_tensors
 from openxlstm.ops.dispatch import Backend, Request, choose, never
 from openxlstm.states import ConvState
 
-BACKENDS = (Backend("torch", never, "openxlstm.ops.torch_conv:causal_conv"),)
+BACKENDS = (Backend("torch", never, torch_conv.causal_conv),)
 
 
 def causal_conv(

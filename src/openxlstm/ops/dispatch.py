@@ -5,7 +5,6 @@ take a request; the first that does not refuse runs it. A backend that is asked 
 raises with its reason: nothing falls back in silence.
 """
 
-import importlib
 import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -36,8 +35,8 @@ class Backend:
     name: str
     refuses: Callable[[Request], str | None]
     """Why it cannot run a request, or None."""
-    load: str
-    """Where its function is, "package.module:function"; imported when it first runs."""
+    run: Callable[..., Any]
+    """Its function, with the signature of the reference's."""
     slow: bool = False
     """Whether choosing it where nobody asked for it deserves a word of warning."""
 
@@ -60,14 +59,14 @@ def choose(
             if backend.refuses(request) is None:
                 if backend.slow:
                     _announce(op, backend.name)
-                return _load(backend.load)
+                return backend.run
         raise BackendError(f"no backend runs {op} here: {_reasons(backends, request)}")
     for backend in backends:
         if backend.name == name:
             reason = backend.refuses(request)
             if reason is not None:
                 raise BackendError(f"the backend {name!r} cannot run {op} here: {reason}")
-            return _load(backend.load)
+            return backend.run
     raise ValueError(
         f"{op} has no backend {name!r}; it has: {', '.join(backend.name for backend in backends)}"
     )
@@ -75,12 +74,6 @@ def choose(
 
 def _reasons(backends: Sequence[Backend], request: Request) -> str:
     return "; ".join(f"{backend.name}: {backend.refuses(request)}" for backend in backends)
-
-
-@cache
-def _load(path: str) -> Callable[..., Any]:
-    module, function = path.split(":")
-    return getattr(importlib.import_module(module), function)
 
 
 @cache

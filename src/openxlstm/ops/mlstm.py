@@ -3,15 +3,16 @@
 import torch
 from torch import Tensor
 
-from openxlstm.ops import native
+from openxlstm.ops import native, native_mlstm, torch_mlstm
 from openxlstm.ops.check import check_floating, check_tensors, state_dtype
 from openxlstm.ops.dispatch import Backend, Request, choose, never
+from openxlstm.reference import mlstm as reference
 from openxlstm.states import MLSTMState
 
 BACKENDS = (
-    Backend("native", native.refuses, "openxlstm.ops.native:mlstm"),
-    Backend("torch", never, "openxlstm.ops.torch_mlstm:mlstm"),
-    Backend("reference", never, "openxlstm.reference.mlstm:chunkwise", slow=True),
+    Backend("native", native.refuses, native_mlstm.mlstm),
+    Backend("torch", never, torch_mlstm.mlstm),
+    Backend("reference", never, reference.chunkwise, slow=True),
 )
 
 

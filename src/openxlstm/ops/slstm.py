@@ -3,15 +3,16 @@
 import torch
 from torch import Tensor
 
-from openxlstm.ops import native
+from openxlstm.ops import native, native_slstm, torch_slstm
 from openxlstm.ops.check import check_floating, check_tensors, state_dtype
 from openxlstm.ops.dispatch import Backend, Request, choose, never
+from openxlstm.reference import slstm as reference
 from openxlstm.states import SLSTMState
 
 BACKENDS = (
-    Backend("native", native.refuses, "openxlstm.ops.native:slstm"),
-    Backend("torch", never, "openxlstm.ops.torch_slstm:slstm"),
-    Backend("reference", never, "openxlstm.reference.slstm:recurrent", slow=True),
+    Backend("native", native.refuses, native_slstm.slstm),
+    Backend("torch", never, torch_slstm.slstm),
+    Backend("reference", never, reference.recurrent, slow=True),
 )
 
 

@@ -5,6 +5,7 @@
 #include <cstdint>
 #include <tuple>
 
+#include "arena.h"
 #include "isa.h"
 #include "mlstm_args.h"
 #include "tensors.h"
@@ -30,7 +31,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> mlstm
   Tensor C_chunks = fresh(q, {B, NH, NC, DQK, DHV}, save), n_chunks = fresh(q, {B, NH, NC, DQK}, save);
   Tensor m_steps = fresh(q, {B, NH, T}, save), normalizer = fresh(q, {B, NH, T}, save);
   MLSTMForward a{B, NH, T, DQK, DHV, chunk_size, static_cast<float>(eps), rows(q), rows(k), rows(v)};
-  a.log_i = data(log_i), a.log_f = data(log_f), a.reset = data(reset);
+  a.log_i = data(log_i), a.log_f = data(log_f), a.reset = mask(reset);
   a.h = data(h), a.C = data(C), a.n = data(n), a.m = data(m);
   if (save) {
     a.C_chunks = data(C_chunks), a.n_chunks = data(n_chunks);
@@ -53,7 +54,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> mlstm_grad(
   Tensor dC = torch::stable::clone(dC_T), dn = torch::stable::clone(dn_T);
   MLSTMBackward a{B, NH, T, DQK, DHV, chunk_size, static_cast<float>(eps),
                   rows(q), rows(k), rows(v), rows(h), rows(dh)};
-  a.log_i = data(log_i), a.log_f = data(log_f), a.reset = data(reset), a.m_0 = data(m_0);
+  a.log_i = data(log_i), a.log_f = data(log_f), a.reset = mask(reset), a.m_0 = data(m_0);
   a.C_chunks = data(C_chunks), a.n_chunks = data(n_chunks);
   a.m_steps = data(m_steps), a.normalizer = data(normalizer);
   a.dq = data(dq), a.dk = data(dk), a.dv = data(dv), a.dlog_i = data(dlog_i);

@@ -5,56 +5,12 @@
 // equations and names are those of torch_mlstm.py; the backward computes the scores once more
 // instead of reading them from memory.
 
+#include "rows.h"
+
 #include "product.h"
 
-inline void copy_rows(const float* from, int64_t stride, int64_t rows, int64_t width, float* to,
-                      int64_t ld) {
-  for (int64_t r = 0; r < rows; ++r)
-    for (int64_t d = 0; d < ld; d += LANES)
-      store(to + r * ld + d, d < width ? load(from + r * stride + d, width - d) : Vec{});
-}
-inline void write_rows(const float* from, int64_t ld, int64_t rows, int64_t width, float* to) {
-  for (int64_t r = 0; r < rows; ++r)
-    for (int64_t d = 0; d < width; d += LANES)
-      store(to + r * width + d, load(from + r * ld + d), width - d);
-}
-// to (cols, ldt) = fromᵀ, for from (rows, ld); what pads a row of `to` is 0.
-inline void transpose(const float* from, int64_t ld, int64_t rows, int64_t cols, float* to,
-                      int64_t ldt) {
-  for (int64_t c = 0; c < cols; ++c) {
-    float* out = to + c * ldt;
-    for (int64_t r = 0; r < rows; ++r) out[r] = from[r * ld + c];
-    for (int64_t r = rows; r < ldt; ++r) out[r] = 0.0f;
-  }
-}
-inline void scale_row(float* x, int64_t ld, float by) {
-  for (int64_t d = 0; d < ld; d += LANES) store(x + d, load(x + d) * by);
-}
-inline void add_scaled(float* x, const float* y, int64_t ld, float by) {
-  for (int64_t d = 0; d < ld; d += LANES) store(x + d, load(x + d) + load(y + d) * by);
-}
-inline float sum(Vec v) {
-  float s = 0.0f;
-  for (int j = 0; j < LANES; ++j) s += v[j];
-  return s;
-}
-inline float dot(const float* x, const float* y, int64_t ld) {
-  Vec s{};
-  for (int64_t d = 0; d < ld; d += LANES) s += load(x + d) * load(y + d);
-  return sum(s);
-}
 // exp(-m), the 1 of eq. 21 in units of exp(m); never 0, so that no memory at all is read as 0.
 inline float one(float m) { return std::max(std::exp(-m), FLT_MIN); }
-
-// Hands out pieces of one buffer, each on a cache line of its own.
-struct Arena {
-  float* next;
-  float* take(int64_t floats) {
-    float* p = next;
-    next += (floats + 15) / 16 * 16;
-    return p;
-  }
-};
 
 // The gates of a chunk of `steps` steps.
 struct Gates {
@@ -133,8 +89,8 @@ inline void forward_task(const MLSTMForward& a, int64_t task, float* scratch) {
   for (int64_t chunk = 0; chunk < NC; ++chunk) {
     const int64_t t0 = chunk * L, steps = std::min(L, a.T - t0), at = task * a.T + t0;
     if (a.C_chunks != nullptr) {
-      write_rows(C, VP, DQK, DHV, a.C_chunks + (task * NC + chunk) * DQK * DHV);
-      write_rows(n, QP, 1, DQK, a.n_chunks + (task * NC + chunk) * DQK);
+      write_rows(C, VP, DQK, DHV, a.C_chunks + (task * NC + chunk) * DQK * DHV, DHV);
+      write_rows(n, QP, 1, DQK, a.n_chunks + (task * NC + chunk) * DQK, DQK);
     }
     gates.compute(a.log_i + at, a.log_f + at, a.reset ? a.reset + b * a.T + t0 : nullptr, steps, LP, m);
     copy_rows(a.q.at(b, head, t0), a.q.stride_t, steps, DQK, q, QP);
@@ -163,7 +119,7 @@ inline void forward_task(const MLSTMForward& a, int64_t task, float* scratch) {
     }
     product(steps, DHV, steps, scores, LP, 1, v, VP, h, VP, false, Causal::kLowerIn);
     product(steps, DHV, DQK, q, QP, 1, C, VP, h, VP, true);
-    write_rows(h, VP, steps, DHV, a.h + at * DHV);
+    write_rows(h, VP, steps, DHV, a.h + at * DHV, DHV);
 
     for (int64_t s = 0; s < steps; ++s) scale_row(k + s * QP, QP, gates.write[s]);
     for (int64_t d = 0; d < DQK; ++d) scale_row(C + d * VP, VP, gates.decay);
@@ -172,8 +128,8 @@ inline void forward_task(const MLSTMForward& a, int64_t task, float* scratch) {
     for (int64_t s = 0; s < steps; ++s) add_scaled(n, k + s * QP, QP, 1.0f);
     m = gates.m[steps - 1];
   }
-  write_rows(C, VP, DQK, DHV, a.C + task * DQK * DHV);
-  write_rows(n, QP, 1, DQK, a.n + task * DQK);
+  write_rows(C, VP, DQK, DHV, a.C + task * DQK * DHV, DHV);
+  write_rows(n, QP, 1, DQK, a.n + task * DQK, DQK);
   a.m[task] = m;
 }
 
@@ -279,10 +235,10 @@ inline void backward_task(const MLSTMBackward& a, int64_t task, float* scratch) 
       a.dlog_f[at + t] = cut ? 0.0f : static_cast<float>(sum_db);
       a.dlog_i[at + t] = dlog_i[t];
     }
-    write_rows(dq, QP, steps, DQK, a.dq + at * DQK);
-    write_rows(dk, QP, steps, DQK, a.dk + at * DQK);
-    write_rows(dv, VP, steps, DHV, a.dv + at * DHV);
+    write_rows(dq, QP, steps, DQK, a.dq + at * DQK, DQK);
+    write_rows(dk, QP, steps, DQK, a.dk + at * DQK, DQK);
+    write_rows(dv, VP, steps, DHV, a.dv + at * DHV, DHV);
   }
-  write_rows(dC, VP, DQK, DHV, a.dC + task * DQK * DHV);
-  write_rows(dn, QP, 1, DQK, a.dn + task * DQK);
+  write_rows(dC, VP, DQK, DHV, a.dC + task * DQK * DHV, DHV);
+  write_rows(dn, QP, 1, DQK, a.dn + task * DQK, DQK);
 }

@@ -1,10 +1,15 @@
-// Products of small matrices that lie in cache, for one instruction set (see each_isa.h).
+// Products of matrices for one instruction set (see each_isa.h): C (M, N) = or += A (M, K) B (K, N).
 //
-// C (M, N) = or += A (M, K) B (K, N). Rows of B and C are padded with zeros to whole vectors, so N
-// is counted in vectors. An element of A is broadcast, so A may be transposed: strides, not a copy.
+// A block of C stays in registers over the whole depth K. An element of A is broadcast, so A may be
+// transposed: strides, not a copy. Rows of B and C are in scratch memory, padded to whole vectors.
+// A large B is packed first, into panels that are as wide as a block and stay in L1.
 
-constexpr int kRows = REGISTERS >= 32 ? 6 : 3;
-constexpr int kVectors = REGISTERS >= 32 ? 4 : 3;
+constexpr int kVectors = REGISTERS >= 32 ? 4 : 2;
+constexpr int kRows = 6;
+// A narrow block has more rows, or its sums would be too few to hide what an addition takes.
+constexpr int kNarrowRows = REGISTERS >= 32 ? 12 : 6;
+constexpr int64_t kPanel = kVectors * LANES;
+constexpr int64_t kDepth = 8192 / kPanel;  // steps of K that a panel is read over: 32 KiB
 
 template <int MR, int NV>
 inline void product_block(int64_t K, const float* A, int64_t row, int64_t col, const float* B,
@@ -24,50 +29,103 @@ inline void product_block(int64_t K, const float* A, int64_t row, int64_t col, c
     for (int v = 0; v < NV; ++v) store(C + r * ldc + v * LANES, sum[r][v]);
 }
 
-template <int MR>
-inline void product_rows(int64_t vectors, int64_t K, const float* A, int64_t row, int64_t col,
-                         const float* B, int64_t ldb, float* C, int64_t ldc, bool add) {
-  // Panels of about equal width: six vectors are three and three, not four and two.
-  const int64_t panels = (vectors + kVectors - 1) / kVectors;
-  for (int64_t p = 0; p < panels; ++p) {
-    const int64_t first = p * vectors / panels, width = (p + 1) * vectors / panels - first;
-    const float* b = B + first * LANES;
-    float* c = C + first * LANES;
-    switch (width) {
-      case 1: product_block<MR, 1>(K, A, row, col, b, ldb, c, ldc, add); break;
-      case 2: product_block<MR, 2>(K, A, row, col, b, ldb, c, ldc, add); break;
-      case 3: product_block<MR, 3>(K, A, row, col, b, ldb, c, ldc, add); break;
-      case 4: if constexpr (kVectors >= 4) product_block<MR, 4>(K, A, row, col, b, ldb, c, ldc, add); break;
-    }
+// Rows of a block that is NV vectors wide, when `left` rows are left.
+template <int NV>
+constexpr int64_t block_rows(int64_t left) {
+  if (NV <= 2 && left >= kNarrowRows) return kNarrowRows;
+  return left >= kRows ? kRows : left >= 4 ? 4 : left >= 2 ? 2 : 1;
+}
+
+template <int NV>
+inline void block_of(int64_t rows, int64_t K, const float* A, int64_t row, int64_t col,
+                     const float* B, int64_t ldb, float* C, int64_t ldc, bool add) {
+  switch (rows) {
+    case 1: product_block<1, NV>(K, A, row, col, B, ldb, C, ldc, add); break;
+    case 2: product_block<2, NV>(K, A, row, col, B, ldb, C, ldc, add); break;
+    case 4: product_block<4, NV>(K, A, row, col, B, ldb, C, ldc, add); break;
+    case kRows: product_block<kRows, NV>(K, A, row, col, B, ldb, C, ldc, add); break;
+    default:
+      if constexpr (NV <= 2 && kNarrowRows > kRows)
+        product_block<kNarrowRows, NV>(K, A, row, col, B, ldb, C, ldc, add);
   }
 }
 
 // Which of the products of a causal matrix are left out, since they are zero or not looked at.
 enum class Causal {
   kNone,
-  kLowerOut,  // C (t, s): only s ≤ t is computed, up to a whole tile
+  kLowerOut,  // C (t, s): only s ≤ t is computed, up to a whole block
   kLowerIn,   // A (t, s): zero for s > t
   kUpperIn,   // A (s, t): zero for t < s
 };
 
+// All rows of the columns of one block.
+template <int NV>
+inline void product_column(int64_t M, int64_t K, const float* A, int64_t row, int64_t col,
+                           const float* B, int64_t ldb, float* C, int64_t ldc, bool add,
+                           Causal causal, int64_t column) {
+  for (int64_t r = 0; r < M;) {
+    const int64_t rows = block_rows<NV>(M - r);
+    const int64_t k0 = causal == Causal::kUpperIn ? std::min(K, r) : 0;
+    const int64_t k1 = causal == Causal::kLowerIn ? std::min(K, r + rows) : K;
+    if (causal != Causal::kLowerOut || column < r + rows)
+      block_of<NV>(rows, k1 - k0, A + r * row + k0 * col, row, col, B + k0 * ldb, ldb, C + r * ldc,
+                   ldc, add);
+    r += rows;
+  }
+}
+
+inline void product_columns(int64_t vectors, int64_t M, int64_t K, const float* A, int64_t row,
+                            int64_t col, const float* B, int64_t ldb, float* C, int64_t ldc,
+                            bool add, Causal causal = Causal::kNone, int64_t column = 0) {
+  switch (vectors) {
+    case 1: product_column<1>(M, K, A, row, col, B, ldb, C, ldc, add, causal, column); break;
+    case 2: product_column<2>(M, K, A, row, col, B, ldb, C, ldc, add, causal, column); break;
+    case 3: if constexpr (kVectors >= 3) product_column<3>(M, K, A, row, col, B, ldb, C, ldc, add, causal, column); break;
+    case 4: if constexpr (kVectors >= 4) product_column<4>(M, K, A, row, col, B, ldb, C, ldc, add, causal, column); break;
+  }
+}
+
 inline void product(int64_t M, int64_t N, int64_t K, const float* A, int64_t row, int64_t col,
                     const float* B, int64_t ldb, float* C, int64_t ldc, bool add,
                     Causal causal = Causal::kNone) {
-  for (int64_t r = 0; r < M;) {
-    const int64_t left = M - r, rows = left >= kRows ? kRows : (left >= 2 ? 2 : 1);
-    int64_t vectors = (N + LANES - 1) / LANES, k0 = 0, k1 = K;
-    if (causal == Causal::kLowerOut)
-      vectors = std::min(vectors, (r + rows + LANES - 1) / LANES);
-    if (causal == Causal::kLowerIn) k1 = std::min(K, r + rows);
-    if (causal == Causal::kUpperIn) k0 = std::min(K, r);
-    const float* a = A + r * row + k0 * col;
-    const float* b = B + k0 * ldb;
-    float* c = C + r * ldc;
-    switch (rows) {
-      case 1: product_rows<1>(vectors, k1 - k0, a, row, col, b, ldb, c, ldc, add); break;
-      case 2: product_rows<2>(vectors, k1 - k0, a, row, col, b, ldb, c, ldc, add); break;
-      default: product_rows<kRows>(vectors, k1 - k0, a, row, col, b, ldb, c, ldc, add); break;
-    }
-    r += rows;
+  // Columns of about equal width: six vectors are three and three, not four and two.
+  const int64_t vectors = padded(N) / LANES, columns = (vectors + kVectors - 1) / kVectors;
+  for (int64_t p = 0; p < columns; ++p) {
+    const int64_t first = p * vectors / columns, width = (p + 1) * vectors / columns - first;
+    product_columns(width, M, K, A, row, col, B + first * LANES, ldb, C + first * LANES, ldc, add,
+                    causal, first * LANES);
   }
+}
+
+// B (K, N), of any strides, packed for product_packed: panel by panel (K, width), the width of the
+// last one what is left of N in whole vectors, padded with zeros.
+inline int64_t packed_size(int64_t K, int64_t N) { return K * padded(N); }
+inline int64_t num_panels(int64_t N) { return (N + kPanel - 1) / kPanel; }
+inline int64_t panel_width(int64_t N, int64_t panel) {
+  return std::min(kPanel, padded(N) - panel * kPanel);
+}
+
+inline void pack_panel(const float* B, int64_t row, int64_t col, int64_t K, int64_t N,
+                       int64_t panel, float* packed) {
+  const int64_t width = panel_width(N, panel), n0 = panel * kPanel, in = std::min(width, N - n0);
+  float* to = packed + n0 * K;
+  B += n0 * col;
+  if (col == 1) return copy_rows(B, row, K, in, to, width);
+  for (int64_t n = in; n < width; ++n)
+    for (int64_t k = 0; k < K; ++k) to[k * width + n] = 0.0f;
+  for (int64_t k0 = 0; k0 < K; k0 += LANES)  // squares, so that both sides stay in cache
+    for (int64_t n = 0; n < in; ++n)
+      for (int64_t k = k0; k < std::min(K, k0 + LANES); ++k)
+        to[k * width + n] = B[k * row + n * col];
+}
+
+inline void product_packed(int64_t M, int64_t N, int64_t K, const float* A, int64_t row,
+                           int64_t col, const float* packed, float* C, int64_t ldc, bool add) {
+  for (int64_t k0 = 0; k0 < K; k0 += kDepth)
+    for (int64_t p = 0; p < num_panels(N); ++p) {
+      const int64_t width = panel_width(N, p);
+      product_columns(width / LANES, M, std::min(kDepth, K - k0), A + k0 * col, row, col,
+                      packed + p * kPanel * K + k0 * width, width, C + p * kPanel, ldc,
+                      add || k0 > 0);
+    }
 }

@@ -28,71 +28,108 @@ inline void store(float* p, Vec v, int64_t count) {
   for (int64_t j = 0; j < count; ++j) p[j] = v[j];
 }
 
-inline Vec select(IVec mask, Vec yes, Vec no) {
-  return reinterpret_cast<Vec>((mask & reinterpret_cast<IVec>(yes)) |
-                               (~mask & reinterpret_cast<IVec>(no)));
-}
-inline Vec max(Vec a, Vec b) { return select(a > b, a, b); }
-inline Vec min(Vec a, Vec b) { return select(a < b, a, b); }
+inline Vec select(IVec mask, Vec yes, Vec no) { return mask ? yes : no; }
+// A NaN in the first argument stays one.
+inline Vec max(Vec a, Vec b) { return select(a < b, b, a); }
+inline Vec min(Vec a, Vec b) { return select(a > b, b, a); }
+inline Vec abs(Vec x) { return reinterpret_cast<Vec>(reinterpret_cast<IVec>(x) & 0x7fffffff); }
 
-// exp to about 1 ulp, by 2^k and a polynomial on [-ln 2 / 2, ln 2 / 2]. Below -87 it is 0.
-inline Vec exp(Vec x) {
-  const Vec clamped = max(min(x, splat(88.3f)), splat(-87.3f));
-  const Vec shifted = clamped * 1.44269504f + 12582912.0f;  // rounds to the nearest whole number
+// exp(x) = scale · (1 + rest) for x from -87.3 to 88.3: 2^k and a polynomial on [-ln 2/2, ln 2/2].
+struct Exponential {
+  Vec scale, rest;
+};
+inline Exponential exponential(Vec x) {
+  const Vec shifted = x * 1.44269504f + 12582912.0f;  // rounds to the nearest whole number
   const Vec k = shifted - 12582912.0f;
-  const Vec r = (clamped - k * 0.693359375f) + k * 2.12194440e-4f;
+  const Vec r = (x - k * 0.693359375f) + k * 2.12194440e-4f;
   Vec p = splat(1.9875691500e-4f);
   p = p * r + 1.3981999507e-3f;
   p = p * r + 8.3334519073e-3f;
   p = p * r + 4.1665795894e-2f;
   p = p * r + 1.6666665459e-1f;
   p = p * r + 5.0000001201e-1f;
-  p = p * r * r + r + 1.0f;
   const IVec exponent = __builtin_convertvector(k, IVec) + 127;
-  const Vec result = p * reinterpret_cast<Vec>(exponent << 23);
-  return select(x < -87.3f, Vec{}, result);
+  return {reinterpret_cast<Vec>(exponent << 23), p * r * r + r};
 }
 
+// exp to about 1 ulp; below -87.3 it is 0.
+inline Vec exp(Vec x) {
+  const Exponential e = exponential(max(min(x, splat(88.3f)), splat(-87.3f)));
+  return select(x < -87.3f, Vec{}, e.scale * e.rest + e.scale);
+}
+// exp(x) and exp(x) - 1 for x ≤ 0, the latter without cancellation. The least of the former is 1e-38.
+inline Vec exp_of_negative(Vec x) {
+  const Exponential e = exponential(max(x, splat(-87.3f)));
+  return e.scale * e.rest + e.scale;
+}
+inline Vec expm1_of_negative(Vec x) {
+  const Exponential e = exponential(max(x, splat(-87.3f)));
+  return e.scale * e.rest + (e.scale - 1.0f);
+}
 // log(1 + x) for x in [0, 1], all that a log-sigmoid needs.
 inline Vec log1p_of_fraction(Vec x) {
-  // log(1 + x) = 2 atanh(x / (2 + x)), whose argument is at most 1/3: a short odd series.
-  const Vec s = x / (x + 2.0f), s2 = s * s;
-  Vec p = splat(1.0f / 17);
-  p = p * s2 + 1.0f / 15;
-  p = p * s2 + 1.0f / 13;
-  p = p * s2 + 1.0f / 11;
-  p = p * s2 + 1.0f / 9;
-  p = p * s2 + 1.0f / 7;
-  p = p * s2 + 1.0f / 5;
-  p = p * s2 + 1.0f / 3;
-  return 2.0f * (s + s * s2 * p);
+  Vec p = splat(0.005232654585f);
+  p = p * x - 0.02950507978f;
+  p = p * x + 0.07822569296f;
+  p = p * x - 0.1366322383f;
+  p = p * x + 0.1910599644f;
+  p = p * x - 0.2484297958f;
+  p = p * x + 0.3331909648f;
+  p = p * x - 0.4999949312f;
+  p = p * x + 0.9999999699f;
+  return p * x;
 }
 
-inline Vec abs(Vec x) { return reinterpret_cast<Vec>(reinterpret_cast<IVec>(x) & 0x7fffffff); }
-
-// σ(x) and σ(-x) = 1 - σ(x), each without cancellation, and log σ(x).
+// σ(x), and σ(-x) = 1 - σ(x), each without cancellation, of e = exp(-|x|) and 1/(1 + e).
 struct Sigmoid {
-  Vec value, complement, log;
+  Vec value, complement;
 };
+inline Sigmoid sigmoid(Vec x, Vec e, Vec inverse) {
+  const Vec small = e * inverse;
+  const IVec negative = x < 0.0f;
+  return {select(negative, small, inverse), select(negative, inverse, small)};
+}
 inline Sigmoid sigmoid(Vec x) {
-  const Vec e = exp(-abs(x));  // in (0, 1]
-  const Vec small = e / (e + 1.0f), large = 1.0f / (e + 1.0f);
-  const IVec positive = x > 0.0f;
-  return {select(positive, large, small), select(positive, small, large),
-          min(x, Vec{}) - log1p_of_fraction(e)};
+  const Vec e = exp_of_negative(-abs(x));
+  return sigmoid(x, e, 1.0f / (e + 1.0f));
+}
+// log σ(x), of e = exp(-|x|).
+inline Vec log_sigmoid(Vec x, Vec e) { return min(x, Vec{}) - log1p_of_fraction(e); }
+
+inline Vec with_sign_of(Vec size, Vec x) {
+  const IVec sign = reinterpret_cast<IVec>(x) & static_cast<int32_t>(0x80000000);
+  return reinterpret_cast<Vec>(reinterpret_cast<IVec>(size) | sign);
 }
 
-// tanh(x): a ratio of exponentials, and near 0 its series, where the ratio would cancel.
-inline Vec tanh(Vec x) {
-  const Vec a = abs(x), e = exp(-2.0f * a);
-  const Vec ratio = (1.0f - e) / (1.0f + e);
-  const Vec x2 = x * x;
-  Vec p = splat(-1382.0f / 155925);
-  p = p * x2 + 62.0f / 2835;
-  p = p * x2 - 17.0f / 315;
-  p = p * x2 + 2.0f / 15;
-  p = p * x2 - 1.0f / 3;
-  const Vec series = a + a * x2 * p;
-  const Vec result = select(a < 0.25f, series, ratio);
-  return select(x < 0.0f, -result, result);
+// The standard normal distribution: Φ(x) and its density φ(x). Φ(-|x|) is φ times a polynomial in
+// 1/(1 + p|x|) (the form of Abramowitz and Stegun, 26.2.17, fitted to 1e-7 of the value itself, far
+// into the tail).
+struct Normal {
+  Vec cumulative, density;
+};
+inline Normal normal(Vec x) {
+  const Vec t = 1.0f / (abs(x) * 0.2316419f + 1.0f), e = exp(x * x * -0.5f);
+  Vec p = splat(-0.07100337f);
+  p = p * t + 0.25018195f;
+  p = p * t - 0.20613502f;
+  p = p * t + 0.22957362f;
+  p = p * t + 0.01113146f;
+  p = p * t + 0.10343571f;
+  p = p * t + 0.09028367f;
+  p = p * t + 0.09253203f;
+  const Vec tail = e * p * t;
+  return {select(x > 0.0f, 1.0f - tail, tail), e * 0.398942280f};
+}
+
+// Within each group of `size` lanes, lane `which` of the group in all of them; size divides LANES.
+inline Vec spread(Vec x, int size, int which) {
+  IVec index;
+  for (int j = 0; j < LANES; ++j) index[j] = j / size * size + which;
+#ifdef __clang__
+  Vec y;
+  for (int j = 0; j < LANES; ++j) y[j] = x[index[j]];
+  return y;
+#else
+  return __builtin_shuffle(x, index);
+#endif
 }

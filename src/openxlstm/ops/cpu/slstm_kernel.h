@@ -4,101 +4,141 @@
 // and a few samples through all steps, its weights staying in cache. Registers hold the
 // pre-activations of all four gates of LANES units for the samples of the tile; the gates are
 // computed there as soon as the product is done.
+//
+// The backward sees the cell as what it comes to: with keep = f n_{t-1}/n_t and write = i/n_t, which
+// sum to 1, y = c/n is y_t = keep · y_{t-1} + write · z_t. It carries the gradients of y and of log n.
+
+#include "rows.h"
+
+#include "product.h"
 
 // Samples in a tile: 4 gates of each, the 4 weights, and a broadcast fill the registers.
 constexpr int kTile = REGISTERS >= 32 ? 6 : (LANES == 8 ? 3 : 2);
+// Few samples are few sums, fewer than hide what an addition takes: more of each, over every other
+// input.
+constexpr int kSums(int BS) { return REGISTERS < 32 ? 1 : BS == 1 ? 4 : BS <= 3 ? 2 : 1; }
+// Steps whose gradients are kept, to be multiplied with the hidden states in one product: as many as
+// a quarter of a megabyte holds of them.
+inline int64_t num_steps(int64_t DH) {
+  return std::clamp<int64_t>((1 << 16) / (kTile * 5 * padded(DH)), 1, 16);
+}
 
 inline int64_t lanes() { return LANES; }
 
-// R (NH, 4, DH, DH) as a product over `in` reads it: (NH, in, out block, gate, LANES), zero-padded.
+// R (4, DH, DH) as a product over `in` reads it: (out block, in, gate, LANES), zero-padded.
 inline void pack_forward(const float* R, int64_t DH, float* packed) {
   const int64_t DP = padded(DH);
-  for (int64_t in = 0; in < DH; ++in)
+  for (int64_t gate = 0; gate < 4; ++gate)
     for (int64_t out = 0; out < DP; ++out)
-      for (int64_t gate = 0; gate < 4; ++gate)
-        packed[((in * (DP / LANES) + out / LANES) * 4 + gate) * LANES + out % LANES] =
+      for (int64_t in = 0; in < DH; ++in)
+        packed[((out / LANES * DH + in) * 4 + gate) * LANES + out % LANES] =
             out < DH ? R[(gate * DH + out) * DH + in] : 0.0f;
 }
-
 // R as a product over (gate, out) reads it: (gate, out, in), `in` zero-padded.
 inline void pack_backward(const float* R, int64_t DH, float* packed) {
-  const int64_t DP = padded(DH);
-  for (int64_t row = 0; row < 4 * DH; ++row)
-    for (int64_t in = 0; in < DP; ++in)
-      packed[row * DP + in] = in < DH ? R[row * DH + in] : 0.0f;
+  copy_rows(R, DH, 4 * DH, DH, packed, padded(DH));
+}
+
+// The gates of LANES units of one sample.
+struct Step {
+  Vec h, c, n, m;                    // the new state
+  Vec share, z, o, slope, y;         // what the backward reads
+};
+__attribute__((always_inline)) inline Step step(const Vec preact[4], Vec c, Vec n, Vec m, bool exp_gate) {
+  // One division for three: a quotient costs as much as a dozen products.
+  const Vec e_f = exp_of_negative(-abs(preact[1])), e_o = exp_of_negative(-abs(preact[3]));
+  const Vec em_z = expm1_of_negative(abs(preact[2]) * -2.0f);
+  const Vec f_den = e_f + 1.0f, o_den = e_o + 1.0f, z_den = em_z + 2.0f;
+  const Vec inverse = 1.0f / (f_den * o_den * z_den);
+  const Vec z = with_sign_of(-em_z * (inverse * f_den * o_den), preact[2]);
+  const Vec o = sigmoid(preact[3], e_o, inverse * f_den * z_den).value;
+  Vec log_f = preact[1], slope = splat(1.0f);
+  if (!exp_gate) {
+    log_f = log_sigmoid(preact[1], e_f);
+    slope = sigmoid(preact[1], e_f, inverse * o_den * z_den).complement;
+  }
+  // m is the larger of log_f + m and log_i, so that one of i and f is 1. Empty memory has no scale.
+  const Vec log_i = preact[0], carried = log_f + m, more = carried - log_i;
+  const Vec smaller = exp_of_negative(-abs(more));
+  const IVec empty = n == 0.0f, kept = more > 0.0f;
+  const Vec f = select(empty, Vec{}, select(kept, splat(1.0f), smaller));
+  const Vec i = select(~empty & kept, smaller, splat(1.0f));
+  const Vec m_new = select(~empty & kept, carried, log_i);
+  const Vec c_new = f * c + i * z, fn = f * n, n_new = fn + i;
+  const Vec n_inverse = 1.0f / n_new, y = c_new * n_inverse;
+  const Vec keep = fn * n_inverse, write = i * n_inverse;
+  // They sum to 1: the smaller of them tells both exactly, its sign which of them it is. The sign of
+  // slope, which is none of its own, tells whether log_i is m.
+  const Vec share = select(keep < write, keep, -write);
+  return {o * y, c_new, n_new, m_new, share, z, o, select(~empty & kept, slope, -slope), y};
 }
 
 template <int BS>
 void forward_tile(const SLSTMForward& a, int64_t head, int64_t b0, const float* packed,
                   float* scratch) {
   const int64_t DH = a.DH, DP = padded(DH), blocks = DP / LANES;
+  constexpr int kParts = kSums(BS);
   // State of the tile: h twice, since all units read the old one; then c, n, m. (BS, DP) each.
-  float* h = scratch;
-  float* h_next = h + BS * DP;
-  float* c = h_next + BS * DP;
-  float* n = c + BS * DP;
+  float *h = scratch, *h_next = h + BS * DP, *c = h_next + BS * DP, *n = c + BS * DP;
   float* m = n + BS * DP;
   float* parts[4] = {h, c, n, m};
   for (int s = 0; s < 4; ++s)
-    for (int b = 0; b < BS; ++b)
-      for (int64_t d = 0; d < DP; ++d)
-        parts[s][b * DP + d] =
-            d < DH ? a.state[((s * a.B + b0 + b) * a.NH + head) * DH + d] : 0.0f;
+    copy_rows(a.state + ((s * a.B + b0) * a.NH + head) * DH, a.NH * DH, BS, DH, parts[s], DP);
 
   for (int64_t t = 0; t < a.T; ++t) {
     if (a.reset != nullptr)
       for (int b = 0; b < BS; ++b)
         if (a.reset[(b0 + b) * a.T + t])
-          for (float* part : parts)
-            for (int64_t d = 0; d < DP; ++d) part[b * DP + d] = 0.0f;
+          for (float* part : parts) fill(part + b * DP, DP, 0.0f);
 
+    for (int b = 0; b < BS && t + 1 < a.T; ++b) {
+      const float* x = a.x + (b0 + b) * a.x_stride[0] + (t + 1) * a.x_stride[1] + head * a.x_stride[2];
+      for (int g = 0; g < 4; ++g) prefetch<false>(x + g * a.x_stride[3], DH);
+      prefetch<true>(a.h + (((b0 + b) * a.T + t + 1) * a.NH + head) * DH, DH);
+      if (a.saved != nullptr)
+        prefetch<true>(a.saved + ((head * a.B + b0 + b) * a.T + t + 1) * kSaved * DH, kSaved * DH);
+    }
     for (int64_t block = 0; block < blocks; ++block) {
       const int64_t d = block * LANES, count = DH - d;
-      Vec gate[BS][4];
+      Vec gate[kParts][BS][4];
       for (int b = 0; b < BS; ++b) {
         const float* x = a.x + (b0 + b) * a.x_stride[0] + t * a.x_stride[1] +
                          head * a.x_stride[2] + d;
-        for (int g = 0; g < 4; ++g) gate[b][g] = load(x + g * a.x_stride[3], count);
+        for (int g = 0; g < 4; ++g) {
+          gate[0][b][g] = load(x + g * a.x_stride[3], count);
+          if (a.bias != nullptr) gate[0][b][g] += load(a.bias + (head * 4 + g) * DH + d, count);
+          for (int p = 1; p < kParts; ++p) gate[p][b][g] = Vec{};
+        }
       }
-      const float* w = packed + block * 4 * LANES;
-      for (int64_t in = 0; in < DH; ++in, w += blocks * 4 * LANES) {
-        const Vec w0 = load(w), w1 = load(w + LANES), w2 = load(w + 2 * LANES),
-                  w3 = load(w + 3 * LANES);
+      const float* w = packed + block * DH * 4 * LANES;
+      int64_t in = 0;
+      for (; in + kParts <= DH; in += kParts)
+        for (int p = 0; p < kParts; ++p, w += 4 * LANES)
+          for (int b = 0; b < BS; ++b) {
+            const Vec hb = splat(h[b * DP + in + p]);
+            for (int g = 0; g < 4; ++g) gate[p][b][g] += hb * load(w + g * LANES);
+          }
+      for (; in < DH; ++in, w += 4 * LANES)
         for (int b = 0; b < BS; ++b) {
           const Vec hb = splat(h[b * DP + in]);
-          gate[b][0] += hb * w0;
-          gate[b][1] += hb * w1;
-          gate[b][2] += hb * w2;
-          gate[b][3] += hb * w3;
+          for (int g = 0; g < 4; ++g) gate[0][b][g] += hb * load(w + g * LANES);
         }
-      }
+      for (int p = 1; p < kParts; ++p)
+        for (int b = 0; b < BS; ++b)
+          for (int g = 0; g < 4; ++g) gate[0][b][g] += gate[p][b][g];
+
       for (int b = 0; b < BS; ++b) {
         const int64_t at = b * DP + d;
-        const Vec log_i = gate[b][0];
-        Vec log_f = gate[b][1], slope = splat(1.0f);
-        if (!a.exp_gate) {
-          const Sigmoid s = sigmoid(log_f);
-          log_f = s.log;
-          slope = s.complement;
-        }
-        const Vec z = tanh(gate[b][2]), o = sigmoid(gate[b][3]).value;
-        const Vec n_prev = load(n + at), carried = log_f + load(m + at);
-        const IVec empty = n_prev == 0.0f;
-        const Vec m_new = select(empty, log_i, max(carried, log_i));
-        const Vec i = exp(log_i - m_new);
-        const Vec f = select(empty, Vec{}, exp(carried - m_new));
-        const Vec c_new = f * load(c + at) + i * z, n_new = f * n_prev + i;
-        const Vec h_new = o * (c_new / n_new);
-        store(h_next + at, h_new);
-        store(c + at, c_new);
-        store(n + at, n_new);
-        store(m + at, m_new);
-        const int64_t row = ((b0 + b) * a.T + t) * a.NH + head;
-        store(a.h + row * DH + d, h_new, count);
+        const Step s = step(gate[0][b], load(c + at), load(n + at), load(m + at), a.exp_gate);
+        store(h_next + at, s.h);
+        store(c + at, s.c);
+        store(n + at, s.n);
+        store(m + at, s.m);
+        store(a.h + (((b0 + b) * a.T + t) * a.NH + head) * DH + d, s.h, count);
         if (a.saved != nullptr) {
-          float* saved = a.saved + row * 7 * DH + d;
-          const Vec rows[7] = {i, f, z, o, slope, c_new, n_new};
-          for (int r = 0; r < 7; ++r) store(saved + r * DH, rows[r], count);
+          float* saved = a.saved + ((head * a.B + b0 + b) * a.T + t) * kSaved * DH + d;
+          const Vec rows[kSaved] = {s.share, s.z, s.o, s.slope, s.y};
+          for (int r = 0; r < kSaved; ++r) store(saved + r * DH, rows[r], count);
         }
       }
     }
@@ -106,105 +146,154 @@ void forward_tile(const SLSTMForward& a, int64_t head, int64_t b0, const float* 
     parts[0] = h;
   }
   for (int s = 0; s < 4; ++s)
-    for (int b = 0; b < BS; ++b)
-      for (int64_t d = 0; d < DH; ++d)
-        a.state[((s * a.B + b0 + b) * a.NH + head) * DH + d] = parts[s][b * DP + d];
+    write_rows(parts[s], DP, BS, DH, a.state + ((s * a.B + b0) * a.NH + head) * DH, a.NH * DH);
 }
 
-// dh (BS, DP) = dgates (BS, 4·DH) · R (4·DH, DP), a few vectors of dh at a time.
+// Panels of R in the backward's product: as wide as a tile's sums leave registers for.
+constexpr int64_t kWidest(int BS) {
+  return REGISTERS < 32 ? (BS <= 2 ? 4 : 2) : BS == 1 ? 8 : BS <= 5 ? 4 : 3;
+}
+
+// dh (BS, DP) = dgates (BS, rows) · R (rows, DP), a few vectors of dh at a time.
 template <int BS, int NV>
 void backward_product(const float* dgates, int64_t rows, int64_t stride, const float* packed,
-                      int64_t DP, int64_t d, float* dh) {
-  Vec sum[BS][NV];
-  for (int b = 0; b < BS; ++b)
-    for (int v = 0; v < NV; ++v) sum[b][v] = Vec{};
-  for (int64_t row = 0; row < rows; ++row) {
-    Vec w[NV];
-    for (int v = 0; v < NV; ++v) w[v] = load(packed + row * DP + d + v * LANES);
-    for (int b = 0; b < BS; ++b) {
-      const Vec g = splat(dgates[b * stride + row]);
-      for (int v = 0; v < NV; ++v) sum[b][v] += g * w[v];
+                      int64_t DP, float* dh) {
+  constexpr int kParts = REGISTERS < 32 || BS * NV > 8 ? 1 : BS * NV <= 4 ? 4 : 2;
+  Vec sum[kParts][BS][NV];
+  for (int p = 0; p < kParts; ++p)
+    for (int b = 0; b < BS; ++b)
+      for (int v = 0; v < NV; ++v) sum[p][b][v] = Vec{};
+  for (int64_t row = 0; row < rows; row += kParts)  // 4·DH of them
+    for (int p = 0; p < kParts; ++p) {
+      Vec w[NV];
+      for (int v = 0; v < NV; ++v) w[v] = load(packed + (row + p) * DP + v * LANES);
+      for (int b = 0; b < BS; ++b) {
+        const Vec g = splat(dgates[b * stride + row + p]);
+        for (int v = 0; v < NV; ++v) sum[p][b][v] += g * w[v];
+      }
     }
-  }
   for (int b = 0; b < BS; ++b)
-    for (int v = 0; v < NV; ++v) store(dh + b * DP + d + v * LANES, sum[b][v]);
+    for (int v = 0; v < NV; ++v) {
+      Vec total = sum[0][b][v];
+      for (int p = 1; p < kParts; ++p) total += sum[p][b][v];
+      store(dh + b * DP + v * LANES, total);
+    }
 }
 
 template <int BS>
 void backward_tile(const SLSTMBackward& a, int64_t head, int64_t b0, const float* packed,
-                   float* scratch) {
-  const int64_t DH = a.DH, DP = padded(DH), stride = 4 * DH;
-  float* dh = scratch;
-  float* dc = dh + BS * DP;
-  float* dn = dc + BS * DP;
-  float* dm = dn + BS * DP;
-  float* dgates = dm + BS * DP;  // (BS, 4, DH)
-  float* parts[4] = {dh, dc, dn, dm};
-  for (int s = 0; s < 4; ++s)
-    for (int b = 0; b < BS; ++b)
-      for (int64_t d = 0; d < DP; ++d)
-        parts[s][b * DP + d] =
-            d < DH ? a.dstate[((s * a.B + b0 + b) * a.NH + head) * DH + d] : 0.0f;
+                   float* dR, float* dbias, float* scratch) {
+  const int64_t DH = a.DH, DP = padded(DH), G = odd_lines(4 * DH), NH = a.NH;
+  const int64_t S = num_steps(DH), vectors = DP / LANES;
+  const int64_t panels = (vectors + kWidest(BS) - 1) / kWidest(BS);
+  float *dh = scratch, *dy = dh + BS * DP, *dlog_n = dy + BS * DP, *dm = dlog_n + BS * DP;
+  float *before = dm + BS * DP;                   // y of the initial state, 0 where it is empty
+  float *h_prev = before + BS * DP;               // (S, BS, DP)
+  float* dgates = h_prev + S * BS * DP;           // (S, BS, 4·DH), rows of G
+  const auto initial = [&](int part, int b) {
+    return a.before + ((part * a.B + b0 + b) * NH + head) * DH;
+  };
+  for (int b = 0; b < BS; ++b)
+    for (int64_t d = 0; d < DP; d += LANES) {
+      const int64_t count = DH - d, at = b * DP + d;
+      Vec part[4], final[4];
+      for (int s = 0; s < 4; ++s) {
+        const int64_t from = ((s * a.B + b0 + b) * NH + head) * DH + d;
+        part[s] = load(a.dstate + from, count);
+        final[s] = load(a.after + from, count);
+      }
+      store(dh + at, part[0]);
+      store(dy + at, part[1] * final[2]);  // c is y n; a change of log n at a fixed y changes both
+      store(dlog_n + at, part[1] * final[1] + part[2] * final[2]);
+      store(dm + at, part[3]);
+      const Vec c = load(initial(1, b) + d, count), n = load(initial(2, b) + d, count);
+      store(before + at, select(n == 0.0f, Vec{}, c / select(n == 0.0f, splat(1.0f), n)));
+    }
 
   for (int64_t t = a.T - 1; t >= 0; --t) {
+    const int64_t slot = t % S;
+    float* dg = dgates + slot * BS * G;
     for (int b = 0; b < BS; ++b) {
-      const int64_t row = ((b0 + b) * a.T + t) * a.NH + head;
-      const bool first = t == 0;
-      const bool emptied = a.reset != nullptr && a.reset[(b0 + b) * a.T + t];
-      const float* before = a.saved + (row - a.NH) * 7 * DH;  // the step before, of this head
+      const int64_t row = ((b0 + b) * a.T + t) * NH + head;
+      const float* saved = a.saved + ((head * a.B + b0 + b) * a.T + t) * kSaved * DH;
+      if (t > 1) {
+        prefetch<false>(saved - 2 * kSaved * DH, kSaved * DH);
+        prefetch<false>(a.dh + (row - NH) * DH, DH);
+        prefetch<false>(a.h + (row - 2 * NH) * DH, DH);
+        prefetch<true>(a.dx + (row - NH) * 4 * DH, 4 * DH);
+      }
+      const float* y_prev = t == 0 ? before + b * DP : saved - DH;  // the last row of a step is y
       for (int64_t d = 0; d < DH; d += LANES) {
         const int64_t count = DH - d, at = b * DP + d;
-        const float* s = a.saved + row * 7 * DH + d;
-        const Vec i = load(s, count), f = load(s + DH, count), z = load(s + 2 * DH, count),
-                  o = load(s + 3 * DH, count), slope = load(s + 4 * DH, count),
-                  n = load(s + 6 * DH, count), h = load(a.h + row * DH + d, count);
-        Vec c_prev{}, n_prev{};
-        if (!emptied) {
-          const float* p = first ? a.state + ((a.B + b0 + b) * a.NH + head) * DH + d
-                                 : before + 5 * DH + d;
-          const int64_t to_n = first ? a.B * a.NH * DH : DH;
-          c_prev = load(p, count);
-          n_prev = load(p + to_n, count);
-        }
-        const Vec inverse = count >= LANES ? 1.0f / n : 1.0f / select(n == 0.0f, splat(1.0f), n);
-        Vec dh_t = load(dh + at);
-        dh_t += load(a.dh + row * DH + d, count);
-        const Vec dc_t = load(dc + at) + dh_t * o * inverse;
-        const Vec dn_t = load(dn + at) - dh_t * h * inverse;
-        const Vec dm_t = load(dm + at), dm_i = select(i == 1.0f, dm_t, Vec{}), dm_f = dm_t - dm_i;
+        const Vec share = load(saved + d, count), z = load(saved + DH + d, count);
+        const Vec o = load(saved + 2 * DH + d, count), signed_slope = load(saved + 3 * DH + d, count);
+        const Vec y = load(saved + 4 * DH + d, count);
+        const IVec wrote = reinterpret_cast<IVec>(share) < 0;
+        const Vec keep = select(wrote, 1.0f + share, share);
+        const Vec write = select(wrote, -share, 1.0f - share);
+        const Vec dh_t = load(dh + at) + load(a.dh + row * DH + d, count);
+        const Vec dy_t = load(dy + at) + dh_t * o, dlog_n_t = load(dlog_n + at);
+        const Vec dkeep = dy_t * (load(y_prev + d, count) - z) * (keep * write);
+        const Vec dlog_f = dlog_n_t * keep + dkeep;
+        const Vec dm_t = load(dm + at);
+        const Vec dm_i = select(reinterpret_cast<IVec>(signed_slope) < 0, dm_t, Vec{});
         const Vec grads[4] = {
-            (dc_t * z + dn_t) * i + dm_i,
-            ((dc_t * c_prev + dn_t * n_prev) * f + dm_f) * slope,
-            dc_t * i * (1.0f - z * z),
-            dh_t * h * (1.0f - o),
+            dlog_n_t * write - dkeep + dm_i,
+            (dlog_f + (dm_t - dm_i)) * abs(signed_slope),
+            dy_t * write * (1.0f - z * z),
+            dh_t * o * y * (1.0f - o),
         };
         for (int g = 0; g < 4; ++g) {
-          store(dgates + b * stride + g * DH + d, grads[g], count);
+          store(dg + b * G + g * DH + d, grads[g], count);
           store(a.dx + (row * 4 + g) * DH + d, grads[g], count);
         }
-        store(dc + at, dc_t * f);
-        store(dn + at, dn_t * f);
-        store(dm + at, dm_f);
+        store(dy + at, dy_t * keep);
+        store(dlog_n + at, dlog_f);
+        store(dm + at, dm_t - dm_i);
+      }
+      const bool emptied = a.reset != nullptr && a.reset[(b0 + b) * a.T + t];
+      const float* h = t == 0 ? initial(0, b) : a.h + (row - NH) * DH;
+      float* to = h_prev + (slot * BS + b) * DP;
+      if (emptied) fill(to, DP, 0.0f);
+      else copy_rows(h, DH, 1, DH, to, DP);
+    }
+    for (int64_t p = 0; p < panels; ++p) {
+      const int64_t first = p * vectors / panels, width = (p + 1) * vectors / panels - first;
+      const float* R = packed + first * LANES;
+      float* to = dh + first * LANES;
+      switch (width) {
+        case 1: backward_product<BS, 1>(dg, 4 * DH, G, R, DP, to); break;
+        case 2: backward_product<BS, 2>(dg, 4 * DH, G, R, DP, to); break;
+        case 3: if constexpr (kWidest(BS) >= 3) backward_product<BS, 3>(dg, 4 * DH, G, R, DP, to); break;
+        case 4: if constexpr (kWidest(BS) >= 4) backward_product<BS, 4>(dg, 4 * DH, G, R, DP, to); break;
+        case 5: if constexpr (kWidest(BS) >= 5) backward_product<BS, 5>(dg, 4 * DH, G, R, DP, to); break;
+        case 6: if constexpr (kWidest(BS) >= 6) backward_product<BS, 6>(dg, 4 * DH, G, R, DP, to); break;
+        case 7: if constexpr (kWidest(BS) >= 7) backward_product<BS, 7>(dg, 4 * DH, G, R, DP, to); break;
+        case 8: if constexpr (kWidest(BS) >= 8) backward_product<BS, 8>(dg, 4 * DH, G, R, DP, to); break;
       }
     }
-    int64_t d = 0;
-    if constexpr (BS * 4 + 5 <= REGISTERS)
-      for (; d + 4 * LANES <= DP; d += 4 * LANES)
-        backward_product<BS, 4>(dgates, stride, stride, packed, DP, d, dh);
-    if constexpr (BS * 2 + 3 <= REGISTERS)
-      for (; d + 2 * LANES <= DP; d += 2 * LANES)
-        backward_product<BS, 2>(dgates, stride, stride, packed, DP, d, dh);
-    for (; d < DP; d += LANES)
-      backward_product<BS, 1>(dgates, stride, stride, packed, DP, d, dh);
     if (a.reset != nullptr)
       for (int b = 0; b < BS; ++b)
-        if (a.reset[(b0 + b) * a.T + t])
-          for (int64_t j = 0; j < DP; ++j) dh[b * DP + j] = 0.0f;
+        if (a.reset[(b0 + b) * a.T + t]) fill(dh + b * DP, DP, 0.0f);
+    if (slot == 0) {
+      const int64_t rows = std::min(S, a.T - t) * BS;
+      product(4 * DH, DH, rows, dgates, 1, G, h_prev, DP, dR, DP, true);
+      if (dbias != nullptr) add_column_sums(dbias, dgates, G, rows, 4 * DH);
+    }
   }
-  for (int s = 0; s < 4; ++s)
-    for (int b = 0; b < BS; ++b)
-      for (int64_t d = 0; d < DH; ++d)
-        a.dstate[((s * a.B + b0 + b) * a.NH + head) * DH + d] = parts[s][b * DP + d];
+  // Back from y and log n to c and n; an empty memory has let nothing through.
+  for (int b = 0; b < BS; ++b)
+    for (int64_t d = 0; d < DH; d += LANES) {
+      const int64_t count = DH - d, at = b * DP + d;
+      const Vec n = load(initial(2, b) + d, count);
+      const IVec empty = n == 0.0f;
+      const Vec inverse = select(empty, Vec{}, 1.0f / select(empty, splat(1.0f), n));
+      const Vec dy_0 = load(dy + at);
+      const Vec parts[4] = {load(dh + at), dy_0 * inverse,
+                            (load(dlog_n + at) - dy_0 * load(before + at)) * inverse, load(dm + at)};
+      for (int s = 0; s < 4; ++s)
+        store(a.dstate + ((s * a.B + b0 + b) * NH + head) * DH + d, parts[s], count);
+    }
 }
 
 // Calls tile<BS> for the number of samples that is left.
@@ -223,8 +312,11 @@ inline int64_t num_tiles(int64_t B) { return (B + kTile - 1) / kTile; }
 inline int64_t tile_start(int64_t B, int64_t tile) { return tile * B / num_tiles(B); }
 
 inline int64_t num_tasks(int64_t B, int64_t NH) { return num_tiles(B) * NH; }
-inline int64_t scratch_floats(int64_t DH) { return kTile * (5 * padded(DH) + 4 * DH + LANES); }
 inline int64_t packed_floats(int64_t DH) { return 4 * DH * padded(DH); }
+inline int64_t forward_floats(int64_t DH) { return kTile * 5 * padded(DH); }
+inline int64_t backward_floats(int64_t DH) {
+  return kTile * (5 * padded(DH) + num_steps(DH) * (padded(DH) + odd_lines(4 * DH)));
+}
 
 // One task: a head and a tile of samples, through all steps.
 inline void forward_task(const SLSTMForward& a, int64_t task, const float* packed, float* scratch) {
@@ -232,10 +324,13 @@ inline void forward_task(const SLSTMForward& a, int64_t task, const float* packe
   const int64_t b0 = tile_start(a.B, tile), size = tile_start(a.B, tile + 1) - b0;
   OPENXLSTM_TILE(forward_tile, size, a, head, b0, packed + head * packed_floats(a.DH), scratch);
 }
-inline void backward_task(const SLSTMBackward& a, int64_t task, const float* packed,
-                          float* scratch) {
+// dR (NH, 4, DH, padded DH) and dbias (NH, 4·DH padded) are sums over tasks.
+inline void backward_task(const SLSTMBackward& a, int64_t task, const float* packed, float* dR,
+                          float* dbias, float* scratch) {
   const int64_t head = task / num_tiles(a.B), tile = task % num_tiles(a.B);
   const int64_t b0 = tile_start(a.B, tile), size = tile_start(a.B, tile + 1) - b0;
-  OPENXLSTM_TILE(backward_tile, size, a, head, b0, packed + head * packed_floats(a.DH), scratch);
+  OPENXLSTM_TILE(backward_tile, size, a, head, b0, packed + head * packed_floats(a.DH),
+                 dR + head * packed_floats(a.DH),
+                 dbias == nullptr ? nullptr : dbias + head * padded(4 * a.DH), scratch);
 }
 #undef OPENXLSTM_TILE

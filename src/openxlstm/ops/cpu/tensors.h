@@ -1,6 +1,7 @@
 // Tensors of torch's stable ABI as the kernels see them: addresses, strides and fresh memory.
 #pragma once
 
+#include <algorithm>
 #include <cstdint>
 #include <initializer_list>
 #include <optional>
@@ -20,8 +21,10 @@ using torch::stable::Tensor;
 
 inline float* data(const Tensor& x) { return static_cast<float*>(x.data_ptr()); }
 
-inline const bool* data(const std::optional<Tensor>& mask) {
-  return mask ? static_cast<const bool*>(mask->data_ptr()) : nullptr;
+// Null for a tensor that was left out.
+inline const float* data(const std::optional<Tensor>& x) { return x ? data(*x) : nullptr; }
+inline const bool* mask(const std::optional<Tensor>& x) {
+  return x ? static_cast<const bool*>(x->data_ptr()) : nullptr;
 }
 
 // Asks for large pages under memory that was not touched yet: a first touch costs a fault a page,
@@ -54,5 +57,49 @@ void for_each_task(int64_t tasks, int64_t floats, const Task& task) {
     for (int64_t t = begin; t < end; ++t) task(t, aligned);
   });
 }
+
+// Sums over tasks, such as gradients of parameters. Each of a few slices of the tasks, one for each
+// thread, has its own; they are added up at the end, in an order that depends on nothing else.
+class Sums {
+ public:
+  // `sizes` are those of the parts, in floats.
+  Sums(int64_t tasks, std::vector<int64_t> sizes)
+      : tasks_(tasks),
+        slices_(std::clamp<int64_t>(torch::stable::get_num_threads(), 1, std::max<int64_t>(tasks, 1))) {
+    for (int64_t size : sizes) starts_.push_back(slice_), slice_ += (size + 15) / 16 * 16;
+    sums_.assign(slices_ * slice_, 0.0f);
+  }
+
+  // Calls task(t, parts, scratch) for every task.
+  template <class Task>
+  void for_each(int64_t floats, const Task& task) {
+    for_each_task(slices_, floats, [&](int64_t slice, float* scratch) {
+      std::vector<float*> parts;
+      for (int64_t start : starts_) parts.push_back(sums_.data() + slice * slice_ + start);
+      for (int64_t t = slice * tasks_ / slices_; t < (slice + 1) * tasks_ / slices_; ++t)
+        task(t, parts.data(), scratch);
+    });
+  }
+
+  // One part as a tensor of `sizes`, from rows of `ld` floats.
+  Tensor total(const Tensor& like, int64_t part, std::initializer_list<int64_t> sizes, int64_t ld) {
+    Tensor x = torch::stable::new_empty(like, {sizes.begin(), sizes.size()});
+    const int64_t width = *(sizes.end() - 1), rows = width ? x.numel() / width : 0;
+    float* to = data(x);
+    for (int64_t r = 0; r < rows; ++r)
+      for (int64_t d = 0; d < width; ++d) {
+        const float* from = sums_.data() + starts_[part] + r * ld + d;
+        float sum = 0.0f;
+        for (int64_t slice = 0; slice < slices_; ++slice) sum += from[slice * slice_];
+        to[r * width + d] = sum;
+      }
+    return x;
+  }
+
+ private:
+  int64_t tasks_, slices_, slice_ = 0;
+  std::vector<int64_t> starts_;
+  std::vector<float> sums_;
+};
 
 }  // namespace openxlstm

@@ -1,0 +1,62 @@
+// Small operations on rows of floats that lie in cache, for one instruction set (see each_isa.h).
+// A row in scratch memory is padded with zeros to whole vectors: ld floats, a multiple of LANES.
+
+// The ld of a matrix that is read down its columns: an odd number of cache lines, for an even number
+// would bring all the rows into few places of L1, where they push each other out.
+inline int64_t odd_lines(int64_t width) { return ((width + 15) / 16 | 1) * 16; }
+
+inline void copy_rows(const float* from, int64_t stride, int64_t rows, int64_t width, float* to,
+                      int64_t ld) {
+  for (int64_t r = 0; r < rows; ++r)
+    for (int64_t d = 0; d < ld; d += LANES)
+      store(to + r * ld + d, d < width ? load(from + r * stride + d, width - d) : Vec{});
+}
+inline void write_rows(const float* from, int64_t ld, int64_t rows, int64_t width, float* to,
+                       int64_t stride) {
+  for (int64_t r = 0; r < rows; ++r)
+    for (int64_t d = 0; d < width; d += LANES)
+      store(to + r * stride + d, load(from + r * ld + d), width - d);
+}
+inline void fill(float* x, int64_t floats, float value) {
+  for (int64_t d = 0; d < floats; d += LANES) store(x + d, splat(value));
+}
+// to (cols, ldt) = fromᵀ, for from (rows, ld); what pads a row of `to` is 0.
+inline void transpose(const float* from, int64_t ld, int64_t rows, int64_t cols, float* to,
+                      int64_t ldt) {
+  for (int64_t c = 0; c < cols; ++c) {
+    float* out = to + c * ldt;
+    for (int64_t r = 0; r < rows; ++r) out[r] = from[r * ld + c];
+    for (int64_t r = rows; r < ldt; ++r) out[r] = 0.0f;
+  }
+}
+inline void scale_row(float* x, int64_t ld, float by) {
+  for (int64_t d = 0; d < ld; d += LANES) store(x + d, load(x + d) * by);
+}
+inline void add_scaled(float* x, const float* y, int64_t ld, float by) {
+  for (int64_t d = 0; d < ld; d += LANES) store(x + d, load(x + d) + load(y + d) * by);
+}
+inline float sum(Vec v) {
+  float s = 0.0f;
+  for (int j = 0; j < LANES; ++j) s += v[j];
+  return s;
+}
+inline float dot(const float* x, const float* y, int64_t ld) {
+  Vec s{};
+  for (int64_t d = 0; d < ld; d += LANES) s += load(x + d) * load(y + d);
+  return sum(s);
+}
+// sums (ld) += the sum of some rows.
+inline void add_column_sums(float* sums, const float* x, int64_t stride, int64_t rows,
+                            int64_t width) {
+  for (int64_t d = 0; d < width; d += LANES) {
+    Vec s{};
+    for (int64_t r = 0; r < rows; ++r) s += load(x + r * stride + d, width - d);
+    store(sums + d, load(sums + d) + s);
+  }
+}
+// Asks for a row that will be read, or written, a step later: rows of one sample are too far apart in
+// time for the processor to see that it walks along them.
+template <bool kWrite>
+inline void prefetch(const float* row, int64_t width) {
+  for (int64_t d = 0; d < width; d += 16) __builtin_prefetch(row + d, kWrite, 3);
+}

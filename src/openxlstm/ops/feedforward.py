@@ -1,0 +1,80 @@
+"""The gated feed-forward: what goes in, what comes out, and who computes it."""
+
+from math import prod
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from openxlstm.ops import native_feedforward
+from openxlstm.ops.check import check_floating, check_tensors
+from openxlstm.ops.dispatch import Backend, Request, choose, never
+
+ACTIVATIONS = {"gelu": F.gelu, "silu": F.silu}
+
+
+def gated_feedforward(
+    x: Tensor,
+    up_weight: Tensor,
+    down_weight: Tensor,
+    up_bias: Tensor | None = None,
+    down_bias: Tensor | None = None,
+    *,
+    activation: str = "gelu",
+    backend: str | None = None,
+) -> Tensor:
+    """down(act(gate) ⊙ value), with [gate; value] = up(x) (arXiv:2002.05202, without its biases).
+
+    Args:
+        x: (…, D).
+        up_weight: (2·F, D), the gate's rows first.
+        down_weight: (D, F).
+        up_bias, down_bias: (2·F,) and (D,).
+        activation: "gelu", the exact one, or "silu".
+        backend: the name of one of BACKENDS; None takes the first that can run this.
+
+    Returns:
+        y (…, D).
+
+    Raises:
+        ValueError: on shapes or dtypes that do not fit together.
+        BackendError: if the backend asked for cannot run this.
+    """
+    check_floating("x", x, "…, D")
+    check_floating("down_weight", down_weight, "D, F")
+    D, inner = x.shape[-1], down_weight.shape[1]
+    if activation not in ACTIVATIONS:
+        raise ValueError(f"activation must be 'gelu' or 'silu', not {activation!r}")
+    check_tensors(
+        x,
+        [
+            ("up_weight", up_weight, (2 * inner, D), (x.dtype,)),
+            ("down_weight", down_weight, (D, inner), (x.dtype,)),
+            ("up_bias", up_bias, (2 * inner,), (x.dtype,)),
+            ("down_bias", down_bias, (D,), (x.dtype,)),
+        ],
+    )
+    sizes = (("rows", prod(x.shape[:-1])), ("D", D), ("F", inner))
+    request = Request(x.device.type, x.dtype, sizes, torch.is_grad_enabled())
+    run = choose("gated_feedforward", BACKENDS, request, backend)
+    return run(x, up_weight, down_weight, up_bias, down_bias, activation=activation)
+
+
+def plain(
+    x: Tensor,
+    up_weight: Tensor,
+    down_weight: Tensor,
+    up_bias: Tensor | None = None,
+    down_bias: Tensor | None = None,
+    *,
+    activation: str = "gelu",
+) -> Tensor:
+    """`gated_feedforward` in plain PyTorch, for inputs that it has checked."""
+    gate, value = F.linear(x, up_weight, up_bias).chunk(2, dim=-1)
+    return F.linear(ACTIVATIONS[activation](gate) * value, down_weight, down_bias)
+
+
+BACKENDS = (
+    Backend("native", native_feedforward.refuses, native_feedforward.gated_feedforward),
+    Backend("torch", never, plain),
+)
