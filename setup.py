@@ -49,7 +49,7 @@ class OptionalBuild(build_ext):
 
 extension = Extension(
     NATIVE,
-    sources=[str(SOURCES / name) for name in ("slstm.cpp", "mlstm.cpp", "feedforward.cpp")],
+    sources=sorted(str(source) for source in SOURCES.glob("*.cpp")),
     depends=[str(header) for header in SOURCES.glob("*.h")],
     define_macros=[
         ("Py_LIMITED_API", "0x030b0000"),

@@ -2,12 +2,10 @@
 
 import pytest
 import torch
-from hypothesis import given
-from hypothesis import strategies as st
 from tolerances import assert_close
 from torch import Tensor
 
-from openxlstm.nn.linear import TILE, HeadwiseLinear, tiles
+from openxlstm.nn.linear import HeadwiseLinear
 
 SIZES = [
     (1, 1), (1, 3), (2, 1), (7, 1), (64, 1), (130, 1), (5, 3), (12, 4), (32, 4), (33, 4), (96, 4),
@@ -58,17 +56,3 @@ def test_groups_do_not_see_each_other() -> None:
     assert y[:, 4:8].any()
     assert not y[:, :4].any()
     assert not y[:, 8:].any()
-
-
-@given(num_blocks=st.integers(1, 100), side=st.integers(1, 70))
-def test_tiles_are_the_same_map_in_wider_blocks(num_blocks: int, side: int) -> None:
-    weight = torch.randn(num_blocks, side, side)
-    wide = tiles(weight)
-    assert torch.equal(torch.block_diag(*wide), torch.block_diag(*weight))
-    assert wide.shape[1] == wide.shape[2]
-    assert wide.shape[1] <= max(TILE, side)
-
-
-def test_tiles_of_small_blocks_are_wide() -> None:
-    """What tiles are for: 32 blocks of 4 × 4 are 2 products, not 32."""
-    assert tiles(torch.randn(32, 4, 4)).shape == (2, 64, 64)

@@ -51,6 +51,29 @@ def step(model: LanguageModel, ids: Tensor, state: Any) -> tuple[Tensor, Any]:
         return logits[:, -1], state
 
 
+class Steps:
+    """Steps of some sequences, by the model's decoder where it has one, else by its forward."""
+
+    def __init__(self, model: LanguageModel, state: Any) -> None:
+        self._model = model
+        self._decoder = model.decoder(state) if isinstance(model, LanguageModel) else None
+        self._state = None if self._decoder else state
+
+    def read(self, ids: Tensor) -> Tensor:
+        """Reads one token a row: ids (B,) → logits (B, vocab), good until the next call."""
+        if self._decoder:
+            return self._decoder.step(ids)
+        logits, self._state = step(self._model, ids, self._state)
+        return logits
+
+    def keep(self, rows: Sequence[int]) -> None:
+        """Goes on with some of the rows only."""
+        if self._decoder:
+            self._decoder = self._decoder.select(rows)
+        else:
+            self._state = select(self._state, rows)
+
+
 def stream_tokens(
     model: LanguageModel,
     prompt: Ids,
@@ -73,12 +96,13 @@ def stream_tokens(
     generators = row_generators(seed, 1)
 
     def tokens(state: Any) -> Iterator[int]:
-        token = None
+        token = steps = None
         for _ in count() if max_tokens is None else range(max_tokens):
-            if token is None:
+            if token is None or steps is None:
                 logits, state = prefill(model, ids, state)
+                steps = Steps(model, state)
             else:
-                logits, state = step(model, token, state)
+                logits = steps.read(token)
             token = draw(logits, sampling, generators)
             value = int(token)
             if value in stop:
@@ -115,7 +139,7 @@ def decode_batch(
     different = dict(zip(keys, rows, strict=True))
     read = {key: prefill(model, row) for key, row in different.items()}
     logits = torch.cat([read[key][0] for key in keys])
-    state = stack([read[key][1] for key in keys])
+    steps = Steps(model, stack([read[key][1] for key in keys]))
 
     running = list(range(len(rows)))  # the prompt that each row of logits and state belongs to
     generators = row_generators(seed, len(rows))
@@ -129,8 +153,9 @@ def decode_batch(
             break
         if len(going) < len(running):
             running = [running[place] for place in going]
-            ids, state = select((ids, state), going)
-        logits, state = step(model, ids, state)
+            ids = ids[going]
+            steps.keep(going)
+        logits = steps.read(ids)
     return texts
 
 

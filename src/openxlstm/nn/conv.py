@@ -24,3 +24,8 @@ class CausalConv1d(nn.Module):
         self, x: Tensor, state: ConvState | None = None, reset: Tensor | None = None
     ) -> tuple[Tensor, ConvState]:
         return ops.causal_conv(x, self.weight, self.bias, state, reset=reset)
+
+
+def weights_of(conv: CausalConv1d | None) -> tuple[Tensor | None, Tensor | None]:
+    """Weight and bias of a convolution that may not be there."""
+    return (None, None) if conv is None else (conv.weight, conv.bias)

@@ -4,13 +4,7 @@ import torch
 from torch import Tensor, nn
 
 from openxlstm.nn.init import small_init_
-
-TILE = 64
-"""Width to which small diagonal blocks are joined: a product with the zeros between them costs less
-than many tiny products."""
-
-FEW = 4
-"""Rows, as in a step of generation, for which joining blocks costs more than it saves."""
+from openxlstm.ops.blockwise import blockwise
 
 
 class HeadwiseLinear(nn.Module):
@@ -32,25 +26,3 @@ class HeadwiseLinear(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         y = blockwise(x, self.weight)
         return y if self.bias is None else y + self.bias
-
-
-def blockwise(x: Tensor, weight: Tensor) -> Tensor:
-    """x (…, H·in) through the diagonal blocks of weight (H, out, in) → (…, H·out)."""
-    H, _, dim_in = weight.shape
-    grouped = x.reshape(-1, H, dim_in)  # (N, H, in)
-    if len(grouped) <= FEW:
-        return (weight * grouped[:, :, None, :]).sum(-1).view(*x.shape[:-1], -1)
-    weight = tiles(weight)
-    grouped = x.reshape(-1, len(weight), weight.shape[2]).transpose(0, 1)  # (H/t, N, t·in)
-    y = torch.bmm(grouped, weight.mT)  # (H/t, N, t·out)
-    return y.transpose(0, 1).reshape(*x.shape[:-1], -1)
-
-
-def tiles(weight: Tensor) -> Tensor:
-    """The same block-diagonal map in fewer, wider blocks: (H, out, in) → (H/t, t·out, t·in)."""
-    H, dim_out, dim_in = weight.shape
-    t = max((t for t in range(1, H + 1) if H % t == 0 and t * dim_in <= TILE), default=1)
-    if t == 1:
-        return weight
-    blocks = weight.view(H // t, t, dim_out, dim_in).permute(0, 2, 3, 1)  # (H/t, out, in, t)
-    return blocks.diag_embed().permute(0, 3, 1, 4, 2).reshape(H // t, t * dim_out, t * dim_in)

@@ -2,15 +2,14 @@
 (arXiv:2405.04517, figure 11)."""
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from openxlstm import ops
 from openxlstm.config import StackConfig
-from openxlstm.nn.conv import CausalConv1d
+from openxlstm.nn.conv import CausalConv1d, weights_of
 from openxlstm.nn.init import small_init_, wang_init_, zero_biases_
 from openxlstm.nn.linear import HeadwiseLinear
-from openxlstm.nn.norm import HeadNorm
+from openxlstm.nn.norm import EPS, HeadNorm
 from openxlstm.states import LayerState, MLSTMState, SLSTMState
 
 
@@ -62,28 +61,33 @@ class MLSTMLayer(nn.Module):
     ) -> tuple[Tensor, LayerState]:
         conv_state, cell_state = (None, None) if state is None else state
         assert not isinstance(cell_state, SLSTMState), "the state is an sLSTM's"
-        a, z = self.up_proj(x).chunk(2, dim=-1)  # the cell's branch and the gate's (B, T, E)
-        if self.conv is None:
-            c = F.silu(a)
-        else:
-            c, conv_state = self.conv(a, conv_state, reset)
-            c = F.silu(c)
-        q, k, v = self.q_proj(c), self.k_proj(c), self.v_proj(a)  # (B, T, E)
-        log_i, log_f = self._gates(q, k, v)  # (B, NH, T)
+        conv_weight, conv_bias = weights_of(self.conv)
+        inputs, conv_state = ops.mlstm_input(
+            x,
+            self.up_proj.weight,
+            self.q_proj.weight,
+            self.k_proj.weight,
+            self.v_proj.weight,
+            self.gate_weight,
+            self.gate_bias,
+            conv_weight,
+            conv_bias,
+            conv_state,
+            reset=reset,
+            biases=self._biases(),
+        )
+        q, k, v, log_i, log_f, c, z = inputs
         h, cell_state = ops.mlstm(
-            self._heads(q), self._heads(k), self._heads(v), log_i, log_f, cell_state,
-            reset=reset, eps=self.eps,
-        )  # fmt: skip
-        h = self.norm(h.transpose(1, 2))  # (B, T, E)
-        y = self.down_proj((h + self.skip * c) * F.silu(z))
+            q, k, v, log_i, log_f, cell_state, reset=reset, eps=self.eps
+        )  # (B, NH, T, DH)
+        down = self.down_proj
+        y = ops.mlstm_output(h, c, z, self.norm.weight, self.skip, down.weight, down.bias, eps=EPS)
         return self.dropout(y), LayerState(conv_state, cell_state)
 
-    def _heads(self, x: Tensor) -> Tensor:
-        return x.unflatten(-1, (self.num_heads, self.head_dim)).transpose(1, 2)
-
-    def _gates(self, q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
-        """log i = ĩ and log f = log σ(f̃), each (B, NH, T), from [q; k; v] without joining them."""
-        w_q, w_k, w_v = self.gate_weight.flatten(0, 1).chunk(3, dim=-1)  # (2·NH, E)
-        preact = F.linear(q, w_q, self.gate_bias.flatten()) + F.linear(k, w_k) + F.linear(v, w_v)
-        i_preact, f_preact = preact.mT.chunk(2, dim=1)  # each (B, NH, T)
-        return i_preact, F.logsigmoid(f_preact)
+    def _biases(self) -> tuple[Tensor, Tensor, Tensor, Tensor] | None:
+        """Those of the projections up and to query, key and value, if there are any."""
+        if self.up_proj.bias is None:
+            return None
+        projections = (self.q_proj, self.k_proj, self.v_proj)
+        q, k, v = (part.bias for part in projections if part.bias is not None)
+        return self.up_proj.bias, q, k, v

@@ -1,8 +1,9 @@
 """Norms of the paper's blocks: a scale that is stored less 1, and no bias."""
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
+
+from openxlstm import ops
 
 EPS = 1e-5
 
@@ -15,7 +16,7 @@ class LayerNorm(nn.Module):
         self.weight = nn.Parameter(torch.zeros(dim))
 
     def forward(self, x: Tensor) -> Tensor:
-        return F.layer_norm(x, self.weight.shape, 1 + self.weight, eps=EPS)
+        return ops.layer_norm(x, self.weight, eps=EPS)
 
 
 class HeadNorm(nn.Module):
@@ -26,7 +27,8 @@ class HeadNorm(nn.Module):
 
     def __init__(self, num_heads: int, head_dim: int) -> None:
         super().__init__()
+        self.num_heads = num_heads
         self.weight = nn.Parameter(torch.zeros(num_heads * head_dim))
 
     def forward(self, h: Tensor) -> Tensor:
-        return F.layer_norm(h, h.shape[-1:], eps=EPS).flatten(-2) * (1 + self.weight)
+        return ops.layer_norm(h.flatten(-2), self.weight, self.num_heads, eps=EPS)

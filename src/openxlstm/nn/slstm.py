@@ -1,12 +1,11 @@
 """sLSTM layer: convolution, gates, cell, head norm (arXiv:2405.04517, figure 10)."""
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from openxlstm import ops
 from openxlstm.config import StackConfig
-from openxlstm.nn.conv import CausalConv1d
+from openxlstm.nn.conv import CausalConv1d, weights_of
 from openxlstm.nn.init import powerlaw_forget_bias, small_init_, uniform_init_
 from openxlstm.nn.norm import HeadNorm
 from openxlstm.states import LayerState, MLSTMState, SLSTMState
@@ -51,12 +50,10 @@ class SLSTMLayer(nn.Module):
     ) -> tuple[Tensor, LayerState]:
         conv_state, cell_state = (None, None) if state is None else state
         assert not isinstance(cell_state, MLSTMState), "the state is an mLSTM's"
-        if self.conv is None:
-            gates = self._gates(x, slice(0, 4))
-        else:
-            c, conv_state = self.conv(x, conv_state, reset)
-            i_and_f, z_and_o = self._gates(F.silu(c), slice(0, 2)), self._gates(x, slice(2, 4))
-            gates = torch.cat([i_and_f, z_and_o], dim=3)  # (B, T, NH, 4, DH)
+        conv_weight, conv_bias = weights_of(self.conv)
+        gates, conv_state = ops.slstm_input(
+            x, self.input_weight, self.bias, conv_weight, conv_bias, conv_state, reset=reset
+        )
         h, cell_state = ops.slstm(
             gates,
             self.recurrent_weight,
@@ -65,13 +62,3 @@ class SLSTMLayer(nn.Module):
             forget_gate=self.forget_gate,
         )
         return self.norm(self.dropout(h)), LayerState(conv_state, cell_state)
-
-    def _gates(self, x: Tensor, which: slice) -> Tensor:
-        """Pre-activations of some gates, bias included (B, T, NH, gates, DH)."""
-        B, T, _ = x.shape
-        NH, DH = self.num_heads, self.head_dim
-        weight = self.input_weight[:, which].flatten(1, 2)  # (NH, gates·DH, DH)
-        bias = self.bias[:, which].reshape(NH, 1, -1)
-        by_head = x.reshape(B * T, NH, DH).transpose(0, 1)
-        preact = torch.baddbmm(bias, by_head, weight.mT)  # (NH, B·T, gates·DH)
-        return preact.view(NH, B, T, -1, DH).permute(1, 2, 0, 3, 4)

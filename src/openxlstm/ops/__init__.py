@@ -7,15 +7,39 @@ from openxlstm.ops.feedforward import BACKENDS as FEEDFORWARD_BACKENDS
 from openxlstm.ops.feedforward import gated_feedforward
 from openxlstm.ops.mlstm import BACKENDS as MLSTM_BACKENDS
 from openxlstm.ops.mlstm import mlstm
+from openxlstm.ops.mlstm_input import BACKENDS as MLSTM_INPUT_BACKENDS
+from openxlstm.ops.mlstm_input import MLSTMInputs, mlstm_input
+from openxlstm.ops.mlstm_output import BACKENDS as MLSTM_OUTPUT_BACKENDS
+from openxlstm.ops.mlstm_output import mlstm_output
+from openxlstm.ops.norm import BACKENDS as NORM_BACKENDS
+from openxlstm.ops.norm import layer_norm
 from openxlstm.ops.slstm import BACKENDS as SLSTM_BACKENDS
 from openxlstm.ops.slstm import slstm
+from openxlstm.ops.slstm_input import BACKENDS as SLSTM_INPUT_BACKENDS
+from openxlstm.ops.slstm_input import slstm_input
 
 TABLE = {
     "mlstm": MLSTM_BACKENDS,
+    "mlstm_input": MLSTM_INPUT_BACKENDS,
+    "mlstm_output": MLSTM_OUTPUT_BACKENDS,
     "slstm": SLSTM_BACKENDS,
+    "slstm_input": SLSTM_INPUT_BACKENDS,
     "causal_conv": CONV_BACKENDS,
+    "layer_norm": NORM_BACKENDS,
     "gated_feedforward": FEEDFORWARD_BACKENDS,
 }
 """Every operation's backends, in order of preference."""
 
-__all__ = ["TABLE", "causal_conv", "gated_feedforward", "mlstm", "slstm", "state_dtype"]
+__all__ = [
+    "TABLE",
+    "MLSTMInputs",
+    "causal_conv",
+    "gated_feedforward",
+    "layer_norm",
+    "mlstm",
+    "mlstm_input",
+    "mlstm_output",
+    "slstm",
+    "slstm_input",
+    "state_dtype",
+]

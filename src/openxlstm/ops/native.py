@@ -85,6 +85,16 @@ def narrow(request: Request) -> str | None:
     return None
 
 
+MAX_KERNEL = 8
+"""The longest convolution that the fused kernels hold in registers."""
+
+
+def long_kernel(request: Request) -> str | None:
+    """Why a convolution is too long, or None."""
+    K = dict(request.sizes).get("K", 0)
+    return f"a convolution over {K} steps is too long for it" if K > MAX_KERNEL else None
+
+
 def few_rows(request: Request) -> str | None:
     """Why so few rows are better left to torch, or None: packing weights would cost more."""
     rows = dict(request.sizes).get("rows", FEW + 1)

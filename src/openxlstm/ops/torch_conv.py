@@ -35,6 +35,18 @@ def causal_conv(
     return y, ConvState(last)
 
 
+def last_inputs(
+    x: Tensor, kernel_size: int, before: ConvState | None, reset: Tensor | None
+) -> ConvState:
+    """The state after x (B, T, D): what a convolution of `kernel_size` still needs of it."""
+    B, T, D = x.shape
+    if kernel_size > T + 1:
+        start = x.new_zeros(B, kernel_size - 1, D) if before is None else before.x
+        x = torch.cat([start, x], dim=1)
+    last = x[:, x.shape[1] - (kernel_size - 1) :].clone()  # a view would keep all of x alive
+    return ConvState(last if reset is None else last * _unbroken_to_end(reset, kernel_size))
+
+
 class _CausalConv(torch.autograd.Function):
     @staticmethod
     def forward(

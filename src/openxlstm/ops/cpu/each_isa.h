@@ -1,7 +1,8 @@
 // Includes OPENXLSTM_KERNEL once for each instruction set, in a namespace of that name, after
 // simd.h with the right LANES. One binary then holds all, and OPENXLSTM_CALL chooses when it runs.
 //
-// Everything a kernel needs from the standard library is included before, outside the pragmas.
+// Each kernel's functions are its own (the namespace without a name): two kernels may both have a
+// forward_task. Everything a kernel needs from the standard library is included before, outside the pragmas.
 
 #if defined(__x86_64__) || defined(_M_X64)
 #define OPENXLSTM_X86 1
@@ -17,8 +18,10 @@
 #define LANES 16
 #define REGISTERS 32
 namespace openxlstm::avx512 {
+namespace {
 #include "simd.h"
 #include OPENXLSTM_KERNEL
+}  // namespace
 }  // namespace openxlstm::avx512
 #undef LANES
 #undef REGISTERS
@@ -33,8 +36,10 @@ namespace openxlstm::avx512 {
 #define LANES 8
 #define REGISTERS 16
 namespace openxlstm::avx2 {
+namespace {
 #include "simd.h"
 #include OPENXLSTM_KERNEL
+}  // namespace
 }  // namespace openxlstm::avx2
 #undef LANES
 #undef REGISTERS
@@ -53,8 +58,10 @@ namespace openxlstm::avx2 {
 #define REGISTERS 16
 #endif
 namespace openxlstm::plain {
+namespace {
 #include "simd.h"
 #include OPENXLSTM_KERNEL
+}  // namespace
 }  // namespace openxlstm::plain
 #undef LANES
 #undef REGISTERS

@@ -17,6 +17,14 @@ namespace openxlstm {
 namespace {
 
 Rows rows(const Tensor& x) { return {data(x), x.stride(0), x.stride(1), x.stride(2)}; }
+RowsOf<float> rows_out(const Tensor& x) {
+  return {data(x), x.stride(0), x.stride(1), x.stride(2)};
+}
+// An uninitialised tensor of x's shape, whose heads lie inside a step where those of x do.
+Tensor fresh_like(const Tensor& x) {
+  if (x.stride(1) >= x.stride(2)) return fresh(x, {x.size(0), x.size(1), x.size(2), x.size(3)});
+  return torch::stable::transpose(fresh(x, {x.size(0), x.size(2), x.size(1), x.size(3)}), 1, 2);
+}
 
 // q, k, v as in ops.mlstm, the rest contiguous → h, the state after the last step, and what the
 // backward reads: the state before each chunk, m and the normalizer of each step; empty unless
@@ -48,8 +56,8 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> mlstm_grad(
     std::optional<Tensor> reset, double eps, int64_t chunk_size, Tensor h, Tensor C_chunks,
     Tensor n_chunks, Tensor m_steps, Tensor normalizer, Tensor dh, Tensor dC_T, Tensor dn_T) {
   const int64_t B = q.size(0), NH = q.size(1), T = q.size(2), DQK = q.size(3), DHV = v.size(3);
-  Tensor dq = fresh(q, {B, NH, T, DQK}), dk = fresh(q, {B, NH, T, DQK});
-  Tensor dv = fresh(q, {B, NH, T, DHV}), dlog_i = fresh(q, {B, NH, T});
+  Tensor dq = fresh_like(q), dk = fresh_like(k), dv = fresh_like(v);
+  Tensor dlog_i = fresh(q, {B, NH, T});
   Tensor dlog_f = fresh(q, {B, NH, T});
   Tensor dC = torch::stable::clone(dC_T), dn = torch::stable::clone(dn_T);
   MLSTMBackward a{B, NH, T, DQK, DHV, chunk_size, static_cast<float>(eps),
@@ -57,7 +65,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> mlstm_grad(
   a.log_i = data(log_i), a.log_f = data(log_f), a.reset = mask(reset), a.m_0 = data(m_0);
   a.C_chunks = data(C_chunks), a.n_chunks = data(n_chunks);
   a.m_steps = data(m_steps), a.normalizer = data(normalizer);
-  a.dq = data(dq), a.dk = data(dk), a.dv = data(dv), a.dlog_i = data(dlog_i);
+  a.dq = rows_out(dq), a.dk = rows_out(dk), a.dv = rows_out(dv), a.dlog_i = data(dlog_i);
   a.dlog_f = data(dlog_f), a.dC = data(dC), a.dn = data(dn);
   for_each_task(B * NH, OPENXLSTM_CALL(backward_floats, DQK, DHV, chunk_size),
                 [&](int64_t task, float* scratch) { OPENXLSTM_CALL(backward_task, a, task, scratch); });

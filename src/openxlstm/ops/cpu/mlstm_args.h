@@ -5,14 +5,16 @@
 
 namespace openxlstm {
 
-// A (B, NH, T, D) input of any strides but the last, which is 1.
-struct Rows {
-  const float* data;
+// A (B, NH, T, D) tensor of any strides but the last, which is 1.
+template <class Float>
+struct RowsOf {
+  Float* data;
   int64_t stride_b, stride_h, stride_t;
-  const float* at(int64_t b, int64_t head, int64_t t) const {
+  Float* at(int64_t b, int64_t head, int64_t t) const {
     return data + b * stride_b + head * stride_h + t * stride_t;
   }
 };
+using Rows = RowsOf<const float>;
 
 // The most steps that a chunk may have.
 constexpr int64_t kMaxChunk = 256;
@@ -37,7 +39,7 @@ struct MLSTMBackward {
   const bool* reset;
   const float *m_0;  // (B, NH)
   const float *C_chunks, *n_chunks, *m_steps, *normalizer;
-  float *dq, *dk, *dv;       // contiguous
+  RowsOf<float> dq, dk, dv;
   float *dlog_i, *dlog_f;    // (B, NH, T)
   float *dC, *dn;            // gradients of the final state, then of the initial
 };

@@ -235,9 +235,9 @@ inline void backward_task(const MLSTMBackward& a, int64_t task, float* scratch) 
       a.dlog_f[at + t] = cut ? 0.0f : static_cast<float>(sum_db);
       a.dlog_i[at + t] = dlog_i[t];
     }
-    write_rows(dq, QP, steps, DQK, a.dq + at * DQK, DQK);
-    write_rows(dk, QP, steps, DQK, a.dk + at * DQK, DQK);
-    write_rows(dv, VP, steps, DHV, a.dv + at * DHV, DHV);
+    write_rows(dq, QP, steps, DQK, a.dq.at(b, head, t0), a.dq.stride_t);
+    write_rows(dk, QP, steps, DQK, a.dk.at(b, head, t0), a.dk.stride_t);
+    write_rows(dv, VP, steps, DHV, a.dv.at(b, head, t0), a.dv.stride_t);
   }
   write_rows(dC, VP, DQK, DHV, a.dC + task * DQK * DHV, DHV);
   write_rows(dn, QP, 1, DQK, a.dn + task * DQK, DQK);

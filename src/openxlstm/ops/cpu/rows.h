@@ -11,6 +11,13 @@ inline void copy_rows(const float* from, int64_t stride, int64_t rows, int64_t w
     for (int64_t d = 0; d < ld; d += LANES)
       store(to + r * ld + d, d < width ? load(from + r * stride + d, width - d) : Vec{});
 }
+// Without padding: other columns of `to` stay as they are.
+inline void copy_part(const float* from, int64_t stride, int64_t rows, int64_t width, float* to,
+                      int64_t ld) {
+  for (int64_t r = 0; r < rows; ++r)
+    for (int64_t d = 0; d < width; d += LANES)
+      store(to + r * ld + d, load(from + r * stride + d, width - d), width - d);
+}
 inline void write_rows(const float* from, int64_t ld, int64_t rows, int64_t width, float* to,
                        int64_t stride) {
   for (int64_t r = 0; r < rows; ++r)

@@ -28,6 +28,12 @@ inline void store(float* p, Vec v, int64_t count) {
   for (int64_t j = 0; j < count; ++j) p[j] = v[j];
 }
 
+// The first `count` lanes, the others 0.
+inline Vec first(Vec v, int64_t count) {
+  for (int64_t j = count; j < LANES; ++j) v[j] = 0.0f;
+  return v;
+}
+
 inline Vec select(IVec mask, Vec yes, Vec no) { return mask ? yes : no; }
 // A NaN in the first argument stays one.
 inline Vec max(Vec a, Vec b) { return select(a < b, b, a); }

@@ -1,6 +1,4 @@
 // The sLSTM scan on a CPU: chooses the instruction set, packs the weights, hands out the tasks.
-#include <Python.h>
-
 #include <algorithm>
 #include <cmath>
 #include <cstdint>
@@ -95,11 +93,4 @@ STABLE_TORCH_LIBRARY_IMPL(openxlstm, CPU, m) {
 
 STABLE_TORCH_LIBRARY_IMPL(openxlstm, CompositeExplicitAutograd, m) {
   m.impl("lanes", TORCH_BOX(&openxlstm::isa_lanes));
-}
-
-// Importing the extension registers the operators; it has nothing else to offer Python.
-PyMODINIT_FUNC PyInit__native() {
-  static PyModuleDef module = {PyModuleDef_HEAD_INIT, "_native", nullptr, 0, nullptr,
-                               nullptr, nullptr, nullptr, nullptr};
-  return PyModule_Create(&module);
 }

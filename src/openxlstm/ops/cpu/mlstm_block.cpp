@@ -1,0 +1,170 @@
+// What is around an mLSTM cell on a CPU: packs the weights and hands out the tasks.
+#include <algorithm>
+#include <cmath>
+#include <cstdint>
+#include <tuple>
+
+#include "arena.h"
+#include "isa.h"
+#include "mlstm_block_args.h"
+#include "tensors.h"
+
+#define OPENXLSTM_KERNEL "mlstm_block_kernel.h"
+#include "each_isa.h"
+#include "packing.h"
+
+namespace openxlstm {
+namespace {
+
+using MaybeTensor = std::optional<Tensor>;
+
+// The arguments of both directions, and the packed weights that they point to.
+struct Prepared {
+  MLSTMInput p;
+  std::vector<float> up, q, k, v, gate;
+  PackedConv conv;
+  int64_t ld;
+
+  Prepared(const Tensor& x, const Tensor& up_, const Tensor& q_, const Tensor& k_,
+           const Tensor& v_, const Tensor& gate_, const Tensor& gate_bias,
+           const MaybeTensor& conv_weight, const MaybeTensor& conv_bias, const MaybeTensor& before,
+           const MaybeTensor& reset, bool backward) {
+    const int64_t D = x.size(2), E = up_.size(0) / 2, NH = gate_bias.numel() / 2;
+    p = {x.size(0), x.size(1), D, E, NH, conv_weight ? conv_weight->size(1) : 0};
+    p.x = data(x), p.before = data(before), p.reset = mask(reset);
+    up = backward ? packed(data(up_), D, 1, 2 * E, D) : packed(data(up_), 1, D, D, 2 * E);
+    if (!backward) gate = packed(data(gate_), 1, 3 * E, 3 * E, 2 * NH);
+    p.up = up.data(), p.gate = backward ? data(gate_) : gate.data(), p.gate_bias = data(gate_bias);
+    pack(q_, q, p.q, backward), pack(k_, k, p.k, backward), pack(v_, v, p.v, backward);
+    ld = OPENXLSTM_CALL(row_floats, E);
+    if (p.K) conv.pack(*conv_weight, *conv_bias, ld);
+    p.conv = conv.weight.data(), p.conv_bias = conv.bias.data();
+  }
+  void pack(const Tensor& from, std::vector<float>& to, const float*& pointer, bool transposed) {
+    to.resize(kBlock * p.E);
+    OPENXLSTM_CALL(pack_blocks, data(from), p.E, transposed, to.data());
+    pointer = to.data();
+  }
+  int64_t tasks() const { return p.B * OPENXLSTM_CALL(tiles, p.T); }
+};
+
+// x (B, T, D), up (2E, D), q, k, v (E/4, 4, 4), gate (2·NH, 3E) and (2·NH), conv (E, K) and (E),
+// before (B, K-1, E) → a, z, c, q, k, v (B, T, E), log_i, log_f, and f̃ (B, NH, T).
+std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> mlstm_input(
+    Tensor x, Tensor up, Tensor q, Tensor k, Tensor v, Tensor gate, Tensor gate_bias,
+    MaybeTensor conv_weight, MaybeTensor conv_bias, MaybeTensor before, MaybeTensor reset) {
+  Prepared prepared(x, up, q, k, v, gate, gate_bias, conv_weight, conv_bias, before, reset, false);
+  MLSTMInput& p = prepared.p;
+  Tensor wide[6], narrow[3];
+  for (Tensor& each : wide) each = fresh(x, {p.B, p.T, p.E});
+  for (Tensor& each : narrow) each = fresh(x, {p.B, p.NH, p.T});
+  p.a = data(wide[0]), p.z = data(wide[1]), p.c = data(wide[2]);
+  p.out_q = data(wide[3]), p.out_k = data(wide[4]), p.out_v = data(wide[5]);
+  p.log_i = data(narrow[0]), p.log_f = data(narrow[1]), p.f_preact = data(narrow[2]);
+  for_each_task(prepared.tasks(), OPENXLSTM_CALL(input_forward_floats, p.D, p.E, p.NH, p.K),
+                [&](int64_t task, float* scratch) { OPENXLSTM_CALL(input_forward_task, p, task, scratch); });
+  return {wide[0], wide[1], wide[2], wide[3], wide[4], wide[5], narrow[0], narrow[1], narrow[2]};
+}
+
+// Gradients of x and the parameters, in the order of the forward's arguments, and of before; empty
+// for what there is not.
+std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor>
+mlstm_input_grad(Tensor x, Tensor up, Tensor q, Tensor k, Tensor v, Tensor gate, Tensor gate_bias,
+                 MaybeTensor conv_weight, MaybeTensor conv_bias, MaybeTensor before,
+                 MaybeTensor reset, Tensor a, Tensor out_q, Tensor out_k, Tensor out_v,
+                 Tensor f_preact, Tensor dz, Tensor dc, Tensor dq, Tensor dk, Tensor dv,
+                 Tensor dlog_i, Tensor dlog_f) {
+  Prepared prepared(x, up, q, k, v, gate, gate_bias, conv_weight, conv_bias, before, reset, true);
+  MLSTMInput& p = prepared.p;
+  const int64_t D = p.D, E = p.E, NH = p.NH, K = p.K, ld = prepared.ld;
+  p.a = data(a), p.out_q = data(out_q), p.out_k = data(out_k), p.out_v = data(out_v);
+  p.f_preact = data(f_preact);
+  Tensor dx = fresh(x, {p.B, p.T, D}), dbefore = fresh(x, {p.B, K - 1, E}, before.has_value());
+  const MLSTMInputGrads g{data(dz), data(dc), data(dq), data(dk), data(dv), data(dlog_i),
+                          data(dlog_f), data(dx), before ? data(dbefore) : nullptr};
+  const int64_t DP = OPENXLSTM_CALL(padded, D), GP = OPENXLSTM_CALL(padded, 2 * NH);
+  Sums sums(prepared.tasks(), {2 * E * DP, kBlock * E, kBlock * E, kBlock * E, 2 * NH * 3 * E, GP,
+                               K * ld, ld});
+  sums.for_each(OPENXLSTM_CALL(input_backward_floats, D, E, NH, K),
+                [&](int64_t task, float* const* part, float* scratch) {
+                  const MLSTMInputSums s{part[0], part[1], part[2], part[3],
+                                         part[4], part[5], part[6], part[7]};
+                  OPENXLSTM_CALL(input_backward_task, p, g, task, s, scratch);
+                });
+  const auto blocks = [&](int64_t part) { return transposed(sums.total(x, part, {kBlock, E}, E)); };
+  return {dx, sums.total(x, 0, {2 * E, D}, DP), blocks(1), blocks(2), blocks(3),
+          sums.total(x, 4, {2 * NH, 3 * E}, 3 * E), sums.total(x, 5, {2 * NH}, GP),
+          transposed(sums.total(x, 6, {K, E}, ld)), sums.total(x, 7, {K ? E : 0}, ld), dbefore};
+}
+
+MLSTMOutput output_arguments(const Tensor& h, const Tensor& c, const Tensor& z, const Tensor& norm,
+                             const Tensor& skip, double eps, int64_t D) {
+  MLSTMOutput p{h.size(0), h.size(2), D, c.size(2), h.size(1), static_cast<float>(eps)};
+  p.h = data(h), p.c = data(c), p.z = data(z), p.norm = data(norm), p.skip = data(skip);
+  return p;
+}
+
+// h (B, NH, T, DH), c and z (B, T, E), norm and skip (E), down (D, E) → y (B, T, D).
+Tensor mlstm_output(Tensor h, Tensor c, Tensor z, Tensor norm, Tensor skip, Tensor down,
+                    double eps) {
+  const int64_t D = down.size(0);
+  MLSTMOutput p = output_arguments(h, c, z, norm, skip, eps, D);
+  const auto down_packed = packed(data(down), 1, p.E, p.E, D);
+  Tensor y = fresh(h, {p.B, p.T, D});
+  p.down = down_packed.data(), p.y = data(y);
+  for_each_task(p.B * OPENXLSTM_CALL(tiles, p.T), OPENXLSTM_CALL(output_forward_floats, D, p.E),
+                [&](int64_t task, float* scratch) { OPENXLSTM_CALL(output_forward_task, p, task, scratch); });
+  return y;
+}
+
+// Gradients of h, c, z, norm, skip and down.
+std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> mlstm_output_grad(
+    Tensor h, Tensor c, Tensor z, Tensor norm, Tensor skip, Tensor down, double eps, Tensor dy) {
+  const int64_t D = down.size(0);
+  MLSTMOutput p = output_arguments(h, c, z, norm, skip, eps, D);
+  const auto down_packed = packed(data(down), p.E, 1, D, p.E);
+  Tensor dh = fresh(h, {p.B, p.NH, p.T, p.E / p.NH}), dc = fresh(h, {p.B, p.T, p.E});
+  Tensor dz = fresh(h, {p.B, p.T, p.E});
+  p.down = down_packed.data(), p.dy = data(dy), p.dh = data(dh), p.dc = data(dc), p.dz = data(dz);
+  Sums sums(p.B * OPENXLSTM_CALL(tiles, p.T), {p.E, p.E, D * p.E});
+  sums.for_each(OPENXLSTM_CALL(output_backward_floats, D, p.E, p.NH),
+                [&](int64_t task, float* const* part, float* scratch) {
+                  const MLSTMOutputSums s{part[0], part[1], part[2]};
+                  OPENXLSTM_CALL(output_backward_task, p, task, s, scratch);
+                });
+  return {dh, dc, dz, sums.total(h, 0, {p.E}, 0), sums.total(h, 1, {p.E}, 0),
+          sums.total(h, 2, {D, p.E}, p.E)};
+}
+
+}  // namespace
+}  // namespace openxlstm
+
+#define WEIGHTS \
+  "Tensor x, Tensor up, Tensor q, Tensor k, Tensor v, Tensor gate, Tensor gate_bias, " \
+  "Tensor? conv_weight, Tensor? conv_bias, Tensor? before, Tensor? reset"
+
+STABLE_TORCH_LIBRARY_FRAGMENT(openxlstm, m) {
+  m.def(
+      "mlstm_input(" WEIGHTS ") -> (Tensor a, Tensor z, Tensor c, Tensor out_q, Tensor out_k, "
+      "Tensor out_v, Tensor log_i, Tensor log_f, Tensor f_preact)");
+  m.def(
+      "mlstm_input_grad(" WEIGHTS ", Tensor a, Tensor out_q, Tensor out_k, Tensor out_v, "
+      "Tensor f_preact, Tensor dz, Tensor dc, Tensor dq, Tensor dk, Tensor dv, Tensor dlog_i, "
+      "Tensor dlog_f) -> (Tensor dx, Tensor d_up, Tensor d_q, Tensor d_k, Tensor d_v, "
+      "Tensor d_gate, Tensor d_gate_bias, Tensor d_conv_weight, Tensor d_conv_bias, "
+      "Tensor d_before)");
+  m.def(
+      "mlstm_output(Tensor h, Tensor c, Tensor z, Tensor norm, Tensor skip, Tensor down, "
+      "float eps) -> Tensor");
+  m.def(
+      "mlstm_output_grad(Tensor h, Tensor c, Tensor z, Tensor norm, Tensor skip, Tensor down, "
+      "float eps, Tensor dy) -> (Tensor dh, Tensor dc, Tensor dz, Tensor d_norm, Tensor d_skip, "
+      "Tensor d_down)");
+}
+
+STABLE_TORCH_LIBRARY_IMPL(openxlstm, CPU, m) {
+  m.impl("mlstm_input", TORCH_BOX(&openxlstm::mlstm_input));
+  m.impl("mlstm_input_grad", TORCH_BOX(&openxlstm::mlstm_input_grad));
+  m.impl("mlstm_output", TORCH_BOX(&openxlstm::mlstm_output));
+  m.impl("mlstm_output_grad", TORCH_BOX(&openxlstm::mlstm_output_grad));
+}

@@ -1,0 +1,37 @@
+// A language model as one step of generation sees it: where its weights and states are.
+//
+// Python lays these structs out as rows of 64-bit words (ops/native_step.py has the same order).
+// Weights are where the model has them, so that a step reads what training last wrote. States and
+// results belong to whoever made the plan, and are overwritten.
+#pragma once
+
+#include <cstdint>
+
+namespace openxlstm {
+
+struct StepLayer {
+  int64_t is_slstm;
+  int64_t inner;                 // E of an mLSTM; F of an sLSTM's feed-forward, 0 for none
+  int64_t K;                     // of the convolution, 0 for none
+  int64_t option;                // side of an mLSTM's blocks; whether an sLSTM's forget gate is exp
+  double eps;                    // of an mLSTM's denominator
+  const float* norm;             // (D)
+  const float *conv, *conv_bias; // (width, K), (width)
+  const float* head_norm;        // (E) or (D)
+  // mLSTM: up, its bias, q, k, v and their biases, gate, its bias, skip, down, its bias.
+  // sLSTM: input weight, bias, R, the feed-forward's norm, up, its bias, down, its bias.
+  const float* weight[13];
+  float* window;                 // (B, K-1, width)
+  float* state[4];               // C, n, m; or h, c, n, m
+};
+
+struct Step {
+  int64_t B, D, V, NH, num_layers, num_positions;
+  double norm_eps;
+  const float *tokens, *positions;  // (V, D), (num_positions, D) or null
+  const float *norm, *head;         // (D), (V, D)
+  int64_t* position;                // (B): tokens read so far
+  float* logits;                    // (B, V)
+};
+
+}  // namespace openxlstm

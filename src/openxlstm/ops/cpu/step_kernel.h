@@ -1,0 +1,280 @@
+// One token through a whole language model, for one instruction set (see each_isa.h).
+//
+// With one row there is no product of matrices: every weight is used once, and reading it is what
+// takes the time. Rows are computed one by one, each as if it were alone, so that what a sequence
+// says never depends on its company; a block of weights is read from memory once for all of them.
+
+#include "rows.h"
+
+#include "norm_rows.h"
+#include "slstm_cell.h"
+
+// Lanes of x and y, in alternating groups of kStride, each the sum of two groups.
+template <int kStride>
+inline Vec fold(Vec x, Vec y) {
+  IVec low, high;
+  for (int j = 0; j < LANES; ++j) {
+    const int base = j / (2 * kStride) * 2 * kStride + j % kStride;
+    const int from = j / kStride % 2 * LANES + base;
+    low[j] = from, high[j] = from + kStride;
+  }
+#ifdef __clang__
+  Vec sum;
+  for (int j = 0; j < LANES; ++j)
+    sum[j] = (low[j] < LANES ? x[low[j] % LANES] : y[low[j] % LANES]) +
+             (high[j] < LANES ? x[high[j] % LANES] : y[high[j] % LANES]);
+  return sum;
+#else
+  return __builtin_shuffle(x, y, low) + __builtin_shuffle(x, y, high);
+#endif
+}
+// Lane j of the result is the sum of all lanes of sums[j].
+template <int kStride = 1>
+inline Vec sums_of(Vec* sums) {
+  if constexpr (kStride == LANES) {
+    return sums[0];
+  } else {
+    for (int j = 0; j < LANES / kStride / 2; ++j) sums[j] = fold<kStride>(sums[2 * j], sums[2 * j + 1]);
+    return sums_of<2 * kStride>(sums);
+  }
+}
+
+// y (B, N) = x (B, K) · Wᵀ + bias for outputs n0 … n0 + LANES of W (N, K).
+inline void map_block(int64_t B, int64_t N, int64_t K, const float* W, const float* bias,
+                      const float* x, int64_t ldx, float* y, int64_t ldy, int64_t n0) {
+  const float* rows[LANES];
+  for (int j = 0; j < LANES; ++j) rows[j] = W + std::min(n0 + j, N - 1) * K;
+  for (int64_t b = 0; b < B; ++b) {
+    const float* in = x + b * ldx;
+    Vec sums[LANES] = {};
+    int64_t k = 0;
+    for (; k + LANES <= K; k += LANES) {
+      const Vec v = load(in + k);
+      for (int j = 0; j < LANES; ++j) sums[j] += v * load(rows[j] + k);
+    }
+    if (k < K) {
+      const Vec v = load(in + k, K - k);
+      for (int j = 0; j < LANES; ++j) sums[j] += v * load(rows[j] + k, K - k);
+    }
+    Vec out = sums_of(sums);
+    if (bias != nullptr) out += load(bias + n0, N - n0);
+    store(y + b * ldy + n0, out, N - n0);
+  }
+}
+// A map of so many weights is worth a second thread.
+constexpr int64_t kManyWeights = 1 << 18;
+inline void map(int64_t B, int64_t N, int64_t K, const float* W, const float* bias, const float* x,
+                int64_t ldx, float* y, int64_t ldy) {
+  const int64_t blocks = (N + LANES - 1) / LANES;
+  const auto run = [&](int64_t begin, int64_t end) {
+    for (int64_t block = begin; block < end; ++block)
+      map_block(B, N, K, W, bias, x, ldx, y, ldy, block * LANES);
+  };
+  if (N * K < kManyWeights) run(0, blocks);
+  else torch::stable::parallel_for(0, blocks, 1, run);
+}
+
+inline void norm_row(const float* x, int64_t groups, int64_t width, const float* weight, float eps,
+                     float* y) {
+  for (int64_t g = 0; g < groups; ++g) {
+    const Moments m = moments(x + g * width, width, eps);
+    for (int64_t d = 0; d < width; d += LANES) {
+      const int64_t at = g * width + d, count = width - d;
+      store(y + at, normed(load(x + at, count), m) * (load(weight + at, count) + 1.0f), count);
+    }
+  }
+}
+inline void silu_row(float* x, int64_t width) {
+  for (int64_t d = 0; d < width; d += LANES) {
+    const Vec v = load(x + d, width - d);
+    store(x + d, v * sigmoid(v).value, width - d);
+  }
+}
+// c = SiLU of the convolution of the window's K-1 rows and x, which joins the window.
+inline void conv_row(const StepLayer& layer, int64_t width, const float* x, float* window, float* c) {
+  const int64_t back = layer.K - 1;
+  for (int64_t d = 0; d < width; ++d) {
+    const float* w = layer.conv + d * layer.K;
+    float sum = layer.conv_bias[d] + w[back] * x[d];
+    for (int64_t j = 0; j < back; ++j) sum += w[j] * window[j * width + d];
+    c[d] = sum;
+  }
+  if (back > 0) {
+    std::copy(window + width, window + back * width, window);
+    std::copy(x, x + width, window + (back - 1) * width);
+  }
+  silu_row(c, width);
+}
+
+// One step of one head: C (DH, DH), n (DH), m; h is written.
+inline void mlstm_cell(const float* q, const float* k, const float* v, float log_i, float log_f,
+                       float eps, int64_t DH, float* C, float* n, float* m, float* h) {
+  const float scale = 1.0f / std::sqrt(static_cast<float>(DH)), carried = log_f + *m;
+  const float m_new = std::max(carried, log_i);
+  const float f = std::exp(carried - m_new), i = std::exp(log_i - m_new);
+  *m = m_new;
+  float normalizer = 0.0f;
+  for (int64_t d = 0; d < DH; ++d) {
+    n[d] = f * n[d] + i * k[d];
+    normalizer += n[d] * q[d];
+  }
+  for (int64_t e = 0; e < DH; e += LANES) {
+    const int64_t count = DH - e;
+    const Vec value = load(v + e, count);
+    Vec sums[4] = {};
+    for (int64_t d = 0; d < DH; ++d) {
+      float* row = C + d * DH + e;
+      const Vec c = load(row, count) * f + value * (i * k[d]);
+      store(row, c, count);
+      sums[d % 4] += c * q[d];
+    }
+    store(h + e, (sums[0] + sums[1]) + (sums[2] + sums[3]), count);
+  }
+  // exp(-m) is the 1 of eq. 21; never 0, so that no memory at all is read as 0.
+  const float one = std::max(std::exp(-m_new), FLT_MIN);
+  const float inverse = scale / (std::max(std::fabs(normalizer * scale), one) + eps);
+  for (int64_t d = 0; d < DH; ++d) h[d] *= inverse;
+}
+
+inline void mlstm_layer(const Step& s, const StepLayer& layer, const float* x, float* y,
+                        float* scratch) {
+  const int64_t B = s.B, D = s.D, E = layer.inner, NH = s.NH, DH = E / NH, side = layer.option;
+  const float *const *w = layer.weight;
+  const float *up = w[0], *up_bias = w[1], *gate = w[8], *gate_bias = w[9], *skip = w[10];
+  const float *down = w[11], *down_bias = w[12];
+  float *u = scratch, *c = u + B * 2 * E, *qkv = c + B * E, *h = qkv + B * 3 * E;
+  float *gates = h + B * E;  // (B, 2·NH)
+  map(B, 2 * E, D, up, up_bias, x, D, u, 2 * E);
+  for (int64_t b = 0; b < B; ++b) {
+    const float* a = u + b * 2 * E;
+    float* cb = c + b * E;
+    if (layer.K > 0) {
+      conv_row(layer, E, a, layer.window + b * (layer.K - 1) * E, cb);
+    } else {
+      std::copy(a, a + E, cb);
+      silu_row(cb, E);
+    }
+    for (int64_t part = 0; part < 3; ++part) {
+      const float *in = part < 2 ? cb : a, *block = w[2 + part], *bias = w[5 + part];
+      float* out = qkv + (b * 3 + part) * E;
+      for (int64_t e = 0; e < E; ++e, block += side) {
+        const float* from = in + e / side * side;
+        float sum = bias == nullptr ? 0.0f : bias[e];
+        for (int64_t j = 0; j < side; ++j) sum += block[j] * from[j];
+        out[e] = sum;
+      }
+    }
+  }
+  map(B, 2 * NH, 3 * E, gate, gate_bias, qkv, 3 * E, gates, 2 * NH);
+  for (int64_t b = 0; b < B; ++b) {
+    const float *q = qkv + b * 3 * E, *k = q + E, *v = k + E, *z = u + b * 2 * E + E;
+    float* hb = h + b * E;
+    for (int64_t head = 0; head < NH; ++head) {
+      const float f = gates[b * 2 * NH + NH + head];
+      const float log_f = std::min(f, 0.0f) - std::log1p(std::exp(-std::fabs(f)));
+      const int64_t at = b * NH + head;
+      mlstm_cell(q + head * DH, k + head * DH, v + head * DH, gates[b * 2 * NH + head], log_f,
+                 static_cast<float>(layer.eps), DH, layer.state[0] + at * DH * DH,
+                 layer.state[1] + at * DH, layer.state[2] + at, hb + head * DH);
+    }
+    norm_row(hb, NH, DH, layer.head_norm, static_cast<float>(s.norm_eps), hb);
+    for (int64_t e = 0; e < E; e += LANES) {
+      const int64_t count = E - e;
+      const Vec gate_branch = load(z + e, count);
+      const Vec kept = load(hb + e, count) + load(skip + e, count) * load(c + b * E + e, count);
+      store(hb + e, kept * gate_branch * sigmoid(gate_branch).value, count);
+    }
+  }
+  map(B, D, E, down, down_bias, h, E, y, D);
+}
+
+inline void slstm_layer(const Step& s, const StepLayer& layer, const float* x, float* y,
+                        float* scratch) {
+  const int64_t B = s.B, D = s.D, NH = s.NH, DH = D / NH;
+  const float *input = layer.weight[0], *bias = layer.weight[1], *R = layer.weight[2];
+  float *c = scratch, *gates = c + B * D, *recurrent = gates + B * 4 * DH;
+  for (int64_t b = 0; b < B && layer.K > 0; ++b)
+    conv_row(layer, D, x + b * D, layer.window + b * (layer.K - 1) * D, c + b * D);
+  for (int64_t head = 0; head < NH; ++head) {
+    const float *W = input + head * 4 * DH * DH, *bias_h = bias + head * 4 * DH;
+    const float *convolved = (layer.K > 0 ? c : x) + head * DH, *raw = x + head * DH;
+    map(B, 2 * DH, DH, W, bias_h, convolved, D, gates, 4 * DH);
+    map(B, 2 * DH, DH, W + 2 * DH * DH, bias_h + 2 * DH, raw, D, gates + 2 * DH, 4 * DH);
+    map(B, 4 * DH, DH, R + head * 4 * DH * DH, nullptr, layer.state[0] + head * DH, D, recurrent,
+        4 * DH);
+    for (int64_t b = 0; b < B; ++b)
+      for (int64_t d = 0; d < DH; d += LANES) {
+        const int64_t at = b * D + head * DH + d, count = DH - d;
+        Vec preact[4];
+        for (int g = 0; g < 4; ++g) {
+          const int64_t from = (b * 4 + g) * DH + d;
+          preact[g] = load(gates + from, count) + load(recurrent + from, count);
+        }
+        const Cell cell = step(preact, load(layer.state[1] + at, count),
+                               load(layer.state[2] + at, count), load(layer.state[3] + at, count),
+                               layer.option != 0);
+        const Vec after[4] = {cell.h, cell.c, cell.n, cell.m};
+        for (int part = 0; part < 4; ++part) store(layer.state[part] + at, after[part], count);
+      }
+  }
+  for (int64_t b = 0; b < B; ++b)
+    norm_row(layer.state[0] + b * D, NH, DH, layer.head_norm, static_cast<float>(s.norm_eps),
+             y + b * D);
+}
+
+inline void feedforward_layer(const Step& s, const StepLayer& layer, const float* x, float* y,
+                              float* scratch) {
+  const int64_t B = s.B, F = layer.inner;
+  float *u = scratch, *act = u + B * 2 * F;
+  map(B, 2 * F, s.D, layer.weight[4], layer.weight[5], x, s.D, u, 2 * F);
+  for (int64_t b = 0; b < B; ++b)
+    for (int64_t d = 0; d < F; d += LANES) {
+      const int64_t count = F - d;
+      const Vec gate = load(u + b * 2 * F + d, count), value = load(u + b * 2 * F + F + d, count);
+      store(act + b * F + d, gate * normal(gate).cumulative * value, count);
+    }
+  map(B, s.D, F, layer.weight[6], layer.weight[7], act, F, y, s.D);
+}
+
+inline int64_t step_floats(const Step& s, const StepLayer* layers) {
+  int64_t most = 0;
+  for (int64_t l = 0; l < s.num_layers; ++l)
+    most = std::max(most, layers[l].is_slstm ? s.D + 8 * (s.D / s.NH) + 3 * layers[l].inner
+                                             : 7 * layers[l].inner + 2 * s.NH);
+  return s.B * (3 * s.D + most) + 64;
+}
+
+// Reads one token a row: ids (B) → logits, the states and positions a step further.
+inline void step_model(const Step& s, const StepLayer* layers, const int64_t* ids, float* scratch) {
+  const int64_t B = s.B, D = s.D;
+  float *x = scratch, *normed_x = x + B * D, *y = normed_x + B * D, *rest = y + B * D;
+  const auto norm_all = [&](const float* weight) {
+    for (int64_t b = 0; b < B; ++b)
+      norm_row(x + b * D, 1, D, weight, static_cast<float>(s.norm_eps), normed_x + b * D);
+  };
+  const auto add = [&] {
+    for (int64_t d = 0; d < B * D; ++d) x[d] += y[d];
+  };
+  for (int64_t b = 0; b < B; ++b) {
+    const float* token = s.tokens + ids[b] * D;
+    std::copy(token, token + D, x + b * D);
+    if (s.positions != nullptr) {
+      const float* row = s.positions + std::min(s.position[b], s.num_positions - 1) * D;
+      for (int64_t d = 0; d < D; ++d) x[b * D + d] += row[d];
+    }
+    ++s.position[b];
+  }
+  for (int64_t l = 0; l < s.num_layers; ++l) {
+    const StepLayer& layer = layers[l];
+    norm_all(layer.norm);
+    layer.is_slstm ? slstm_layer(s, layer, normed_x, y, rest) : mlstm_layer(s, layer, normed_x, y, rest);
+    add();
+    if (layer.is_slstm && layer.inner > 0) {
+      norm_all(layer.weight[3]);
+      feedforward_layer(s, layer, normed_x, y, rest);
+      add();
+    }
+  }
+  norm_all(s.norm);
+  map(B, s.V, D, s.head, nullptr, normed_x, D, s.logits, s.V);
+}

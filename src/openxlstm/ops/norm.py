@@ -1,0 +1,54 @@
+"""Layer norm, of whole rows or of each head's part: what goes in, and who computes it."""
+
+from math import prod
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from openxlstm.ops import native_norm
+from openxlstm.ops.check import check_floating, check_tensors
+from openxlstm.ops.dispatch import Backend, Request, choose, never
+
+
+def layer_norm(
+    x: Tensor, weight: Tensor, num_groups: int = 1, *, eps: float = 1e-5, backend: str | None = None
+) -> Tensor:
+    """(x - mean) / √(variance + eps) · (1 + weight), in each of `num_groups` equal parts of a row.
+
+    Args:
+        x: (…, D).
+        weight: the scale less 1 (D,).
+        num_groups: 1 for a layer norm, the number of heads for a head norm.
+        eps: added to the variance.
+        backend: the name of one of BACKENDS; None takes the first that can run this.
+
+    Returns:
+        y (…, D).
+
+    Raises:
+        ValueError: on shapes or dtypes that do not fit together.
+        BackendError: if the backend asked for cannot run this.
+    """
+    check_floating("x", x, "…, D")
+    D = x.shape[-1]
+    check_tensors(x, [("weight", weight, (D,), (x.dtype,))])
+    if num_groups < 1 or D % num_groups:
+        raise ValueError(f"num_groups must divide D = {D}, which {num_groups} does not")
+    sizes = (("rows", prod(x.shape[:-1])), ("D", D), ("groups", num_groups))
+    request = Request(x.device.type, x.dtype, sizes, torch.is_grad_enabled())
+    return choose("layer_norm", BACKENDS, request, backend)(x, weight, num_groups, eps=eps)
+
+
+def plain(x: Tensor, weight: Tensor, num_groups: int = 1, *, eps: float = 1e-5) -> Tensor:
+    """`layer_norm` in plain PyTorch, for inputs that it has checked."""
+    if num_groups == 1:
+        return F.layer_norm(x, weight.shape, 1 + weight, eps=eps)
+    groups = x.unflatten(-1, (num_groups, -1))
+    return F.layer_norm(groups, groups.shape[-1:], eps=eps).flatten(-2) * (1 + weight)
+
+
+BACKENDS = (
+    Backend("native", native_norm.refuses, native_norm.layer_norm),
+    Backend("torch", never, plain),
+)
