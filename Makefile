@@ -27,9 +27,8 @@ types: $(VENV)/dev  ## type check
 slow: $(VENV)/dev  ## the long tests that `make test` leaves out
 	$(BIN)/python -m pytest -m slow
 
-bench: $(VENV)/dev  ## operations and training steps beside their peers (see benchmarks/README.md)
-	$(BIN)/python benchmarks/ops.py
-	$(BIN)/python benchmarks/steps.py
+bench: $(VENV)/dev  ## speed beside peers and the machine's limit, and memory (see benchmarks/README.md)
+	$(BIN)/openxlstm bench
 	$(BIN)/python benchmarks/memory.py
 
 clean:  ## remove the environment and everything built; runs/ stays

@@ -31,11 +31,12 @@ MAY_IMPORT: dict[str, set[str] | None] = {
     "interop": {"config", "lm", "files"},
     "inspect": {"states", "reference", "nn", "lm", "files"},
     "serve": {"generation", "data", "lm", "device"},
+    "bench": {"_version", "config", "files", "ops", "lm", "generation"},
     "cli": None,
 }
 """What each room may import of the others, None for anything; all may import errors."""
 
-DRAWS = {"train/curve.py", "inspect/plots.py"}
+DRAWS = {"train/curve.py", "inspect/plots.py", "bench/plot.py"}
 """The only files that import matplotlib, and only while they draw."""
 
 each_file = pytest.mark.parametrize(
@@ -108,6 +109,8 @@ def test_imports_go_down(path: Path):
         ("lm", "if TYPE_CHECKING:\n    from openxlstm.train.loop import fit"),
         ("errors", "try:\n    import openxlstm.files\nexcept ImportError:\n    pass"),
         ("config", "from openxlstm._version import __version__"),
+        ("bench", "from openxlstm.train.loop import fit"),
+        ("generation", "from openxlstm.bench import timing"),
     ],
 )
 def test_a_wrong_import_is_found(room: str, code: str):
@@ -198,6 +201,7 @@ def test_nothing_is_unpickled(path: Path):
         "openxlstm",
         "openxlstm.cli.main",
         "openxlstm.cli.train",  # its --help
+        "openxlstm.cli.bench",
         "openxlstm.config",
         "openxlstm.lm.presets",
         "openxlstm.data.corpora",

@@ -1,0 +1,165 @@
+"""A contest: who takes turns on which task, checked before it is timed; and what came of it."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+from openxlstm.bench.limits import Limits, Work
+from openxlstm.bench.timing import FEWEST, Timing, alternate
+
+
+@dataclass(frozen=True, kw_only=True)
+class Entry:
+    """One contender, without the code that it runs."""
+
+    name: str
+    ours: bool = False
+    beside: str | None = None
+    """Name of the entry whose time is the unit of `ratio`; None for that one itself."""
+    parameters: int | None = None
+    work: Work | None = None
+    """What a turn has to do; counted for ours alone."""
+    goal: float | None = None
+    """Ratio that is aimed at."""
+    absent: str | None = None
+    """Why it does not take part."""
+    timing: Timing | None = None
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """Whether the answers are right, in words for the reader."""
+
+    right: bool
+    words: str
+    error: float | None = None
+    """The largest relative error, where answers were compared number by number."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Contest:
+    """What will be measured."""
+
+    part: str
+    """ops, training or generation."""
+    name: str
+    sizes: Mapping[str, int]
+    tokens: int | None = None
+    """Tokens of a turn, where they are worth a column."""
+    entries: tuple[Entry, ...]
+    """In the order of the table, those that are absent included."""
+    turns: Mapping[str, Callable[[], object]]
+    """What runs, by the name of its entry."""
+    check: Callable[[], Verdict]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Outcome:
+    """What was measured; holds no model and no tensor."""
+
+    part: str
+    name: str
+    sizes: Mapping[str, int]
+    tokens: int | None = None
+    entries: tuple[Entry, ...]
+    """As in the contest, with their timings; none has one if the verdict is wrong."""
+    verdict: Verdict = field(default_factory=lambda: Verdict(True, ""))
+
+    @property
+    def shape(self) -> str:
+        return ", ".join(f"{name} {size}" for name, size in self.sizes.items())
+
+    def ratio(self, entry: Entry) -> float | None:
+        """Time of an entry over that of the one that it stands beside; None where one has none."""
+        beside = next(other for other in self.entries if other.name == (entry.beside or entry.name))
+        if entry.timing is None or beside.timing is None:
+            return None
+        return entry.timing.median / beside.timing.median
+
+    def goal_is_met(self, entry: Entry) -> bool | None:
+        """None where there is no goal, or nothing to judge it by."""
+        ratio = self.ratio(entry)
+        return None if entry.goal is None or ratio is None else ratio >= entry.goal
+
+    def tokens_per_second(self, entry: Entry) -> float | None:
+        if entry.timing is None or self.tokens is None:
+            return None
+        return self.tokens / entry.timing.median
+
+    def to_dict(self, limits: Limits) -> dict[str, Any]:
+        """Everything as JSON-ready values."""
+        return {
+            "part": self.part,
+            "name": self.name,
+            "sizes": dict(self.sizes),
+            "right": self.verdict.right,
+            "check": self.verdict.words,
+            "error": finite(self.verdict.error),
+            "entries": [self._entry_to_dict(entry, limits) for entry in self.entries],
+        }
+
+    def _entry_to_dict(self, entry: Entry, limits: Limits) -> dict[str, Any]:
+        values: dict[str, Any] = {
+            "name": entry.name,
+            "ours": entry.ours,
+            "beside": entry.beside,
+            "absent": entry.absent,
+            "parameters": entry.parameters,
+        }
+        if entry.timing is not None:
+            values |= entry.timing.to_dict()
+            values["time_over_ours"] = self.ratio(entry)
+            values["tokens_per_s"] = self.tokens_per_second(entry)
+        if entry.work is not None:
+            speed = Speed.of(entry, limits)
+            values |= {"flops": entry.work.flops, "bytes": entry.work.bytes}
+            values["limit_ms"] = limits.seconds(entry.work) * 1e3
+            values["gflops"] = speed and speed.gflops
+            values["share_of_limit"] = speed and speed.share
+        if entry.goal is not None:
+            values |= {"goal": entry.goal, "goal_is_met": self.goal_is_met(entry)}
+        return values
+
+
+@dataclass(frozen=True)
+class Speed:
+    """How fast an entry was, beside the machine's limit."""
+
+    gflops: float
+    share: float
+    """Time that the limit allows over the time that it took."""
+
+    @classmethod
+    def of(cls, entry: Entry, limits: Limits) -> "Speed | None":
+        """None where work or time is not known."""
+        if entry.work is None or entry.timing is None:
+            return None
+        seconds = entry.timing.median
+        return cls(entry.work.flops / seconds / 1e9, limits.seconds(entry.work) / seconds)
+
+
+def finite(number: float | None) -> float | None:
+    """JSON knows neither nan nor inf."""
+    return None if number is None or number - number != 0 else number
+
+
+def measure(
+    contest: Contest,
+    budget: float,
+    fewest: int = FEWEST,
+    tell: Callable[[str], object] = lambda name: None,
+) -> Outcome:
+    """Checks a contest and, if the answers are right, times it."""
+    tell("checking")
+    verdict = contest.check()
+    timings: dict[str, Timing] = {}
+    if verdict.right:
+        timings = alternate(contest.turns, budget, fewest, tell=tell)
+    return Outcome(
+        part=contest.part,
+        name=contest.name,
+        sizes=contest.sizes,
+        tokens=contest.tokens,
+        entries=tuple(replace(entry, timing=timings.get(entry.name)) for entry in contest.entries),
+        verdict=verdict,
+    )

@@ -1,0 +1,36 @@
+"""What is aimed at: how many times as long a peer takes as openxlstm does."""
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Goal:
+    """A ratio to reach against one peer."""
+
+    contest: str
+    peer: str
+    ratio: float
+    """Least time of the peer over ours."""
+    T: int | None = None
+    """The length that it is for; None for all."""
+
+
+GOALS = (
+    Goal("mlstm", "attention", 2, T=256),
+    Goal("mlstm", "attention", 15, T=4096),
+    Goal("slstm", "NX-AI cell", 80),
+    Goal("slstm", "nn.LSTM", 4),
+    Goal("training", "NX-AI mmmm", 3.5),
+    Goal("training", "NX-AI ssss", 25),
+    Goal("generation", "NX-AI mmmm", 10),
+    Goal("generation", "NX-AI ssss", 10),
+    Goal("generation", "NX-AI msmm", 10),
+)
+
+
+def find_goal(contest: str, peer: str, T: int | None = None) -> float | None:
+    """The ratio aimed at, or None if none is."""
+    for goal in GOALS:
+        if (goal.contest, goal.peer) == (contest, peer) and goal.T in (None, T):
+            return goal.ratio
+    return None

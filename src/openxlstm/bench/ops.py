@@ -1,0 +1,165 @@
+"""openxlstm.ops.mlstm and openxlstm.ops.slstm, forward and backward, beside their peers.
+
+One turn computes the output and the gradient of every input, in float32 on the CPU. Inputs are
+random, the forget gates mostly open, as in training. Before a shape is timed, output and gradients
+are compared with NX-AI's where its package is installed, else with openxlstm.reference; where they
+do not agree the shape is not timed.
+
+Peers of the mLSTM, on the same tensors:
+    NX-AI parallel    package xlstm, parallel_stabilized_simple: what its v1 models run on a CPU
+    NX-AI chunkwise   package mlstm_kernels, chunkwise--native_autograd, chunk size 64
+    attention         F.scaled_dot_product_attention, causal: other mathematics, same shapes
+
+Peers of the sLSTM:
+    NX-AI cell        package xlstm, sLSTMCell, backend "vanilla": the same scan
+    NX-AI block       the same inside its block: norms, convolution, gates, feed-forward
+    nn.LSTM           width NH·DH: recurrence across all heads, and its input projection on top
+"""
+
+from collections.abc import Callable, Mapping
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+import openxlstm.ops
+from openxlstm.bench import peers
+from openxlstm.bench.contest import Contest, Entry, Verdict
+from openxlstm.bench.goals import find_goal
+from openxlstm.bench.limits import Work
+from openxlstm.bench.peers import Absent
+from openxlstm.bench.turns import Turn, differentiated, disagreement, module_turn
+from openxlstm.bench.work import mlstm_work, slstm_work
+from openxlstm.ops.dispatch import Request
+
+MLSTM_SHAPES = ((16, 4, 256, 64), (16, 4, 256, 32), (4, 4, 1024, 96), (1, 4, 4096, 64))
+"""B, NH, T, D."""
+SLSTM_SHAPES = ((16, 256, 4, 32), (16, 256, 4, 64), (16, 256, 4, 96), (1, 1024, 4, 96))
+"""B, T, NH, DH."""
+TOLERANCE = 1e-4
+"""Largest relative error of an output or a gradient in float32."""
+
+
+def contests(quick: bool) -> list[tuple[str, Callable[[], Contest]]]:
+    """A title, and what makes the contest, for each op and shape; the first shapes if `quick`."""
+    count = 1 if quick else None
+    return [
+        *((f"mlstm {shape}", lambda shape=shape: mlstm(*shape)) for shape in MLSTM_SHAPES[:count]),
+        *((f"slstm {shape}", lambda shape=shape: slstm(*shape)) for shape in SLSTM_SHAPES[:count]),
+    ]
+
+
+def mlstm(B: int, NH: int, T: int, D: int) -> Contest:
+    """The mLSTM at one shape."""
+    q, k, v, dh = (torch.randn(B, NH, T, D) for _ in range(4))
+    i_preact, f_preact = torch.randn(B, NH, T), torch.randn(B, NH, T) + 4
+    inputs = [x.requires_grad_() for x in (q, k, v, i_preact, f_preact)]
+
+    def turn(function: Callable[..., Tensor]) -> Turn:
+        return differentiated(lambda: function(*inputs), inputs, dh)
+
+    def backend(name: str) -> Turn:
+        def run(q: Tensor, k: Tensor, v: Tensor, i: Tensor, f: Tensor) -> Tensor:
+            return openxlstm.ops.mlstm(q, k, v, i, F.logsigmoid(f), backend=name)[0]
+
+        return turn(run)
+
+    def attention() -> Tensor:
+        return F.scaled_dot_product_attention(q, k, v, is_causal=True)
+
+    parallel = peers.find("xlstm", lambda: turn(peers.mlstm_parallel()))
+    chunkwise = peers.find("mlstm_kernels", lambda: turn(peers.mlstm_chunkwise()))
+    return contest(
+        "mlstm",
+        {"B": B, "NH": NH, "T": T, "DQK": D, "DHV": D},
+        backend,
+        {
+            "NX-AI parallel": parallel,
+            "NX-AI chunkwise": chunkwise,
+            "attention": differentiated(attention, inputs[:3], dh),
+        },
+        ("NX-AI parallel", "NX-AI chunkwise"),
+        mlstm_work(B, NH, T, D, D),
+    )
+
+
+def slstm(B: int, T: int, NH: int, DH: int) -> Contest:
+    """The sLSTM at one shape."""
+    x, dh = torch.randn(B, T, NH, 4, DH), torch.randn(B, T, NH, DH)
+    recurrent_weight = torch.randn(NH, 4, DH, DH) * 0.5 * DH**-0.5
+    bias = torch.zeros(NH, 4, DH)
+    bias[:, 1] = 4  # the forget gate
+    inputs = [tensor.requires_grad_() for tensor in (x, recurrent_weight, bias)]
+
+    def backend(name: str) -> Turn:
+        def run() -> Tensor:
+            return openxlstm.ops.slstm(x, recurrent_weight, bias, backend=name)[0]
+
+        return differentiated(run, inputs, dh)
+
+    width = NH * DH
+    return contest(
+        "slstm",
+        {"B": B, "T": T, "NH": NH, "DH": DH},
+        backend,
+        {
+            "NX-AI cell": peers.find("xlstm", lambda: peers.slstm_cell(inputs, dh)),
+            "NX-AI block": peers.find("xlstm", lambda: peers.slstm_block(B, T, NH, DH)),
+            "nn.LSTM": module_turn(nn.LSTM(width, width, batch_first=True), B, T, width),
+        },
+        ("NX-AI cell",),
+        slstm_work(B, T, NH, DH),
+    )
+
+
+def contest(
+    op: str,
+    sizes: dict[str, int],
+    backend: Callable[[str], Turn],
+    others: Mapping[str, Turn | Absent],
+    judges: tuple[str, ...],
+    work: Work,
+) -> Contest:
+    """An op's backends beside its peers; the first of `judges` that is here says what is right."""
+    mine = {name: backend(name) for name in fast_backends(op, sizes)}
+    first, *rest = (f"openxlstm {name}" for name in mine)
+    entries = [Entry(name=first, ours=True, work=work)]
+    entries += [Entry(name=name, ours=True, work=work, beside=first) for name in rest]
+    for name, peer in others.items():
+        goal = find_goal(op, name, sizes["T"])
+        absent = peer.why if isinstance(peer, Absent) else None
+        entries.append(Entry(name=name, beside=first, goal=goal, absent=absent))
+    here = {name: peer for name, peer in others.items() if not isinstance(peer, Absent)}
+    judge = next((name for name in judges if name in here), "openxlstm.reference")
+
+    def check() -> Verdict:
+        right_answer = here[judge]() if judge in here else backend("reference")()
+        errors = {name: disagreement(turn(), right_answer) for name, turn in mine.items()}
+        wrong = [name for name, error in errors.items() if not error <= TOLERANCE]
+        if wrong:
+            differs = ", ".join(f"{name} by {errors[name]:.1e}" for name in wrong)
+            return Verdict(False, f"differs from {judge}: {differs}", errors[wrong[0]])
+        error = max(errors.values())
+        return Verdict(True, f"within {error:.0e} of {judge}", error)
+
+    return Contest(
+        part="ops",
+        name=op,
+        sizes=sizes,
+        entries=tuple(entries),
+        turns={**{f"openxlstm {name}": turn for name, turn in mine.items()}, **here},
+        check=check,
+    )
+
+
+def fast_backends(op: str, sizes: dict[str, int]) -> list[str]:
+    """Names of the backends that run an op of these sizes here, the preferred one first.
+
+    The slow ones, there to be compared with, are left out.
+    """
+    request = Request("cpu", torch.float32, tuple(sizes.items()), wants_grad=True)
+    return [
+        backend.name
+        for backend in openxlstm.ops.TABLE[op]
+        if not backend.slow and backend.refuses(request) is None
+    ]

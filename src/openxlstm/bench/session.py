@@ -1,0 +1,98 @@
+"""One run of the benchmark: which contests, in which order, with the limits measured in between."""
+
+import platform
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+
+from openxlstm._version import __version__
+from openxlstm.bench import generation, ops, peers, training
+from openxlstm.bench.contest import Outcome, measure
+from openxlstm.bench.limits import Limits, measure_limits
+from openxlstm.bench.timing import FEWEST
+
+Part = Literal["ops", "training", "generation"]
+PARTS: dict[Part, Any] = {"ops": ops, "training": training, "generation": generation}
+"""Each module has `contests(quick)`."""
+
+BUDGET, QUICK_BUDGET = 120.0, 4.0
+"""Seconds of timing a part, where nobody asked for another."""
+
+Tell = Callable[[str, str], object]
+"""Hears the title of a contest and who is next in it."""
+
+
+@dataclass
+class Session:
+    """What is measured so far."""
+
+    parts: Sequence[Part]
+    quick: bool = False
+    budget: float | None = None
+    limits: Limits = field(default_factory=lambda: Limits({}, 0.0))
+    outcomes: list[Outcome] = field(default_factory=list)
+    complete: bool = False
+    """Whether nothing interrupted it."""
+
+    def run(self, tell: Tell = lambda title, who: None) -> None:
+        """Measures everything. Whoever interrupts it finds what was measured until then.
+
+        Limits are measured before and after each contest, and the best of all holds for all.
+        """
+        torch.manual_seed(0)
+        budget = self.budget or (QUICK_BUDGET if self.quick else BUDGET)
+        fewest = 1 if self.quick else FEWEST
+        self._measure_limits(tell)
+        for part in self.parts:
+            contests = PARTS[part].contests(self.quick)
+            for title, build in contests:
+                tell(title, "building")
+                share = budget / len(contests)
+                outcome = measure(build(), share, fewest, lambda who, title=title: tell(title, who))
+                self.outcomes.append(outcome)
+                self._measure_limits(tell)
+        self.complete = True
+
+    def _measure_limits(self, tell: Tell) -> None:
+        tell("the machine's limits", "product and copy")
+        self.limits = self.limits.or_better(measure_limits(0.3 if self.quick else 1.0))
+
+    @property
+    def right(self) -> bool:
+        """Whether no contest was left untimed for a wrong answer."""
+        return all(outcome.verdict.right for outcome in self.outcomes)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Everything as JSON-ready values."""
+        return {
+            "environment": environment(),
+            "quick": self.quick,
+            "complete": self.complete,
+            "limits": self.limits.to_dict(),
+            "contests": [outcome.to_dict(self.limits) for outcome in self.outcomes],
+        }
+
+
+def environment() -> dict[str, Any]:
+    """What a reader of the figures has to know about where they were measured."""
+    return {
+        "processor": processor(),
+        "threads": torch.get_num_threads(),
+        "openxlstm": __version__,
+        "torch": torch.__version__,
+        "python": platform.python_version(),
+        "peers": peers.versions(),
+    }
+
+
+def processor() -> str:
+    """The processor's name, as far as the system tells."""
+    info = Path("/proc/cpuinfo")
+    if info.exists():
+        for line in info.read_text().splitlines():
+            if line.startswith("model name"):
+                return line.partition(":")[2].strip()
+    return platform.processor() or platform.machine()

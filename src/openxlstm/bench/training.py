@@ -1,0 +1,141 @@
+"""A training step of whole language models beside their peers.
+
+One turn is forward, cross entropy, backward and AdamW (torch's, the same for all) on one fixed
+batch of random tokens, 16 sequences of 256, vocabulary 65. The models are 128 wide with 4 blocks
+and 4 heads:
+    openxlstm         LanguageModel with layers mmmm, ssss, msmm
+    NX-AI             package xlstm, xLSTMLMModel with the same blocks; sLSTM backend "vanilla"
+    Hugging Face      xLSTMForCausalLM, the large block (mLSTM only), beside mmmm
+    nn.LSTM           embedding, 3 layers of width 256, head, beside ssss
+A pair of openxlstm and NX-AI must have the same number of parameters, or nothing is timed. The two
+others are larger than what they stand beside.
+"""
+
+import math
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from openxlstm.bench import peers
+from openxlstm.bench.contest import Contest, Entry, Verdict
+from openxlstm.bench.goals import find_goal
+from openxlstm.bench.peers import Absent
+from openxlstm.bench.work import training_work
+from openxlstm.config import ModelConfig
+from openxlstm.lm.model import LanguageModel
+
+VOCAB, B, T, WIDTH, HEADS = 65, 16, 256, 128, 4
+LSTM_WIDTH, LSTM_LAYERS = 256, 3
+STACKS = ("mmmm", "ssss", "msmm")
+
+
+class LSTMModel(nn.Module):
+    """Embedding, layers of nn.LSTM, head."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.embedding = nn.Embedding(VOCAB, LSTM_WIDTH)
+        self.rnn = nn.LSTM(LSTM_WIDTH, LSTM_WIDTH, num_layers=LSTM_LAYERS, batch_first=True)
+        self.head = nn.Linear(LSTM_WIDTH, VOCAB)
+
+    def forward(self, ids: Tensor) -> Tensor:
+        return self.head(self.rnn(self.embedding(ids))[0])
+
+
+def contests(quick: bool) -> list[tuple[str, Callable[[], Contest]]]:
+    """A title, and what makes the contest."""
+    return [("training step", training)]
+
+
+def training() -> Contest:
+    """All the models."""
+    models: dict[str, nn.Module | Absent] = {}
+    for layers in STACKS:
+        models[f"openxlstm {layers}"] = openxlstm_model(layers)
+        models[f"NX-AI {layers}"] = peers.find(
+            "xlstm", lambda layers=layers: peers.nxai_model(layers, VOCAB, WIDTH, HEADS, T)
+        )
+        if layers == "mmmm":
+            models["Hugging Face 4 × large"] = peers.find(
+                "transformers", lambda: peers.hugging_face_model(4, VOCAB, WIDTH, HEADS, "train")
+            )
+        if layers == "ssss":
+            models[f"nn.LSTM {LSTM_LAYERS} × {LSTM_WIDTH}"] = LSTMModel()
+    turns = {
+        name: training_step(model)
+        for name, model in models.items()
+        if not isinstance(model, Absent)
+    }
+    return Contest(
+        part="training",
+        name="training",
+        sizes={"B": B, "T": T, "vocabulary": VOCAB},
+        tokens=B * T,
+        entries=tuple(entry(name, model) for name, model in models.items()),
+        turns=turns,
+        check=lambda: check(models, {name: turn() for name, turn in turns.items()}),
+    )
+
+
+def openxlstm_model(layers: str, width: int = WIDTH) -> LanguageModel:
+    return LanguageModel(
+        ModelConfig(vocab_size=VOCAB, embedding_dim=width, layers=layers, num_heads=HEADS)
+    )
+
+
+def entry(name: str, model: nn.Module | Absent) -> Entry:
+    """The line of a model."""
+    if isinstance(model, LanguageModel):
+        work = training_work(model.config, size(model), B * T)
+        return Entry(name=name, ours=True, parameters=size(model), work=work)
+    who, what = name.split()[:2]
+    stack = what if who == "NX-AI" else "ssss" if who == "nn.LSTM" else "mmmm"
+    return Entry(
+        name=name,
+        beside=f"openxlstm {stack}",
+        parameters=None if isinstance(model, Absent) else size(model),
+        absent=model.why if isinstance(model, Absent) else None,
+        goal=find_goal("training", name),
+    )
+
+
+def training_step(model: nn.Module) -> Callable[[], float]:
+    """A turn: one step on a fixed batch; returns the loss."""
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3)
+    ids = torch.randint(VOCAB, (B, T + 1), generator=torch.Generator().manual_seed(0))
+
+    def step() -> float:
+        logits = logits_of(model(ids[:, :-1]))
+        loss = F.cross_entropy(logits.reshape(-1, VOCAB), ids[:, 1:].reshape(-1))
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        return loss.item()
+
+    return step
+
+
+def logits_of(output: Any) -> Tensor:
+    """The logits in what a model returns: a tensor, (logits, state) or Hugging Face's output."""
+    if isinstance(output, Tensor):
+        return output
+    return output[0] if type(output) is tuple else output.logits
+
+
+def check(models: Mapping[str, nn.Module | Absent], losses: Mapping[str, float]) -> Verdict:
+    """Whether all models compute something, and pairs are of one size."""
+    wrong = [f"{name}: loss {loss}" for name, loss in losses.items() if not math.isfinite(loss)]
+    for layers in STACKS:
+        mine, theirs = models[f"openxlstm {layers}"], models[f"NX-AI {layers}"]
+        assert not isinstance(mine, Absent)
+        if not isinstance(theirs, Absent) and size(mine) != size(theirs):
+            wrong.append(f"{layers}: {size(mine)} parameters here, {size(theirs)} in NX-AI's")
+    return Verdict(not wrong, "; ".join(wrong) or "losses finite, pairs of one size")
+
+
+def size(model: nn.Module) -> int:
+    """Number of parameters."""
+    return sum(p.numel() for p in model.parameters())

@@ -1,0 +1,131 @@
+"""`openxlstm bench`: how fast it is here, beside its peers and the machine's limit."""
+
+import contextlib
+import math
+import os
+import sys
+import warnings
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal, Self
+
+from openxlstm.cli.options import Quiet, Verbose, parse
+from openxlstm.errors import UserError
+from openxlstm.files import write_json
+
+INTERRUPTED = 130
+"""Exit code after Ctrl-C, as shells have it."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Options:
+    """Times openxlstm beside its peers, which take turns with it in one process, and beside what
+    this machine could do at best. A peer that is not installed is listed as such; benchmarks/README
+    says how to have them.
+
+    The exit code is 1 if an answer was wrong, which then is not timed."""
+
+    part: Literal["ops", "training", "generation", "all"] = "all"
+    """ops: mLSTM and sLSTM, forward and backward. training: a step of whole models. generation:
+    token after token."""
+    quick: bool = False
+    """A short look: the first shape of each op, one turn of what is slow."""
+    budget: float | None = None
+    """Seconds of timing a part, shared among all contenders; 120 by default, 4 with --quick. What
+    is slow takes its turns all the same, so that the run is longer."""
+    threads: int | None = None
+    """Threads of every contender; by default torch's choice."""
+    json: Path | None = None
+    """Also write the figures to this file."""
+    plot: Path | None = None
+    """Also draw them, into this PNG file."""
+    quiet: Quiet = False
+    """No progress."""
+    verbose: Verbose = False
+    """Show the traceback of an error."""
+
+
+def run(arguments: list[str]) -> int:
+    options = parse(Options, "bench", arguments)
+    if options.budget is not None and not 0 < options.budget < math.inf:
+        raise UserError(f"budget must be a positive number of seconds, not {options.budget}")
+    for name, path in (("--json", options.json), ("--plot", options.plot)):
+        if path is not None:
+            _check_writable(name, path)
+    if options.plot is not None and options.plot.suffix.lower() != ".png":
+        raise UserError(f"--plot writes PNG: give it a name that ends in .png, not {options.plot}")
+
+    from openxlstm.bench.plot import draw
+    from openxlstm.bench.report import print_report
+    from openxlstm.bench.session import PARTS, Session, environment
+    from openxlstm.device import set_threads
+
+    set_threads(options.threads)
+    parts = tuple(PARTS) if options.part == "all" else (options.part,)
+    session = Session(parts, quick=options.quick, budget=options.budget)
+    with (
+        contextlib.suppress(KeyboardInterrupt),  # minutes of measuring are not thrown away
+        _warnings_hidden(options.quiet),
+        _Progress(quiet=options.quiet) as progress,
+    ):
+        session.run(progress.tell)
+    if not session.outcomes:
+        return INTERRUPTED
+    print_report(session.outcomes, session.limits, environment(), sys.stdout)
+    if options.json is not None:
+        write_json(options.json, session.to_dict())
+    if options.plot is not None:
+        draw(options.plot, session.outcomes, session.limits, environment())
+    if not session.complete:
+        return INTERRUPTED
+    return 0 if session.right else 1
+
+
+def _check_writable(option: str, path: Path) -> None:
+    """Raises UserError now for a file that could not be written after minutes of measuring."""
+    if path.is_dir():
+        raise UserError(f"{option} needs a file, and {path} is a folder")
+    folder = next(parent for parent in path.absolute().parents if parent.exists())
+    if not folder.is_dir() or not os.access(folder, os.W_OK):
+        raise UserError(f"{option}: {path} cannot be written; choose another place")
+
+
+@contextlib.contextmanager
+def _warnings_hidden(quiet: bool) -> Iterator[None]:
+    """Peers warn of this and that; --quiet means them, too."""
+    with warnings.catch_warnings():
+        if quiet:
+            warnings.simplefilter("ignore")
+        yield
+
+
+class _Progress:
+    """Which contest is under way and whose turn it is, on standard error.
+
+    A terminal has one line that changes, drawn between turns: a thread that draws would take time
+    from whoever is measured. Elsewhere there is a line for each contest.
+    """
+
+    def __init__(self, *, quiet: bool) -> None:
+        self._quiet = quiet
+        self._terminal = sys.stderr.isatty()
+        self._said: set[str] = set()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._write_line("")
+
+    def tell(self, title: str, who: str) -> None:
+        if self._terminal:
+            self._write_line(f"{title}: {who}")
+        elif title not in self._said and not self._quiet:
+            print(title, file=sys.stderr, flush=True)
+        self._said.add(title)
+
+    def _write_line(self, text: str) -> None:
+        if self._terminal and not self._quiet:
+            sys.stderr.write(f"\r\x1b[2K{text[:79]}")
+            sys.stderr.flush()

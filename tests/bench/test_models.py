@@ -1,0 +1,114 @@
+"""The contests of whole models: training steps and generation."""
+
+import math
+
+import pytest
+import torch
+from torch import nn
+
+from openxlstm.bench import generation, peers, training
+from openxlstm.bench.contest import measure
+from openxlstm.bench.peers import Absent
+
+
+@pytest.fixture(autouse=True)
+def _small_and_without_peers(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(peers, "find", lambda *_: Absent("not installed"))
+    for name, size in (("B", 2), ("T", 8), ("LSTM_WIDTH", 16)):
+        monkeypatch.setattr(training, name, size)
+    monkeypatch.setattr(generation, "TOKENS", 8)
+    monkeypatch.setattr(generation, "LARGE", 64)
+
+
+def test_training() -> None:
+    contest = training.training()
+    verdict = contest.check()
+    assert verdict.right, verdict.words
+    assert contest.tokens == 16
+    beside = {entry.name: entry.beside for entry in contest.entries}
+    assert beside == {
+        "openxlstm mmmm": None,
+        "NX-AI mmmm": "openxlstm mmmm",
+        "Hugging Face 4 × large": "openxlstm mmmm",
+        "openxlstm ssss": None,
+        "NX-AI ssss": "openxlstm ssss",
+        "nn.LSTM 3 × 16": "openxlstm ssss",
+        "openxlstm msmm": None,
+        "NX-AI msmm": "openxlstm msmm",
+    }
+    ours = [entry for entry in contest.entries if entry.ours]
+    assert [entry.parameters for entry in ours] == [454_560, 448_896, 453_144]
+    assert set(contest.turns) == {entry.name for entry in ours} | {"nn.LSTM 3 × 16"}
+
+
+def test_a_step_learns() -> None:
+    """The batch is fixed, so that it is learnt by heart."""
+    torch.manual_seed(0)
+    step = training.training_step(training.LSTMModel())
+    losses = [step() for _ in range(30)]
+    assert losses[-1] < losses[0] - 0.1
+
+
+def test_a_loss_that_is_not_finite_stops_the_contest() -> None:
+    models: dict[str, nn.Module | Absent] = {}
+    for layers in training.STACKS:
+        models[f"openxlstm {layers}"] = nn.Linear(2, 3)
+        models[f"NX-AI {layers}"] = nn.Linear(2, 3)
+    assert training.check(models, {"A": 1.0}).right
+    verdict = training.check(models, {"A": 1.0, "B": math.nan})
+    assert (verdict.right, verdict.words) == (False, "B: loss nan")
+    models["NX-AI ssss"] = nn.Linear(2, 4)
+    verdict = training.check(models, {"A": 1.0})
+    assert (verdict.right, verdict.words) == (False, "ssss: 9 parameters here, 12 in NX-AI's")
+    models["NX-AI ssss"] = Absent("not installed")
+    assert training.check(models, {"A": 1.0}).right
+
+
+def test_generation() -> None:
+    contest = generation.generation()
+    verdict = contest.check()
+    assert verdict.right, verdict.words
+    ours = [entry for entry in contest.entries if entry.ours]
+    assert [entry.name for entry in ours][-1] == "openxlstm 8 × m"
+    assert set(contest.turns) == {entry.name for entry in ours}
+    theirs = [entry for entry in contest.entries if not entry.ours]
+    assert [entry.beside for entry in theirs] == [entry.name for entry in ours]
+    work = ours[0].work
+    assert work is not None
+    assert work.flops % 8 == 0
+    for turn in contest.turns.values():
+        tokens = turn()
+        assert isinstance(tokens, list)
+        assert len(tokens) == 8
+
+
+def test_the_large_models_are_of_one_size() -> None:
+    """About 12.9 million parameters; Hugging Face's are counted by the class in its package."""
+    with torch.device("meta"):
+        model = training.openxlstm_model(generation.LARGE_LAYERS, 512)
+    assert training.size(model) == pytest.approx(12_934_688, rel=0.01)
+
+
+def test_tokens_that_the_model_would_not_say() -> None:
+    model = training.openxlstm_model("ms").eval()
+    tokens = generation.openxlstm_generate(model, 12)
+    assert generation.shortfall(model, tokens) <= generation.ROUNDING
+    for place in (0, 5, 11):
+        wrong = list(tokens)
+        wrong[place] = (wrong[place] + 1) % training.VOCAB
+        assert generation.shortfall(model, wrong) > generation.ROUNDING, place
+
+
+def test_wrong_tokens_are_not_timed(monkeypatch: pytest.MonkeyPatch) -> None:
+    def lazy(model: object, num_tokens: int) -> list[int]:
+        return [3] * num_tokens
+
+    monkeypatch.setattr(generation, "openxlstm_generate", lazy)
+    outcome = measure(generation.generation(), budget=10)
+    assert "openxlstm mmmm: not the likeliest tokens" in outcome.verdict.words
+    assert {entry.timing for entry in outcome.entries} == {None}
+
+
+def test_a_peer_that_stops_early_is_not_timed() -> None:
+    verdict = generation.check({"NX-AI mmmm": (nn.Linear(1, 1), lambda: [1, 2, 3])})
+    assert (verdict.right, verdict.words) == (False, "NX-AI mmmm: 3 tokens")

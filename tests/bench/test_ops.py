@@ -1,0 +1,101 @@
+"""The contests of the ops: who takes part, and that a wrong answer is found."""
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+import openxlstm.ops
+from openxlstm.bench import ops, peers
+from openxlstm.bench.contest import Contest, measure
+from openxlstm.bench.peers import Absent
+
+SMALL: dict[str, Callable[[], Contest]] = {
+    "mlstm": lambda: ops.mlstm(2, 2, 9, 8),
+    "slstm": lambda: ops.slstm(2, 9, 2, 8),
+}
+
+
+@pytest.fixture(autouse=True)
+def _without_peers(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(peers, "find", lambda *_: Absent("not installed"))
+
+
+@pytest.mark.parametrize("op", SMALL)
+def test_ours_agrees_with_the_reference(op: str) -> None:
+    contest = SMALL[op]()
+    verdict = contest.check()
+    assert verdict.right
+    assert verdict.words.endswith("of openxlstm.reference")
+    assert verdict.error is not None
+    assert 0 < verdict.error < 1e-5
+    ours = [entry for entry in contest.entries if entry.ours]
+    assert [entry.beside for entry in ours] == [None] + [ours[0].name] * (len(ours) - 1)
+    assert ours[-1].name == "openxlstm torch", "plain PyTorch runs everywhere"
+    assert "openxlstm reference" not in contest.turns, "slow"
+    for entry in contest.entries:
+        assert (entry.name in contest.turns) == (entry.absent is None)
+        assert (entry.work is not None) == entry.ours
+        assert entry.ours or entry.beside == ours[0].name
+    for turn in contest.turns.values():
+        turn()
+
+
+def wrong_output(h: Tensor) -> Tensor:
+    return h * 1.001
+
+
+def wrong_gradient(h: Tensor) -> Tensor:
+    return h + 0.001 * (h - h.detach())
+
+
+def not_finite(h: Tensor) -> Tensor:
+    return h / 0
+
+
+@pytest.mark.parametrize("mistake", [wrong_output, wrong_gradient, not_finite])
+@pytest.mark.parametrize("op", SMALL)
+def test_a_wrong_answer_is_not_timed(
+    op: str, mistake: Callable[[Tensor], Tensor], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    right: Callable[..., Any] = getattr(openxlstm.ops, op)
+
+    def wrong(*inputs: Any, backend: str) -> Any:
+        h, state = right(*inputs, backend=backend)
+        return (mistake(h) if backend == "torch" else h), state
+
+    monkeypatch.setattr(openxlstm.ops, op, wrong)
+    outcome = measure(SMALL[op](), budget=10)
+    assert not outcome.verdict.right
+    assert outcome.verdict.words.startswith("differs from openxlstm.reference: torch by ")
+    assert [entry.timing for entry in outcome.entries] == [None] * len(outcome.entries)
+
+
+def test_every_shape_has_its_contest() -> None:
+    assert len(ops.contests(quick=False)) == len(ops.MLSTM_SHAPES) + len(ops.SLSTM_SHAPES)
+    quick = ops.contests(quick=True)
+    assert [title for title, _ in quick] == ["mlstm (16, 4, 256, 64)", "slstm (16, 256, 4, 32)"]
+
+
+def test_each_title_builds_its_own_shape(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(ops, "MLSTM_SHAPES", ((1, 2, 3, 4), (1, 2, 5, 4)))
+    monkeypatch.setattr(ops, "SLSTM_SHAPES", ((1, 3, 2, 4), (1, 5, 2, 4)))
+    built = [(title, build()) for title, build in ops.contests(quick=False)]
+    assert [contest.sizes["T"] for _, contest in built] == [3, 5, 3, 5]
+    for title, contest in built:
+        assert title.startswith(contest.name)
+        assert str(contest.sizes["T"]) in title
+
+
+def test_a_peer_here_is_the_judge(monkeypatch: pytest.MonkeyPatch) -> None:
+    """And what it says is what counts: a peer that is different makes ours wrong."""
+
+    def zeros(*_: object) -> Any:
+        return lambda: [torch.zeros(2, 9, 2, 8)]
+
+    monkeypatch.setattr(peers, "find", zeros)
+    verdict = ops.slstm(2, 9, 2, 8).check()
+    assert not verdict.right
+    assert verdict.words.startswith("differs from NX-AI cell: ")

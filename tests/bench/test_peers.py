@@ -1,0 +1,67 @@
+"""Peers that are here, that are not, and that do not work."""
+
+import math
+from pathlib import Path
+
+import pytest
+import torch
+
+from openxlstm.bench import generation, ops, peers, training
+from openxlstm.bench.peers import Absent
+
+
+def test_not_installed() -> None:
+    def make() -> None:
+        raise AssertionError("nothing to make it of")
+
+    assert peers.find("no_such_package_at_all", make) == Absent("not installed")
+
+
+def test_what_was_made_is_returned() -> None:
+    assert peers.find("json", lambda: 42) == 42
+
+
+def test_a_broken_one_says_why(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "broken_peer.py").write_text("raise ImportError('needs another\\nand more')\n")
+    monkeypatch.syspath_prepend(tmp_path)
+
+    def make() -> None:
+        import broken_peer  # noqa: F401  # pyright: ignore[reportMissingImports]
+
+    assert peers.find("broken_peer", make) == Absent("does not run: ImportError: needs another")
+
+
+def test_versions(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(peers, "PACKAGES", ("torch", "no_such_package_at_all", "json"))
+    assert peers.versions() == {"torch": torch.__version__, "json": "unknown"}
+
+
+def test_nxai_ops() -> None:
+    pytest.importorskip("xlstm")
+    pytest.importorskip("mlstm_kernels")
+    for contest, judge in ((ops.mlstm(2, 2, 64, 16), "parallel"), (ops.slstm(2, 9, 2, 8), "cell")):
+        verdict = contest.check()
+        assert verdict.right
+        assert verdict.words.endswith(f"NX-AI {judge}")
+        assert [entry.name for entry in contest.entries if entry.absent] == []
+        for turn in contest.turns.values():
+            turn()
+
+
+def test_nxai_models() -> None:
+    pytest.importorskip("xlstm")
+    for layers in training.STACKS:
+        theirs = peers.nxai_model(layers, 65, 128, 4, context_length=16)
+        assert training.size(theirs) == training.size(training.openxlstm_model(layers))
+    tokens = peers.nxai_generate(peers.nxai_model("ms", 65, 64, 4, context_length=16), 5)
+    assert len(tokens) == 5
+
+
+def test_hugging_face_models() -> None:
+    pytest.importorskip("transformers")
+    model = peers.hugging_face_model(generation.HUGGING_FACE_BLOCKS, 65, 512, 4, "inference")
+    assert training.size(model) == 12_934_688
+    assert len(peers.hugging_face_generate(model.eval(), 3)) == 3
+    model = peers.hugging_face_model(2, 65, 128, 4, "train")
+    step = training.training_step(model)
+    assert math.isfinite(step())
