@@ -16,7 +16,9 @@ from openxlstm.ops import causal_conv
 from openxlstm.ops.conv import BACKENDS
 from openxlstm.states import ConvState, map_state
 
-EACH_BACKEND = pytest.mark.parametrize("backend", [backend.name for backend in BACKENDS])
+EACH_BACKEND = pytest.mark.parametrize(
+    "backend", [backend.name for backend in BACKENDS if backend.name != "native"]
+)
 
 
 class Inputs(NamedTuple):

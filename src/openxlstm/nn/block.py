@@ -33,5 +33,5 @@ class Block(nn.Module):
         y, state_after = self.layer(self.norm(x), state, reset)
         x = x + y
         if self.ff is not None and self.ff_norm is not None:
-            x = x + self.ff(self.ff_norm(x))
+            x = self.ff(x, self.ff_norm.weight)
         return x, state_after

@@ -9,7 +9,7 @@ from openxlstm.states import ConvState
 
 
 class CausalConv1d(nn.Module):
-    """Each channel convolved over the last `kernel_size` steps; x (B, T, D) → y (B, T, D)."""
+    """SiLU of each channel convolved over the last `kernel_size` steps; x, y (B, T, D)."""
 
     def __init__(self, dim: int, kernel_size: int) -> None:
         super().__init__()
@@ -23,7 +23,7 @@ class CausalConv1d(nn.Module):
     def forward(
         self, x: Tensor, state: ConvState | None = None, reset: Tensor | None = None
     ) -> tuple[Tensor, ConvState]:
-        return ops.causal_conv(x, self.weight, self.bias, state, reset=reset)
+        return ops.causal_conv(x, self.weight, self.bias, state, reset=reset, activation="silu")
 
 
 def weights_of(conv: CausalConv1d | None) -> tuple[Tensor | None, Tensor | None]:

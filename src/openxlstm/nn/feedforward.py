@@ -5,6 +5,7 @@ from torch import Tensor, nn
 from openxlstm import ops
 from openxlstm.config import StackConfig
 from openxlstm.nn.init import small_init_, wang_init_, zero_biases_
+from openxlstm.nn.norm import EPS
 
 
 class GatedFeedForward(nn.Module):
@@ -20,6 +21,10 @@ class GatedFeedForward(nn.Module):
         wang_init_(self.down_proj.weight, D, len(config.layers))
         zero_biases_(self.up_proj, self.down_proj)
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor, norm_weight: Tensor) -> Tensor:
+        """x + feed-forward(norm(x)), norm_weight (D,) the norm's scale less 1."""
         up, down = self.up_proj, self.down_proj
-        return self.dropout(ops.gated_feedforward(x, up.weight, down.weight, up.bias, down.bias))
+        weights = up.weight, down.weight, up.bias, down.bias
+        drops = self.training and self.dropout.p > 0  # what is dropped is not the residual
+        y = ops.gated_feedforward(x, *weights, norm_weight=norm_weight, eps=EPS, residual=not drops)
+        return x + self.dropout(y) if drops else y

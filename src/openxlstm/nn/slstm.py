@@ -5,7 +5,7 @@ from torch import Tensor, nn
 
 from openxlstm import ops
 from openxlstm.config import StackConfig
-from openxlstm.nn.conv import CausalConv1d, weights_of
+from openxlstm.nn.conv import CausalConv1d
 from openxlstm.nn.init import powerlaw_forget_bias, small_init_, uniform_init_
 from openxlstm.nn.norm import HeadNorm
 from openxlstm.states import LayerState, MLSTMState, SLSTMState
@@ -50,15 +50,17 @@ class SLSTMLayer(nn.Module):
     ) -> tuple[Tensor, LayerState]:
         conv_state, cell_state = (None, None) if state is None else state
         assert not isinstance(cell_state, MLSTMState), "the state is an mLSTM's"
-        conv_weight, conv_bias = weights_of(self.conv)
-        gates, conv_state = ops.slstm_input(
-            x, self.input_weight, self.bias, conv_weight, conv_bias, conv_state, reset=reset
-        )
-        h, cell_state = ops.slstm(
-            gates,
+        convolved = x
+        if self.conv is not None:
+            convolved, conv_state = self.conv(x, conv_state, reset)
+        h, cell_state = ops.slstm_layer(
+            convolved,
+            x,
+            self.input_weight,
+            self.bias,
             self.recurrent_weight,
-            state=cell_state,
+            cell_state,
             reset=reset,
             forget_gate=self.forget_gate,
-        )
+        )  # (B, T, NH, DH)
         return self.norm(self.dropout(h)), LayerState(conv_state, cell_state)

@@ -15,15 +15,15 @@ from openxlstm.ops.norm import BACKENDS as NORM_BACKENDS
 from openxlstm.ops.norm import layer_norm
 from openxlstm.ops.slstm import BACKENDS as SLSTM_BACKENDS
 from openxlstm.ops.slstm import slstm
-from openxlstm.ops.slstm_input import BACKENDS as SLSTM_INPUT_BACKENDS
-from openxlstm.ops.slstm_input import slstm_input
+from openxlstm.ops.slstm_layer import BACKENDS as SLSTM_LAYER_BACKENDS
+from openxlstm.ops.slstm_layer import slstm_layer
 
 TABLE = {
     "mlstm": MLSTM_BACKENDS,
     "mlstm_input": MLSTM_INPUT_BACKENDS,
     "mlstm_output": MLSTM_OUTPUT_BACKENDS,
     "slstm": SLSTM_BACKENDS,
-    "slstm_input": SLSTM_INPUT_BACKENDS,
+    "slstm_layer": SLSTM_LAYER_BACKENDS,
     "causal_conv": CONV_BACKENDS,
     "layer_norm": NORM_BACKENDS,
     "gated_feedforward": FEEDFORWARD_BACKENDS,
@@ -40,6 +40,6 @@ __all__ = [
     "mlstm_input",
     "mlstm_output",
     "slstm",
-    "slstm_input",
+    "slstm_layer",
     "state_dtype",
 ]

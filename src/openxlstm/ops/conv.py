@@ -3,12 +3,15 @@
 import torch
 from torch import Tensor
 
-from openxlstm.ops import torch_conv
+from openxlstm.ops import native_conv, torch_conv
 from openxlstm.ops.check import check_floating, check_tensors
 from openxlstm.ops.dispatch import Backend, Request, choose, never
 from openxlstm.states import ConvState
 
-BACKENDS = (Backend("torch", never, torch_conv.causal_conv),)
+BACKENDS = (
+    Backend("native", native_conv.refuses, native_conv.causal_conv),
+    Backend("torch", never, torch_conv.causal_conv),
+)
 
 
 def causal_conv(
@@ -18,6 +21,7 @@ def causal_conv(
     state: ConvState | None = None,
     *,
     reset: Tensor | None = None,
+    activation: str | None = None,
     backend: str | None = None,
 ) -> tuple[Tensor, ConvState]:
     """y_t = bias + Σ_j weight[:, j] x_{t-K+1+j}, each channel for itself, zeros before the start.
@@ -28,6 +32,7 @@ def causal_conv(
         bias: (D,).
         state: the K-1 inputs before x; None is zeros.
         reset: (B, T) bool; inputs before a step where it is true are forgotten there.
+        activation: "silu" for SiLU of that, None for none.
         backend: the name of one of BACKENDS; None takes the first that can run this.
 
     Returns:
@@ -39,6 +44,8 @@ def causal_conv(
     """
     check_floating("x", x, "B, T, D")
     check_floating("weight", weight, "D, K")
+    if activation not in (None, "silu"):
+        raise ValueError(f"activation must be 'silu' or None, not {activation!r}")
     B, T, D = x.shape
     K = weight.shape[1]
     check_tensors(
@@ -50,7 +57,7 @@ def causal_conv(
             ("reset", reset, (B, T), (torch.bool,)),
         ],
     )
-    sizes = (("B", B), ("T", T), ("D", D), ("K", K))
+    sizes = (("rows", B * T), ("D", D), ("K", K))
     request = Request(x.device.type, x.dtype, sizes, torch.is_grad_enabled())
     run = choose("causal_conv", BACKENDS, request, backend)
-    return run(x, weight, bias, state, reset=reset)
+    return run(x, weight, bias, state, reset=reset, activation=activation)

@@ -9,6 +9,7 @@ from torch import Tensor
 from openxlstm.ops import native_feedforward
 from openxlstm.ops.check import check_floating, check_tensors
 from openxlstm.ops.dispatch import Backend, Request, choose, never
+from openxlstm.ops.norm import layer_norm
 
 ACTIVATIONS = {"gelu": F.gelu, "silu": F.silu}
 
@@ -20,16 +21,24 @@ def gated_feedforward(
     up_bias: Tensor | None = None,
     down_bias: Tensor | None = None,
     *,
+    norm_weight: Tensor | None = None,
+    eps: float = 1e-5,
+    residual: bool = False,
     activation: str = "gelu",
     backend: str | None = None,
 ) -> Tensor:
     """down(act(gate) ⊙ value), with [gate; value] = up(x) (arXiv:2002.05202, without its biases).
+
+    With `norm_weight` it is of the layer norm of x, with `residual` it is added to x.
 
     Args:
         x: (…, D).
         up_weight: (2·F, D), the gate's rows first.
         down_weight: (D, F).
         up_bias, down_bias: (2·F,) and (D,).
+        norm_weight: the scale less 1 of a layer norm before it (D,).
+        eps: of that norm.
+        residual: whether to add x.
         activation: "gelu", the exact one, or "silu".
         backend: the name of one of BACKENDS; None takes the first that can run this.
 
@@ -52,12 +61,16 @@ def gated_feedforward(
             ("down_weight", down_weight, (D, inner), (x.dtype,)),
             ("up_bias", up_bias, (2 * inner,), (x.dtype,)),
             ("down_bias", down_bias, (D,), (x.dtype,)),
+            ("norm_weight", norm_weight, (D,), (x.dtype,)),
         ],
     )
     sizes = (("rows", prod(x.shape[:-1])), ("D", D), ("F", inner))
     request = Request(x.device.type, x.dtype, sizes, torch.is_grad_enabled())
     run = choose("gated_feedforward", BACKENDS, request, backend)
-    return run(x, up_weight, down_weight, up_bias, down_bias, activation=activation)
+    return run(
+        x, up_weight, down_weight, up_bias, down_bias,
+        norm_weight=norm_weight, eps=eps, residual=residual, activation=activation,
+    )  # fmt: skip
 
 
 def plain(
@@ -67,11 +80,16 @@ def plain(
     up_bias: Tensor | None = None,
     down_bias: Tensor | None = None,
     *,
+    norm_weight: Tensor | None = None,
+    eps: float = 1e-5,
+    residual: bool = False,
     activation: str = "gelu",
 ) -> Tensor:
     """`gated_feedforward` in plain PyTorch, for inputs that it has checked."""
-    gate, value = F.linear(x, up_weight, up_bias).chunk(2, dim=-1)
-    return F.linear(ACTIVATIONS[activation](gate) * value, down_weight, down_bias)
+    normed = x if norm_weight is None else layer_norm(x, norm_weight, eps=eps)
+    gate, value = F.linear(normed, up_weight, up_bias).chunk(2, dim=-1)
+    y = F.linear(ACTIVATIONS[activation](gate) * value, down_weight, down_bias)
+    return x + y if residual else y
 
 
 BACKENDS = (

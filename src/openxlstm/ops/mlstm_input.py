@@ -137,16 +137,18 @@ def plain(
     biases: tuple[Tensor, Tensor, Tensor, Tensor] | None = None,
 ) -> tuple[tuple[Tensor, ...], ConvState | None]:
     """`mlstm_input` in plain PyTorch, for inputs that it has checked."""
-    up_bias, *qkv_biases = biases or (None,) * 4
+    up_bias = None if biases is None else biases[0]
     a, z = F.linear(x, up_weight, up_bias).chunk(2, dim=-1)
-    c, state_after = a, None
-    if conv_weight is not None:
-        c, state_after = causal_conv(a, conv_weight, conv_bias, state, reset=reset)
-    c = F.silu(c)
+    if conv_weight is None:
+        c, state_after = F.silu(a), None
+    else:
+        c, state_after = causal_conv(
+            a, conv_weight, conv_bias, state, reset=reset, activation="silu"
+        )
     branches = ((c, q_weight), (c, k_weight), (a, v_weight))
     q, k, v = (blockwise(branch, weight) for branch, weight in branches)  # (B, T, E)
     if biases is not None:
-        q, k, v = (y + bias for y, bias in zip((q, k, v), qkv_biases, strict=True))
+        q, k, v = (y + bias for y, bias in zip((q, k, v), biases[1:], strict=True))
 
     # From [q; k; v], without joining them.
     w_q, w_k, w_v = gate_weight.flatten(0, 1).chunk(3, dim=-1)  # (2·NH, E)

@@ -5,7 +5,7 @@ autograd formulas and, for tracing, the shapes of what they return.
 """
 
 import importlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from importlib.resources import files
 from typing import Any
 
@@ -66,6 +66,15 @@ def register(
 def saves(*inputs: Tensor | None) -> bool:
     """Whether a forward has to keep what a backward would read."""
     return torch.is_grad_enabled() and any(x is not None and x.requires_grad for x in inputs)
+
+
+def present(grads: Iterable[Tensor], inputs: Iterable[Tensor | None]) -> list[Tensor | None]:
+    """Gradients in the shapes of the inputs, None for an input that is not there.
+
+    An operator returns tensors only, and an empty one in that place.
+    """
+    pairs = zip(grads, inputs, strict=False)
+    return [None if x is None else grad.view(x.shape) for grad, x in pairs]
 
 
 def rows(x: Tensor) -> Tensor:

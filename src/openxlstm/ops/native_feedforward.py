@@ -7,7 +7,7 @@ from torch import Tensor
 
 from openxlstm.ops import native
 from openxlstm.ops.dispatch import Request
-from openxlstm.ops.native import dense, few_rows, register, saves
+from openxlstm.ops.native import dense, few_rows, present, register, saves
 
 
 def refuses(request: Request) -> str | None:
@@ -22,41 +22,42 @@ def gated_feedforward(
     up_bias: Tensor | None = None,
     down_bias: Tensor | None = None,
     *,
+    norm_weight: Tensor | None = None,
+    eps: float = 1e-5,
+    residual: bool = False,
     activation: str = "gelu",
 ) -> Tensor:
     """`openxlstm.ops.gated_feedforward` for inputs that it has checked."""
-    weights = (up_weight.contiguous(), down_weight.contiguous(), dense(up_bias), dense(down_bias))
-    by_row = x.reshape(-1, x.shape[-1]).contiguous()
-    save = saves(by_row, *weights)
-    y, _ = torch.ops.openxlstm.feedforward(by_row, *weights, activation == "silu", save)
+    weights = up_weight.contiguous(), down_weight.contiguous(), dense(up_bias), dense(down_bias)
+    by_row, norm_weight = x.reshape(-1, x.shape[-1]).contiguous(), dense(norm_weight)
+    save = saves(by_row, norm_weight, *weights)
+    y, _ = torch.ops.openxlstm.feedforward(
+        by_row, norm_weight, *weights, activation == "silu", residual, eps, save
+    )
     return y.view(x.shape)
 
 
-def _fake(
-    x: Tensor, up: Tensor, down: Tensor, up_bias: Any, down_bias: Any, silu: bool, save: bool
-) -> tuple[Tensor, Tensor]:
+def _fake(x: Tensor, norm: Any, up: Tensor, *rest: Any) -> tuple[Tensor, Tensor]:
+    *_, save = rest
     return torch.empty_like(x), x.new_empty((x.shape[0], up.shape[0]) if save else (0, 0))
 
 
 def _setup(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
-    *tensors, ctx.silu, _ = inputs
+    *tensors, silu, residual, eps, _ = inputs
+    ctx.options = silu, residual, eps
     ctx.save_for_backward(*tensors, output[1])
 
 
 def _backward(ctx: Any, dy: Tensor, _: Any) -> tuple[Tensor | None, ...]:
     *tensors, preact = ctx.saved_tensors
-    grads = torch.ops.openxlstm.feedforward_grad(*tensors, ctx.silu, preact, dy.contiguous())
-    # An operator returns tensors only: an empty one stands for a bias that is not there.
-    pairs = zip(grads, tensors, strict=True)
-    return *(None if x is None else grad for grad, x in pairs), None, None
+    grads = torch.ops.openxlstm.feedforward_grad(*tensors, *ctx.options, preact, dy.contiguous())
+    return *present(grads, tensors), None, None, None, None
 
 
-def _grad_fake(
-    x: Tensor, up: Tensor, down: Tensor, up_bias: Any, down_bias: Any, *rest: Any
-) -> tuple[Tensor, ...]:
+def _grad_fake(*arguments: Any) -> tuple[Tensor, ...]:
+    x, *tensors = arguments[:6]
     return tuple(
-        x.new_empty(0) if part is None else x.new_empty(part.shape)
-        for part in (x, up, down, up_bias, down_bias)
+        x.new_empty(0) if part is None else x.new_empty(part.shape) for part in (x, *tensors)
     )
 
 

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from openxlstm.ops import native
 from openxlstm.ops.dispatch import Request
-from openxlstm.ops.native import dense, few_rows, long_kernel, register
+from openxlstm.ops.native import dense, few_rows, long_kernel, present, register
 from openxlstm.ops.torch_conv import last_inputs
 from openxlstm.states import ConvState
 
@@ -93,9 +93,7 @@ def _backward(ctx: Any, _: Any, *grads: Tensor | None) -> tuple[Tensor | None, .
     results = torch.ops.openxlstm.mlstm_input_grad(
         *saved, a, q, k, v, f_preact, dz, dc, dq, dk, dv, dlog_i, dlog_f
     )
-    # An operator returns tensors only: an empty one stands for what is not there.
-    pairs = zip(results, saved, strict=False)  # the last one saved, reset, has no gradient
-    return *(None if x is None else grad.view(x.shape) for grad, x in pairs), None
+    return *present(results, saved), None
 
 
 def _grad_fake(

@@ -5,6 +5,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from openxlstm.ops import native
+from openxlstm.ops.dispatch import Request
 from openxlstm.ops.native import dense, register, rows, saves
 from openxlstm.states import SLSTMState
 
@@ -29,37 +31,101 @@ def slstm(
     return h, SLSTMState(*final.unbind(0))
 
 
+def refuses_layer(request: Request) -> str | None:
+    """Why it cannot run a request for `slstm_layer`, or None."""
+    return native.refuses(request) or native.narrow(request) or native.few_rows(request)
+
+
+def slstm_layer(
+    convolved: Tensor,
+    raw: Tensor,
+    input_weight: Tensor,
+    bias: Tensor,
+    recurrent_weight: Tensor,
+    state: SLSTMState | None = None,
+    *,
+    reset: Tensor | None = None,
+    forget_gate: str = "sigmoid",
+) -> tuple[Tensor, SLSTMState]:
+    """`openxlstm.ops.slstm_layer` for inputs that it has checked."""
+    NH, _, DH, _ = input_weight.shape
+    stacked = raw.new_zeros(4, len(raw), NH, DH) if state is None else torch.stack(state)
+    weights = input_weight.contiguous(), recurrent_weight.contiguous(), bias.contiguous()
+    save = saves(convolved, raw, *weights, stacked)
+    h, final, _ = torch.ops.openxlstm.slstm_layer(
+        convolved.contiguous(), raw.contiguous(), *weights, stacked, dense(reset),
+        forget_gate == "exp", save,
+    )  # fmt: skip
+    return h, SLSTMState(*final.unbind(0))
+
+
+def _empty(like: Tensor, state: Tensor, sizes: tuple[int, ...], save: bool) -> tuple[Tensor, ...]:
+    B, T, NH, DH = sizes
+    saved = like.new_empty((NH, B, T, 5, DH) if save else (0, 0, 0, 0, 0))
+    return like.new_empty(B, T, NH, DH), torch.empty_like(state), saved
+
+
 def _fake(
     x: Tensor, R: Tensor, bias: Any, state: Tensor, reset: Any, exp_gate: bool, save: bool
-) -> tuple[Tensor, Tensor, Tensor]:
+) -> tuple[Tensor, ...]:
     B, T, NH, _, DH = x.shape
-    saved = x.new_empty((NH, B, T, 5, DH) if save else (0, 0, 0, 0, 0))
-    return x.new_empty(B, T, NH, DH), torch.empty_like(state), saved
+    return _empty(x, state, (B, T, NH, DH), save)
+
+
+def _fake_layer(
+    convolved: Tensor, raw: Tensor, W: Tensor, R: Tensor, bias: Any, state: Tensor, reset: Any,
+    exp_gate: bool, save: bool,
+) -> tuple[Tensor, ...]:  # fmt: skip
+    return _empty(raw, state, (*raw.shape[:2], W.shape[0], W.shape[3]), save)
 
 
 def _setup(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
-    _, R, bias, state, reset, _, _ = inputs
-    ctx.save_for_backward(R, bias, state, reset, *output)
+    *tensors, _, _ = inputs
+    ctx.save_for_backward(*tensors, *output)
     ctx.set_materialize_grads(False)
+
+
+def _upstream(
+    dh: Tensor | None, d_final: Tensor | None, h: Tensor, final: Tensor
+) -> tuple[Tensor, Tensor]:
+    """Gradients of h and of the final state as the scan takes them.
+
+    h does not depend on m. A loss on the final state may: c and n are its content over exp(m).
+    """
+    dh = torch.zeros_like(h) if dh is None else dh.contiguous()
+    if d_final is None:
+        return dh, torch.zeros_like(final)
+    dm = d_final[3] - final[1] * d_final[1] - final[2] * d_final[2]
+    return dh, torch.cat([d_final[:3], dm[None]])
+
+
+def _of_initial(d_state: Tensor, state: Tensor) -> Tensor:
+    """The gradient of the initial state from what the scan gives back."""
+    dm = d_state[3] + state[1] * d_state[1] + state[2] * d_state[2]
+    return torch.cat([d_state[:3], dm[None]])
 
 
 def _backward(
     ctx: Any, dh: Tensor | None, d_final: Tensor | None, _: Any
 ) -> tuple[Tensor | None, ...]:
-    R, bias, state, reset, h, final, saved = ctx.saved_tensors
-    dh = torch.zeros_like(h) if dh is None else dh.contiguous()
-    # h does not depend on m. A loss on the final state may: c and n are its content over exp(m).
-    if d_final is None:
-        d_final = torch.zeros_like(final)
-    else:
-        dm = d_final[3] - final[1] * d_final[1] - final[2] * d_final[2]
-        d_final = torch.cat([d_final[:3], dm[None]])
+    _, R, bias, state, reset, h, final, saved = ctx.saved_tensors
+    upstream = _upstream(dh, d_final, h, final)
     dx, dR, d_bias, d_state = torch.ops.openxlstm.slstm_grad(
-        R, bias, state, reset, h, final, saved, dh, d_final
+        R, bias, state, reset, h, final, saved, *upstream
     )
-    dm_0 = d_state[3] + state[1] * d_state[1] + state[2] * d_state[2]
     d_bias = None if bias is None else d_bias.view(bias.shape)
-    return dx, dR, d_bias, torch.cat([d_state[:3], dm_0[None]]), None, None, None
+    return dx, dR, d_bias, _of_initial(d_state, state), None, None, None
+
+
+def _backward_layer(
+    ctx: Any, dh: Tensor | None, d_final: Tensor | None, _: Any
+) -> tuple[Tensor | None, ...]:
+    convolved, raw, W, R, bias, state, reset, h, final, saved = ctx.saved_tensors
+    upstream = _upstream(dh, d_final, h, final)
+    *grads, d_bias, d_state = torch.ops.openxlstm.slstm_layer_grad(
+        convolved, raw, W, R, state, reset, h, final, saved, *upstream
+    )
+    return *grads, d_bias.view(bias.shape), _of_initial(d_state, state), None, None, None
 
 
 def _grad_fake(
@@ -70,4 +136,12 @@ def _grad_fake(
     return h.new_empty(B, T, NH, 4, DH), torch.empty_like(R), d_bias, torch.empty_like(state)
 
 
+def _grad_fake_layer(
+    convolved: Tensor, raw: Tensor, W: Tensor, R: Tensor, state: Tensor, *rest: Any
+) -> tuple[Tensor, ...]:
+    d_bias = raw.new_empty(W.shape[0], 4 * W.shape[3])
+    return *(torch.empty_like(x) for x in (convolved, raw, W, R)), d_bias, torch.empty_like(state)
+
+
 register("slstm", _fake, _setup, _backward, _grad_fake)
+register("slstm_layer", _fake_layer, _setup, _backward_layer, _grad_fake_layer)

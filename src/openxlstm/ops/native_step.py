@@ -1,7 +1,7 @@
-"""One token through a whole language model on the native CPU backend (`cpu/step_kernel.h`).
+"""One token through a language model on the native CPU backend (`cpu/step_kernel.h`).
 
-A plan says where weights, states and results are, as 64-bit words in the order of `cpu/step_args.h`.
-It holds addresses: whoever makes one keeps its tensors alive, and does not move them.
+A plan says where weights, states and results are, as 64-bit words in the order of
+`cpu/step_args.h`. It holds addresses: whoever makes one keeps its tensors alive and where they are.
 """
 
 import importlib
@@ -28,8 +28,8 @@ class LayerPlan(NamedTuple):
     conv: tuple[Tensor | None, Tensor | None]
     head_norm: Tensor
     weights: Sequence[Tensor | None]
-    """mLSTM: up, its bias, q, k, v, their biases, gate, its bias, skip, down, its bias. sLSTM: input
-    weight, bias, R, then of the feed-forward the norm, up, its bias, down, its bias."""
+    """mLSTM: up, its bias, q, k, v, their biases, gate, its bias, skip, down, its bias.
+    sLSTM: input weight, bias, R, then of the feed-forward norm, up, its bias, down, its bias."""
     window: Tensor | None
     """The convolution's last inputs (B, K-1, width)."""
     state: Sequence[Tensor]

@@ -23,8 +23,16 @@ def causal_conv(
     state: ConvState | None = None,
     *,
     reset: Tensor | None = None,
+    activation: str | None = None,
 ) -> tuple[Tensor, ConvState]:
     """`openxlstm.ops.causal_conv` for inputs that it has checked."""
+    y, state = _convolve(x, weight, bias, state, reset)
+    return y if activation is None else F.silu(y), state
+
+
+def _convolve(
+    x: Tensor, weight: Tensor, bias: Tensor | None, state: ConvState | None, reset: Tensor | None
+) -> tuple[Tensor, ConvState]:
     if state is None:
         state = ConvState(x.new_zeros(x.shape[0], weight.shape[1] - 1, x.shape[2]))
     if x.shape[1] == 1 and reset is None and not torch.is_grad_enabled():

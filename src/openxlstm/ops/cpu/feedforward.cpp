@@ -21,45 +21,53 @@ int64_t num_tiles(int64_t rows) {
   return (rows + size - 1) / size;
 }
 
-// x (R, D), up (2F, D), down (D, F), biases (2F), (D) → y (R, D), and what the backward reads
-// (R, 2F), which is empty unless `save`.
-std::tuple<Tensor, Tensor> feedforward(Tensor x, Tensor up, Tensor down,
-                                       std::optional<Tensor> up_bias,
-                                       std::optional<Tensor> down_bias, bool silu, bool save) {
-  FeedForward a{x.size(0), x.size(1), down.size(1), silu, data(x)};
+using MaybeTensor = std::optional<Tensor>;
+
+FeedForward arguments(const Tensor& x, const Tensor& down, const MaybeTensor& norm,
+                      const MaybeTensor& up_bias, const MaybeTensor& down_bias, bool silu,
+                      bool residual, double eps) {
+  FeedForward a{x.size(0), x.size(1), down.size(1), silu, residual, static_cast<float>(eps)};
+  a.x = data(x), a.norm = data(norm), a.up_bias = data(up_bias), a.down_bias = data(down_bias);
+  return a;
+}
+
+// x (R, D), norm (D), up (2F, D), down (D, F), biases (2F), (D) → y (R, D), and what the backward
+// reads (R, 2F), which is empty unless `save`.
+std::tuple<Tensor, Tensor> feedforward(Tensor x, MaybeTensor norm, Tensor up, Tensor down,
+                                       MaybeTensor up_bias, MaybeTensor down_bias, bool silu,
+                                       bool residual, double eps, bool save) {
+  FeedForward a = arguments(x, down, norm, up_bias, down_bias, silu, residual, eps);
   const int64_t D = a.D, F = a.F;
   Tensor y = fresh(x, {a.R, D}), preact = fresh(x, {a.R, 2 * F}, save);
   const auto up_packed = packed(data(up), 1, D, D, 2 * F);
   const auto down_packed = packed(data(down), 1, F, F, D);
   a.up = up_packed.data(), a.down = down_packed.data();
-  a.up_bias = data(up_bias), a.down_bias = data(down_bias);
   a.y = data(y), a.preact = save ? data(preact) : nullptr;
   for_each_task(num_tiles(a.R), OPENXLSTM_CALL(forward_floats, D, F),
                 [&](int64_t tile, float* scratch) { OPENXLSTM_CALL(forward_tile, a, tile, scratch); });
   return {y, preact};
 }
 
-// Gradients of x, up, down and the biases, which are empty where there is none.
-std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> feedforward_grad(
-    Tensor x, Tensor up, Tensor down, std::optional<Tensor> up_bias,
-    std::optional<Tensor> down_bias, bool silu, Tensor preact, Tensor dy) {
-  FeedForward a{x.size(0), x.size(1), down.size(1), silu, data(x)};
+// Gradients of x, norm, up, down and the biases, which are empty for what there is not.
+std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> feedforward_grad(
+    Tensor x, MaybeTensor norm, Tensor up, Tensor down, MaybeTensor up_bias,
+    MaybeTensor down_bias, bool silu, bool residual, double eps, Tensor preact, Tensor dy) {
+  FeedForward a = arguments(x, down, norm, up_bias, down_bias, silu, residual, eps);
   const int64_t D = a.D, F = a.F, DP = OPENXLSTM_CALL(padded, D), FP = OPENXLSTM_CALL(padded, F);
   const int64_t UP = OPENXLSTM_CALL(padded, 2 * F);
   Tensor dx = fresh(x, {a.R, D});
   const auto up_packed = packed(data(up), D, 1, 2 * F, D);
   const auto down_packed = packed(data(down), F, 1, D, F);
   a.up = up_packed.data(), a.down = down_packed.data();
-  a.up_bias = data(up_bias), a.down_bias = data(down_bias);
   a.preact = data(preact), a.dy = data(dy), a.dx = data(dx);
-  Sums sums(num_tiles(a.R), {2 * F * DP, D * FP, UP, DP});
+  Sums sums(num_tiles(a.R), {2 * F * DP, D * FP, UP, DP, DP});
   sums.for_each(OPENXLSTM_CALL(backward_floats, D, F),
                 [&](int64_t tile, float* const* part, float* scratch) {
-                  OPENXLSTM_CALL(backward_tile, a, tile, {part[0], part[1], part[2], part[3]},
-                                 scratch);
+                  const FeedForwardSums s{part[0], part[1], part[2], part[3], part[4]};
+                  OPENXLSTM_CALL(backward_tile, a, tile, s, scratch);
                 });
-  return {dx, sums.total(x, 0, {2 * F, D}, DP), sums.total(x, 1, {D, F}, FP),
-          sums.total(x, 2, {up_bias ? 2 * F : 0}, UP),
+  return {dx, sums.total(x, 4, {norm ? D : 0}, DP), sums.total(x, 0, {2 * F, D}, DP),
+          sums.total(x, 1, {D, F}, FP), sums.total(x, 2, {up_bias ? 2 * F : 0}, UP),
           sums.total(x, 3, {down_bias ? D : 0}, DP)};
 }
 
@@ -68,12 +76,14 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> feedforward_grad(
 
 STABLE_TORCH_LIBRARY_FRAGMENT(openxlstm, m) {
   m.def(
-      "feedforward(Tensor x, Tensor up, Tensor down, Tensor? up_bias, Tensor? down_bias, "
-      "bool silu, bool save) -> (Tensor y, Tensor preact)");
+      "feedforward(Tensor x, Tensor? norm, Tensor up, Tensor down, Tensor? up_bias, "
+      "Tensor? down_bias, bool silu, bool residual, float eps, bool save) -> (Tensor y, "
+      "Tensor preact)");
   m.def(
-      "feedforward_grad(Tensor x, Tensor up, Tensor down, Tensor? up_bias, Tensor? down_bias, "
-      "bool silu, Tensor preact, Tensor dy) -> (Tensor dx, Tensor d_up, Tensor d_down, "
-      "Tensor d_up_bias, Tensor d_down_bias)");
+      "feedforward_grad(Tensor x, Tensor? norm, Tensor up, Tensor down, Tensor? up_bias, "
+      "Tensor? down_bias, bool silu, bool residual, float eps, Tensor preact, Tensor dy) -> "
+      "(Tensor dx, Tensor d_norm, Tensor d_up, Tensor d_down, Tensor d_up_bias, "
+      "Tensor d_down_bias)");
 }
 
 STABLE_TORCH_LIBRARY_IMPL(openxlstm, CPU, m) {

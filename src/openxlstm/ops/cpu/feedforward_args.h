@@ -8,7 +8,10 @@ namespace openxlstm {
 struct FeedForward {
   int64_t R, D, F;                    // rows, model width, inner width
   bool silu;                          // the activation: SiLU, else GELU
+  bool residual;                      // whether x is added to the result
+  float eps;                          // of the norm
   const float* x;                     // (R, D)
+  const float* norm;                  // (D), the scale less 1 of a norm of x; null for none
   const float *up, *down;             // packed, as the forward or the backward reads them
   const float *up_bias, *down_bias;   // (2F), (D); or null
   float* preact;                      // (R, 2F): gate, value; null where no gradient is wanted
@@ -21,6 +24,7 @@ struct FeedForward {
 struct FeedForwardSums {
   float *up, *down;            // (2F, D), (D, F)
   float *up_bias, *down_bias;  // (2F), (D)
+  float* norm;                 // (D)
 };
 
 }  // namespace openxlstm

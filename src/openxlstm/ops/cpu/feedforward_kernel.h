@@ -5,6 +5,7 @@
 
 #include "rows.h"
 
+#include "norm_rows.h"
 #include "product.h"
 
 constexpr int64_t kTileRows = 96;
@@ -23,7 +24,7 @@ inline Activated activate(Vec x, bool silu) {
 
 inline int64_t tile_rows() { return kTileRows; }
 inline int64_t forward_floats(int64_t D, int64_t F) {
-  return kTileRows * (padded(2 * F) + padded(F) + padded(D)) + 16 * 4;
+  return kTileRows * (padded(2 * F) + padded(F) + 2 * padded(D)) + 16 * 4;
 }
 
 inline void add_bias(float* x, int64_t ld, int64_t rows, int64_t width, const float* bias) {
@@ -38,8 +39,11 @@ inline void forward_tile(const FeedForward& a, int64_t tile, float* scratch) {
   const int64_t r0 = tile * kTileRows, rows = std::min(kTileRows, a.R - r0);
   Arena arena{scratch};
   float *u = arena.take(kTileRows * UP), *act = arena.take(kTileRows * FP);
-  float* y = arena.take(kTileRows * DP);
-  product_packed(rows, 2 * F, D, a.x + r0 * D, D, 1, a.up, u, UP, false);
+  float *y = arena.take(kTileRows * DP), *normed_x = arena.take(kTileRows * DP);
+  const float* in = a.x + r0 * D;
+  if (a.norm != nullptr) norm_rows(in, rows, D, a.norm, a.eps, normed_x, DP);
+  product_packed(rows, 2 * F, D, a.norm != nullptr ? normed_x : in, a.norm != nullptr ? DP : D, 1,
+                 a.up, u, UP, false);
   add_bias(u, UP, rows, 2 * F, a.up_bias);
   for (int64_t r = 0; r < rows; ++r)
     for (int64_t d = 0; d < F; d += LANES) {
@@ -49,6 +53,7 @@ inline void forward_tile(const FeedForward& a, int64_t tile, float* scratch) {
   if (a.preact != nullptr) write_rows(u, UP, rows, 2 * F, a.preact + r0 * 2 * F, 2 * F);
   product_packed(rows, D, F, act, FP, 1, a.down, y, DP, false);
   add_bias(y, DP, rows, D, a.down_bias);
+  if (a.residual) add_rows(in, D, rows, D, y, DP);
   write_rows(y, DP, rows, D, a.y + r0 * D, D);
 }
 
@@ -66,7 +71,8 @@ inline void backward_tile(const FeedForward& a, int64_t tile, const FeedForwardS
   float *du = arena.take(kTileRows * UP), *act = arena.take(kTileRows * FP);
   float *dact = arena.take(kTileRows * padded(F)), *dx = arena.take(kTileRows * DP);
   float *x = arena.take(kTileRows * XP), *dy = arena.take(kTileRows * XP);
-  copy_rows(a.x + r0 * D, D, rows, D, x, XP);
+  if (a.norm != nullptr) norm_rows(a.x + r0 * D, rows, D, a.norm, a.eps, x, XP);
+  else copy_rows(a.x + r0 * D, D, rows, D, x, XP);
   copy_rows(a.dy + r0 * D, D, rows, D, dy, XP);
   product_packed(rows, F, D, dy, XP, 1, a.down, dact, padded(F), false);
   for (int64_t r = 0; r < rows; ++r)
@@ -79,6 +85,19 @@ inline void backward_tile(const FeedForward& a, int64_t tile, const FeedForwardS
       store(du + r * UP + F + d, from * g.value, F - d);
     }
   product_packed(rows, D, 2 * F, du, UP, 1, a.up, dx, DP, false);
+  for (int64_t r = 0; r < rows && a.norm != nullptr; ++r) {
+    const float* row = a.x + (r0 + r) * D;
+    const Moments m = moments(row, D, a.eps);
+    for (int64_t d = 0; d < D; d += LANES) {
+      const int64_t count = D - d;
+      const Vec dx_d = load(dx + r * DP + d);
+      const Vec sum = load(sums.norm + d) + first(dx_d * normed(load(row + d, count), m), count);
+      store(sums.norm + d, sum);
+      store(dx + r * DP + d, dx_d * (load(a.norm + d, count) + 1.0f));
+    }
+    through_norm(row, m, dx + r * DP, D);
+  }
+  if (a.residual) add_rows(dy, XP, rows, D, dx, DP);
   write_rows(dx, DP, rows, D, a.dx + r0 * D, D);
   product(2 * F, D, rows, du, 1, UP, x, XP, sums.up, DP, true);
   product(D, F, rows, dy, 1, XP, act, FP, sums.down, padded(F), true);

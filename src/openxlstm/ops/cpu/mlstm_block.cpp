@@ -11,6 +11,7 @@
 
 #define OPENXLSTM_KERNEL "mlstm_block_kernel.h"
 #include "each_isa.h"
+#include "packed_conv.h"
 #include "packing.h"
 
 namespace openxlstm {

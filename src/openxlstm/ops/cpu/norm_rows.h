@@ -33,3 +33,16 @@ inline void through_norm(const float* x, Moments m, float* d, int64_t width) {
     store(d + j, (load(d + j, width - j) - mean - v * slope) * m.inverse, width - j);
   }
 }
+
+// Rows (rows, width) of x normed and scaled by 1 + weight, into rows ldy apart.
+inline void norm_rows(const float* x, int64_t rows, int64_t width, const float* weight, float eps,
+                      float* y, int64_t ldy) {
+  for (int64_t r = 0; r < rows; ++r) {
+    const Moments m = moments(x + r * width, width, eps);
+    for (int64_t d = 0; d < width; d += LANES) {
+      const int64_t count = width - d;
+      const Vec scale = load(weight + d, count) + 1.0f;
+      store(y + r * ldy + d, first(normed(load(x + r * width + d, count), m) * scale, count));
+    }
+  }
+}

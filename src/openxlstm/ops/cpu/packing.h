@@ -1,4 +1,4 @@
-// Packs weights as the kernels read them; included after each_isa.h of a kernel that includes product.h.
+// Packs a matrix for product_packed; included after each_isa.h of a kernel that includes product.h.
 #pragma once
 
 #include <vector>
@@ -15,29 +15,6 @@ inline std::vector<float> packed(const float* B, int64_t row, int64_t col, int64
     OPENXLSTM_CALL(pack_panel, B, row, col, K, N, panel, out.data());
   });
   return out;
-}
-
-// The weights of a convolution (D, K), as (K, ld), and its bias (D), both zero-padded.
-struct PackedConv {
-  std::vector<float> weight, bias;
-  void pack(const Tensor& weight_, const Tensor& bias_, int64_t ld) {
-    const int64_t D = weight_.size(0), K = weight_.size(1);
-    weight.assign(K * ld, 0.0f), bias.assign(ld, 0.0f);
-    for (int64_t d = 0; d < D; ++d) {
-      bias[d] = data(bias_)[d];
-      for (int64_t k = 0; k < K; ++k) weight[k * ld + d] = data(weight_)[d * K + k];
-    }
-  }
-};
-
-// (K, D) → (D, K).
-inline Tensor transposed(const Tensor& from) {
-  const int64_t K = from.size(0), D = from.size(1);
-  const std::initializer_list<int64_t> sizes = {D, K};
-  Tensor to = torch::stable::new_empty(from, {sizes.begin(), sizes.size()});
-  for (int64_t k = 0; k < K; ++k)
-    for (int64_t d = 0; d < D; ++d) data(to)[d * K + k] = data(from)[k * D + d];
-  return to;
 }
 
 }  // namespace

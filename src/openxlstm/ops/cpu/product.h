@@ -97,8 +97,8 @@ inline void product(int64_t M, int64_t N, int64_t K, const float* A, int64_t row
   }
 }
 
-// B (K, N), of any strides, packed for product_packed: panel by panel (K, width), the width of the
-// last one what is left of N in whole vectors, padded with zeros.
+// B (K, N), whose rows or columns are dense, packed for product_packed: panel by panel (K, width), the
+// width of the last one what is left of N in whole vectors, padded with zeros.
 inline int64_t packed_size(int64_t K, int64_t N) { return K * padded(N); }
 inline int64_t num_panels(int64_t N) { return (N + kPanel - 1) / kPanel; }
 inline int64_t panel_width(int64_t N, int64_t panel) {
@@ -111,12 +111,7 @@ inline void pack_panel(const float* B, int64_t row, int64_t col, int64_t K, int6
   float* to = packed + n0 * K;
   B += n0 * col;
   if (col == 1) return copy_rows(B, row, K, in, to, width);
-  for (int64_t n = in; n < width; ++n)
-    for (int64_t k = 0; k < K; ++k) to[k * width + n] = 0.0f;
-  for (int64_t k0 = 0; k0 < K; k0 += LANES)  // squares, so that both sides stay in cache
-    for (int64_t n = 0; n < in; ++n)
-      for (int64_t k = k0; k < std::min(K, k0 + LANES); ++k)
-        to[k * width + n] = B[k * row + n * col];
+  transpose(B, col, in, K, to, width);
 }
 
 inline void product_packed(int64_t M, int64_t N, int64_t K, const float* A, int64_t row,

@@ -24,28 +24,36 @@ inline void write_rows(const float* from, int64_t ld, int64_t rows, int64_t widt
     for (int64_t d = 0; d < width; d += LANES)
       store(to + r * stride + d, load(from + r * ld + d), width - d);
 }
+// to += from
+inline void add_rows(const float* from, int64_t stride, int64_t rows, int64_t width, float* to,
+                     int64_t ld) {
+  for (int64_t r = 0; r < rows; ++r)
+    for (int64_t d = 0; d < width; d += LANES)
+      store(to + r * ld + d, load(to + r * ld + d) + load(from + r * stride + d, width - d));
+}
 inline void fill(float* x, int64_t floats, float value) {
   for (int64_t d = 0; d < floats; d += LANES) store(x + d, splat(value));
 }
-// to (cols, ldt) = fromᵀ, for from (rows, ld); what pads a row of `to` is 0.
+// to (cols, ldt) = fromᵀ, for from (rows, cols), rows ld apart. With `pad`, what is left of a row of
+// `to` up to ldt is 0.
 inline void transpose(const float* from, int64_t ld, int64_t rows, int64_t cols, float* to,
-                      int64_t ldt) {
-  for (int64_t c = 0; c < cols; ++c) {
-    float* out = to + c * ldt;
-    for (int64_t r = 0; r < rows; ++r) out[r] = from[r * ld + c];
-    for (int64_t r = rows; r < ldt; ++r) out[r] = 0.0f;
-  }
+                      int64_t ldt, bool pad = true) {
+  const int64_t end = pad ? ldt : rows;
+  for (int64_t r = 0; r < end; r += LANES)
+    for (int64_t c = 0; c < cols; c += LANES) {
+      Vec square[LANES];
+      for (int64_t j = 0; j < LANES; ++j)
+        square[j] = r + j < rows ? load(from + (r + j) * ld + c, cols - c) : Vec{};
+      transpose_square(square);
+      for (int64_t j = 0; j < std::min<int64_t>(LANES, cols - c); ++j)
+        store(to + (c + j) * ldt + r, square[j], end - r);
+    }
 }
 inline void scale_row(float* x, int64_t ld, float by) {
   for (int64_t d = 0; d < ld; d += LANES) store(x + d, load(x + d) * by);
 }
 inline void add_scaled(float* x, const float* y, int64_t ld, float by) {
   for (int64_t d = 0; d < ld; d += LANES) store(x + d, load(x + d) + load(y + d) * by);
-}
-inline float sum(Vec v) {
-  float s = 0.0f;
-  for (int j = 0; j < LANES; ++j) s += v[j];
-  return s;
 }
 inline float dot(const float* x, const float* y, int64_t ld) {
   Vec s{};

@@ -127,15 +127,69 @@ inline Normal normal(Vec x) {
   return {select(x > 0.0f, 1.0f - tail, tail), e * 0.398942280f};
 }
 
+// The lanes `index` of x and, from LANES on, of y.
+inline Vec pick(Vec x, Vec y, IVec index) {
+#ifdef __clang__
+  Vec picked;
+  for (int j = 0; j < LANES; ++j) picked[j] = index[j] < LANES ? x[index[j]] : y[index[j] - LANES];
+  return picked;
+#else
+  return __builtin_shuffle(x, y, index);
+#endif
+}
+
 // Within each group of `size` lanes, lane `which` of the group in all of them; size divides LANES.
 inline Vec spread(Vec x, int size, int which) {
   IVec index;
   for (int j = 0; j < LANES; ++j) index[j] = j / size * size + which;
-#ifdef __clang__
-  Vec y;
-  for (int j = 0; j < LANES; ++j) y[j] = x[index[j]];
-  return y;
-#else
-  return __builtin_shuffle(x, index);
-#endif
+  return pick(x, x, index);
+}
+
+// The sum of all lanes.
+inline float sum(Vec v) {
+  for (int stride = LANES / 2; stride > 0; stride /= 2) {
+    IVec index;
+    for (int j = 0; j < LANES; ++j) index[j] = (j + stride) % LANES;
+    v += pick(v, v, index);
+  }
+  return v[0];
+}
+
+// Lanes of x and y, in alternating groups of kStride, each the sum of two groups.
+template <int kStride>
+inline Vec fold(Vec x, Vec y) {
+  IVec low, high;
+  for (int j = 0; j < LANES; ++j) {
+    const int base = j / (2 * kStride) * 2 * kStride + j % kStride;
+    low[j] = j / kStride % 2 * LANES + base, high[j] = low[j] + kStride;
+  }
+  return pick(x, y, low) + pick(x, y, high);
+}
+// Lane j of the result is the sum of all lanes of sums[j].
+template <int kStride = 1>
+inline Vec sums_of(Vec* sums) {
+  if constexpr (kStride == LANES) {
+    return sums[0];
+  } else {
+    for (int j = 0; j < LANES / kStride / 2; ++j) sums[j] = fold<kStride>(sums[2 * j], sums[2 * j + 1]);
+    return sums_of<2 * kStride>(sums);
+  }
+}
+
+// Rows become columns: lane j of square[i] goes to lane i of square[j].
+template <int kStride = 1>
+inline void transpose_square(Vec square[LANES]) {
+  if constexpr (kStride < LANES) {
+    IVec low, high;
+    for (int j = 0; j < LANES; ++j) {
+      const bool second = (j & kStride) != 0;
+      low[j] = second ? LANES + j - kStride : j, high[j] = second ? LANES + j : j + kStride;
+    }
+    for (int i = 0; i < LANES; ++i)
+      if ((i & kStride) == 0) {
+        const Vec x = square[i], y = square[i + kStride];
+        square[i] = pick(x, y, low), square[i + kStride] = pick(x, y, high);
+      }
+    transpose_square<2 * kStride>(square);
+  }
 }

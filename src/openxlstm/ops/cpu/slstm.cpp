@@ -15,6 +15,8 @@
 namespace openxlstm {
 namespace {
 
+using MaybeTensor = std::optional<Tensor>;
+
 template <class Pack>
 std::vector<float> pack_heads(const Tensor& R, Pack pack) {
   const int64_t NH = R.size(0), DH = R.size(3), size = OPENXLSTM_CALL(packed_floats, DH);
@@ -24,11 +26,28 @@ std::vector<float> pack_heads(const Tensor& R, Pack pack) {
   return packed;
 }
 
+// W (NH, 4, DH, DH), the gates of a head two by two.
+std::vector<float> pack_input(const Tensor& W, bool backward) {
+  const int64_t NH = W.size(0), DH = W.size(3), size = OPENXLSTM_CALL(half_floats, DH, backward);
+  std::vector<float> packed(NH * 2 * size);
+  for (int64_t half = 0; half < NH * 2; ++half)
+    OPENXLSTM_CALL(pack_half, data(W) + half * 2 * DH * DH, DH, backward, packed.data() + half * size);
+  return packed;
+}
+
+void run(SLSTMForward& a, const Tensor& R) {
+  const auto packed = pack_heads(
+      R, [&](const float* from, float* to) { OPENXLSTM_CALL(pack_forward, from, a.DH, to); });
+  for_each_task(OPENXLSTM_CALL(num_tasks, a.B, a.NH), OPENXLSTM_CALL(forward_floats, a.DH),
+                [&](int64_t task, float* scratch) {
+                  OPENXLSTM_CALL(forward_task, a, task, packed.data(), scratch);
+                });
+}
+
 // x (B, T, NH, 4, DH), R (NH, 4, DH, DH), bias (NH, 4, DH), state (4, B, NH, DH) → h (B, T, NH, DH),
 // the state after the last step, and what the backward reads, which is empty unless `save`.
-std::tuple<Tensor, Tensor, Tensor> slstm(Tensor x, Tensor R, std::optional<Tensor> bias,
-                                         Tensor state, std::optional<Tensor> reset, bool exp_gate,
-                                         bool save) {
+std::tuple<Tensor, Tensor, Tensor> slstm(Tensor x, Tensor R, MaybeTensor bias, Tensor state,
+                                         MaybeTensor reset, bool exp_gate, bool save) {
   const int64_t B = x.size(0), T = x.size(1), NH = x.size(2), DH = x.size(4);
   Tensor h = fresh(x, {B, T, NH, DH}), saved = fresh(x, {NH, B, T, kSaved, DH}, save);
   Tensor final = torch::stable::clone(state);
@@ -36,38 +55,80 @@ std::tuple<Tensor, Tensor, Tensor> slstm(Tensor x, Tensor R, std::optional<Tenso
   for (int d = 0; d < 4; ++d) a.x_stride[d] = x.stride(d);
   a.bias = data(bias), a.reset = mask(reset), a.h = data(h), a.state = data(final);
   a.saved = save ? data(saved) : nullptr;
-  const auto packed = pack_heads(
-      R, [&](const float* from, float* to) { OPENXLSTM_CALL(pack_forward, from, DH, to); });
-  for_each_task(OPENXLSTM_CALL(num_tasks, B, NH), OPENXLSTM_CALL(forward_floats, DH),
-                [&](int64_t task, float* scratch) {
-                  OPENXLSTM_CALL(forward_task, a, task, packed.data(), scratch);
-                });
+  run(a, R);
   return {h, final, saved};
+}
+
+// The same with x projected from convolved and raw (B, T, NH, DH) by W (NH, 4, DH, DH).
+std::tuple<Tensor, Tensor, Tensor> slstm_layer(Tensor convolved, Tensor raw, Tensor W, Tensor R,
+                                               Tensor bias, Tensor state, MaybeTensor reset,
+                                               bool exp_gate, bool save) {
+  const int64_t B = raw.size(0), T = raw.size(1), NH = W.size(0), DH = W.size(3);
+  Tensor h = fresh(raw, {B, T, NH, DH}), saved = fresh(raw, {NH, B, T, kSaved, DH}, save);
+  Tensor final = torch::stable::clone(state);
+  const auto input = pack_input(W, false);
+  SLSTMForward a{B, T, NH, DH, exp_gate, nullptr};
+  a.convolved = data(convolved), a.raw = data(raw), a.input = input.data();
+  a.bias = data(bias), a.reset = mask(reset), a.h = data(h), a.state = data(final);
+  a.saved = save ? data(saved) : nullptr;
+  run(a, R);
+  return {h, final, saved};
+}
+
+SLSTMBackward backward_arguments(const Tensor& state, const MaybeTensor& reset, const Tensor& h,
+                                 const Tensor& final, const Tensor& saved, const Tensor& dh,
+                                 const Tensor& d_state) {
+  SLSTMBackward a{h.size(0), h.size(1), state.size(2), state.size(3)};
+  a.reset = mask(reset), a.h = data(h), a.saved = data(saved), a.before = data(state);
+  a.after = data(final), a.dh = data(dh), a.dstate = data(d_state);
+  return a;
+}
+Sums run_grad(const SLSTMBackward& a, const Tensor& R, bool bias, bool input) {
+  const int64_t NH = a.NH, DH = a.DH;
+  const int64_t DP = OPENXLSTM_CALL(padded, DH), GP = OPENXLSTM_CALL(padded, 4 * DH);
+  const auto packed = pack_heads(
+      R, [&](const float* from, float* to) { OPENXLSTM_CALL(pack_backward, from, DH, to); });
+  const int64_t weights = NH * 4 * DH * DP;
+  Sums sums(OPENXLSTM_CALL(num_tasks, a.B, NH), {weights, bias ? NH * GP : 0, input ? weights : 0});
+  sums.for_each(OPENXLSTM_CALL(backward_floats, DH),
+                [&](int64_t task, float* const* part, float* scratch) {
+                  const SLSTMSums s{part[0], bias ? part[1] : nullptr, input ? part[2] : nullptr};
+                  OPENXLSTM_CALL(backward_task, a, task, packed.data(), s, scratch);
+                });
+  return sums;
 }
 
 // Gradients of x, R, the bias (empty where there is none) and the initial state, from those of h and
 // of the final state. That of m is taken along the path that won each maximum; c and n count as they
 // are stored.
-std::tuple<Tensor, Tensor, Tensor, Tensor> slstm_grad(Tensor R, std::optional<Tensor> bias,
-                                                      Tensor state, std::optional<Tensor> reset,
-                                                      Tensor h, Tensor final, Tensor saved,
-                                                      Tensor dh, Tensor d_final) {
-  const int64_t B = h.size(0), T = h.size(1), NH = h.size(2), DH = h.size(3);
+std::tuple<Tensor, Tensor, Tensor, Tensor> slstm_grad(Tensor R, MaybeTensor bias, Tensor state,
+                                                      MaybeTensor reset, Tensor h, Tensor final,
+                                                      Tensor saved, Tensor dh, Tensor d_final) {
+  const int64_t NH = R.size(0), DH = R.size(3);
   const int64_t DP = OPENXLSTM_CALL(padded, DH), GP = OPENXLSTM_CALL(padded, 4 * DH);
-  Tensor dx = fresh(h, {B, T, NH, 4, DH}), d_state = torch::stable::clone(d_final);
-  SLSTMBackward a{B, T, NH, DH};
-  a.reset = mask(reset), a.h = data(h), a.saved = data(saved), a.before = data(state);
-  a.after = data(final), a.dh = data(dh), a.dstate = data(d_state), a.dx = data(dx);
-  const auto packed = pack_heads(
-      R, [&](const float* from, float* to) { OPENXLSTM_CALL(pack_backward, from, DH, to); });
-  Sums sums(OPENXLSTM_CALL(num_tasks, B, NH), {NH * 4 * DH * DP, NH * GP});
-  sums.for_each(OPENXLSTM_CALL(backward_floats, DH),
-                [&](int64_t task, float* const* part, float* scratch) {
-                  OPENXLSTM_CALL(backward_task, a, task, packed.data(), part[0],
-                                 bias ? part[1] : nullptr, scratch);
-                });
+  Tensor dx = fresh(h, {h.size(0), h.size(1), NH, 4, DH}), d_state = torch::stable::clone(d_final);
+  SLSTMBackward a = backward_arguments(state, reset, h, final, saved, dh, d_state);
+  a.dx = data(dx);
+  Sums sums = run_grad(a, R, bias.has_value(), false);
   return {dx, sums.total(h, 0, {NH, 4, DH, DH}, DP), sums.total(h, 1, {bias ? NH : 0, 4 * DH}, GP),
           d_state};
+}
+
+// Gradients of convolved, raw, W, R, bias and the initial state.
+std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> slstm_layer_grad(
+    Tensor convolved, Tensor raw, Tensor W, Tensor R, Tensor state, MaybeTensor reset, Tensor h,
+    Tensor final, Tensor saved, Tensor dh, Tensor d_final) {
+  const int64_t NH = R.size(0), DH = R.size(3), B = raw.size(0), T = raw.size(1);
+  const int64_t DP = OPENXLSTM_CALL(padded, DH), GP = OPENXLSTM_CALL(padded, 4 * DH);
+  Tensor d_state = torch::stable::clone(d_final);
+  Tensor dconvolved = fresh(raw, {B, T, NH * DH}), draw = fresh(raw, {B, T, NH * DH});
+  const auto input = pack_input(W, true);
+  SLSTMBackward a = backward_arguments(state, reset, h, final, saved, dh, d_state);
+  a.convolved = data(convolved), a.raw = data(raw), a.input = input.data();
+  a.dconvolved = data(dconvolved), a.draw = data(draw);
+  Sums sums = run_grad(a, R, true, true);
+  return {dconvolved, draw, sums.total(h, 2, {NH, 4, DH, DH}, DP),
+          sums.total(h, 0, {NH, 4, DH, DH}, DP), sums.total(h, 1, {NH, 4 * DH}, GP), d_state};
 }
 
 int64_t isa_lanes() { return OPENXLSTM_CALL(lanes); }
@@ -83,12 +144,21 @@ STABLE_TORCH_LIBRARY_FRAGMENT(openxlstm, m) {
       "slstm_grad(Tensor R, Tensor? bias, Tensor state, Tensor? reset, Tensor h, Tensor final, "
       "Tensor saved, Tensor dh, Tensor d_final) -> (Tensor dx, Tensor dR, Tensor dbias, "
       "Tensor d_state)");
+  m.def(
+      "slstm_layer(Tensor convolved, Tensor raw, Tensor W, Tensor R, Tensor bias, Tensor state, "
+      "Tensor? reset, bool exp_gate, bool save) -> (Tensor h, Tensor final, Tensor saved)");
+  m.def(
+      "slstm_layer_grad(Tensor convolved, Tensor raw, Tensor W, Tensor R, Tensor state, "
+      "Tensor? reset, Tensor h, Tensor final, Tensor saved, Tensor dh, Tensor d_final) -> "
+      "(Tensor dconvolved, Tensor draw, Tensor dW, Tensor dR, Tensor dbias, Tensor d_state)");
   m.def("lanes() -> int");
 }
 
 STABLE_TORCH_LIBRARY_IMPL(openxlstm, CPU, m) {
   m.impl("slstm", TORCH_BOX(&openxlstm::slstm));
   m.impl("slstm_grad", TORCH_BOX(&openxlstm::slstm_grad));
+  m.impl("slstm_layer", TORCH_BOX(&openxlstm::slstm_layer));
+  m.impl("slstm_layer_grad", TORCH_BOX(&openxlstm::slstm_layer_grad));
 }
 
 STABLE_TORCH_LIBRARY_IMPL(openxlstm, CompositeExplicitAutograd, m) {

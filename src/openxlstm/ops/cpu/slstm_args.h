@@ -12,8 +12,10 @@ constexpr int64_t kSaved = 5;
 struct SLSTMForward {
   int64_t B, T, NH, DH;
   bool exp_gate;
-  const float* x;  // (B, T, NH, 4, DH), strides below, the last one 1
+  const float* x;  // (B, T, NH, 4, DH), strides below, the last one 1; or null where these are read:
   int64_t x_stride[4];
+  const float *convolved, *raw;  // (B, T, NH, DH), what i and f, and what z and o are projected from
+  const float* input;            // (NH, 2, ·): i and f, z and o of a head, packed
   const float* bias;  // (NH, 4, DH), or null
   const bool* reset;  // (B, T) contiguous, or null
   float* h;           // (B, T, NH, DH)
@@ -30,7 +32,15 @@ struct SLSTMBackward {
   const float* after;   // (4, B, NH, DH): the state after the last
   const float* dh;      // (B, T, NH, DH)
   float* dstate;        // (4, B, NH, DH): gradients of the final state, then of the initial
-  float* dx;            // (B, T, NH, 4, DH)
+  float* dx;            // (B, T, NH, 4, DH); or null where these are wanted:
+  const float *convolved, *raw, *input;
+  float *dconvolved, *draw;
+};
+
+// Gradients of the weights from one slice of the samples; rows are padded.
+struct SLSTMSums {
+  float *R, *bias;  // (NH, 4, DH, padded DH), (NH, 4·DH padded); bias may be null
+  float* input;     // as R; null where x was given
 };
 
 }  // namespace openxlstm

@@ -26,6 +26,20 @@ inline int64_t num_steps(int64_t DH) {
 
 inline int64_t lanes() { return LANES; }
 
+// The input's weights of two gates of a head (2·DH out, DH in), as the forward or the backward reads
+// them.
+inline int64_t half_floats(int64_t DH, bool backward) {
+  return backward ? packed_size(2 * DH, DH) : packed_size(DH, 2 * DH);
+}
+inline void pack_half(const float* weight, int64_t DH, bool backward, float* packed) {
+  const int64_t K = backward ? 2 * DH : DH, N = backward ? DH : 2 * DH;
+  for (int64_t p = 0; p < num_panels(N); ++p)
+    pack_panel(weight, backward ? DH : 1, backward ? 1 : DH, K, N, p, packed);
+}
+// Row of the gates of a step, room for what pads the second half of them.
+inline int64_t gate_floats(int64_t DH) { return odd_lines(4 * DH + LANES); }
+
+inline int64_t packed_floats(int64_t DH) { return 4 * DH * padded(DH); }
 // R (4, DH, DH) as a product over `in` reads it: (out block, in, gate, LANES), zero-padded.
 inline void pack_forward(const float* R, int64_t DH, float* packed) {
   const int64_t DP = padded(DH);
@@ -49,6 +63,10 @@ void forward_tile(const SLSTMForward& a, int64_t head, int64_t b0, const float* 
   float *h = scratch, *h_next = h + BS * DP, *c = h_next + BS * DP, *n = c + BS * DP;
   float* m = n + BS * DP;
   float* parts[4] = {h, c, n, m};
+  // Where the gates' pre-activations are: with the caller, or projected here, some steps at a time.
+  const bool projects = a.x == nullptr;
+  const int64_t S = num_steps(DH), GP = gate_floats(DH), D = a.NH * DH;
+  float* gates = m + BS * DP;  // (BS, S, GP)
   for (int s = 0; s < 4; ++s)
     copy_rows(a.state + ((s * a.B + b0) * a.NH + head) * DH, a.NH * DH, BS, DH, parts[s], DP);
 
@@ -58,9 +76,22 @@ void forward_tile(const SLSTMForward& a, int64_t head, int64_t b0, const float* 
         if (a.reset[(b0 + b) * a.T + t])
           for (float* part : parts) fill(part + b * DP, DP, 0.0f);
 
+    if (projects && t % S == 0)
+      for (int b = 0; b < BS; ++b)
+        for (int half = 0; half < 2; ++half)
+          product_packed(std::min(S, a.T - t), 2 * DH, DH,
+                         (half == 0 ? a.convolved : a.raw) + ((b0 + b) * a.T + t) * D + head * DH, D,
+                         1, a.input + (head * 2 + half) * half_floats(DH, false),
+                         gates + b * S * GP + half * 2 * DH, GP, false);
     for (int b = 0; b < BS && t + 1 < a.T; ++b) {
-      const float* x = a.x + (b0 + b) * a.x_stride[0] + (t + 1) * a.x_stride[1] + head * a.x_stride[2];
-      for (int g = 0; g < 4; ++g) prefetch<false>(x + g * a.x_stride[3], DH);
+      if (projects && t + S < a.T) {
+        const int64_t later = ((b0 + b) * a.T + t + S) * D + head * DH;
+        prefetch<false>(a.convolved + later, DH);
+        prefetch<false>(a.raw + later, DH);
+      } else if (!projects) {
+        const float* x = a.x + (b0 + b) * a.x_stride[0] + (t + 1) * a.x_stride[1] + head * a.x_stride[2];
+        for (int g = 0; g < 4; ++g) prefetch<false>(x + g * a.x_stride[3], DH);
+      }
       prefetch<true>(a.h + (((b0 + b) * a.T + t + 1) * a.NH + head) * DH, DH);
       if (a.saved != nullptr)
         prefetch<true>(a.saved + ((head * a.B + b0 + b) * a.T + t + 1) * kSaved * DH, kSaved * DH);
@@ -69,10 +100,12 @@ void forward_tile(const SLSTMForward& a, int64_t head, int64_t b0, const float* 
       const int64_t d = block * LANES, count = DH - d;
       Vec gate[kParts][BS][4];
       for (int b = 0; b < BS; ++b) {
-        const float* x = a.x + (b0 + b) * a.x_stride[0] + t * a.x_stride[1] +
-                         head * a.x_stride[2] + d;
+        const float* x = projects ? gates + (b * S + t % S) * GP + d
+                                  : a.x + (b0 + b) * a.x_stride[0] + t * a.x_stride[1] +
+                                        head * a.x_stride[2] + d;
+        const int64_t to_next = projects ? DH : a.x_stride[3];
         for (int g = 0; g < 4; ++g) {
-          gate[0][b][g] = load(x + g * a.x_stride[3], count);
+          gate[0][b][g] = load(x + g * to_next, count);
           if (a.bias != nullptr) gate[0][b][g] += load(a.bias + (head * 4 + g) * DH + d, count);
           for (int p = 1; p < kParts; ++p) gate[p][b][g] = Vec{};
         }
@@ -149,7 +182,7 @@ void backward_product(const float* dgates, int64_t rows, int64_t stride, const f
 
 template <int BS>
 void backward_tile(const SLSTMBackward& a, int64_t head, int64_t b0, const float* packed,
-                   float* dR, float* dbias, float* scratch) {
+                   const SLSTMSums& sums, float* scratch) {
   const int64_t DH = a.DH, DP = padded(DH), G = odd_lines(4 * DH), NH = a.NH;
   const int64_t S = num_steps(DH), vectors = DP / LANES;
   const int64_t panels = (vectors + kWidest(BS) - 1) / kWidest(BS);
@@ -157,6 +190,9 @@ void backward_tile(const SLSTMBackward& a, int64_t head, int64_t b0, const float
   float *before = dm + BS * DP;                   // y of the initial state, 0 where it is empty
   float *h_prev = before + BS * DP;               // (S, BS, DP)
   float* dgates = h_prev + S * BS * DP;           // (S, BS, 4·DH), rows of G
+  float* inputs = dgates + S * BS * G;            // (2, S, BS, DP): what was projected
+  float* dinputs = inputs + 2 * S * BS * DP;      // (S, BS, DP)
+  const bool projects = a.dx == nullptr;
   const auto initial = [&](int part, int b) {
     return a.before + ((part * a.B + b0 + b) * NH + head) * DH;
   };
@@ -187,7 +223,14 @@ void backward_tile(const SLSTMBackward& a, int64_t head, int64_t b0, const float
         prefetch<false>(saved - 2 * kSaved * DH, kSaved * DH);
         prefetch<false>(a.dh + (row - NH) * DH, DH);
         prefetch<false>(a.h + (row - 2 * NH) * DH, DH);
-        prefetch<true>(a.dx + (row - NH) * 4 * DH, 4 * DH);
+        if (projects) {
+          prefetch<false>(a.convolved + (row - NH) * DH, DH);
+          prefetch<false>(a.raw + (row - NH) * DH, DH);
+          prefetch<true>(a.dconvolved + row * DH, DH);
+          prefetch<true>(a.draw + row * DH, DH);
+        } else {
+          prefetch<true>(a.dx + (row - NH) * 4 * DH, 4 * DH);
+        }
       }
       const float* y_prev = t == 0 ? before + b * DP : saved - DH;  // the last row of a step is y
       for (int64_t d = 0; d < DH; d += LANES) {
@@ -212,7 +255,7 @@ void backward_tile(const SLSTMBackward& a, int64_t head, int64_t b0, const float
         };
         for (int g = 0; g < 4; ++g) {
           store(dg + b * G + g * DH + d, grads[g], count);
-          store(a.dx + (row * 4 + g) * DH + d, grads[g], count);
+          if (!projects) store(a.dx + (row * 4 + g) * DH + d, grads[g], count);
         }
         store(dy + at, dy_t * keep);
         store(dlog_n + at, dlog_f);
@@ -223,6 +266,9 @@ void backward_tile(const SLSTMBackward& a, int64_t head, int64_t b0, const float
       float* to = h_prev + (slot * BS + b) * DP;
       if (emptied) fill(to, DP, 0.0f);
       else copy_rows(h, DH, 1, DH, to, DP);
+      for (int half = 0; projects && half < 2; ++half)
+        copy_rows((half == 0 ? a.convolved : a.raw) + row * DH, DH, 1, DH,
+                  inputs + ((half * S + slot) * BS + b) * DP, DP);
     }
     for (int64_t p = 0; p < panels; ++p) {
       const int64_t first = p * vectors / panels, width = (p + 1) * vectors / panels - first;
@@ -244,8 +290,21 @@ void backward_tile(const SLSTMBackward& a, int64_t head, int64_t b0, const float
         if (a.reset[(b0 + b) * a.T + t]) fill(dh + b * DP, DP, 0.0f);
     if (slot == 0) {
       const int64_t rows = std::min(S, a.T - t) * BS;
-      product(4 * DH, DH, rows, dgates, 1, G, h_prev, DP, dR, DP, true);
-      if (dbias != nullptr) add_column_sums(dbias, dgates, G, rows, 4 * DH);
+      product(4 * DH, DH, rows, dgates, 1, G, h_prev, DP, sums.R + head * packed_floats(DH), DP, true);
+      if (sums.bias != nullptr)
+        add_column_sums(sums.bias + head * padded(4 * DH), dgates, G, rows, 4 * DH);
+      for (int half = 0; projects && half < 2; ++half) {
+        const float* dhalf = dgates + half * 2 * DH;
+        product(2 * DH, DH, rows, dhalf, 1, G, inputs + half * S * BS * DP, DP,
+                sums.input + head * packed_floats(DH) + half * 2 * DH * DP, DP, true);
+        product_packed(rows, DH, 2 * DH, dhalf, G, 1,
+                       a.input + (head * 2 + half) * half_floats(DH, true), dinputs, DP, false);
+        float* to = half == 0 ? a.dconvolved : a.draw;
+        for (int64_t s = 0; s < rows / BS; ++s)
+          for (int b = 0; b < BS; ++b)
+            write_rows(dinputs + (s * BS + b) * DP, DP, 1, DH,
+                       to + (((b0 + b) * a.T + t + s) * NH + head) * DH, 0);
+      }
     }
   }
   // Back from y and log n to c and n; an empty memory has let nothing through.
@@ -279,10 +338,11 @@ inline int64_t num_tiles(int64_t B) { return (B + kTile - 1) / kTile; }
 inline int64_t tile_start(int64_t B, int64_t tile) { return tile * B / num_tiles(B); }
 
 inline int64_t num_tasks(int64_t B, int64_t NH) { return num_tiles(B) * NH; }
-inline int64_t packed_floats(int64_t DH) { return 4 * DH * padded(DH); }
-inline int64_t forward_floats(int64_t DH) { return kTile * 5 * padded(DH); }
+inline int64_t forward_floats(int64_t DH) {
+  return kTile * (5 * padded(DH) + num_steps(DH) * gate_floats(DH));
+}
 inline int64_t backward_floats(int64_t DH) {
-  return kTile * (5 * padded(DH) + num_steps(DH) * (padded(DH) + odd_lines(4 * DH)));
+  return kTile * (5 * padded(DH) + num_steps(DH) * (4 * padded(DH) + odd_lines(4 * DH)));
 }
 
 // One task: a head and a tile of samples, through all steps.
@@ -291,13 +351,10 @@ inline void forward_task(const SLSTMForward& a, int64_t task, const float* packe
   const int64_t b0 = tile_start(a.B, tile), size = tile_start(a.B, tile + 1) - b0;
   OPENXLSTM_TILE(forward_tile, size, a, head, b0, packed + head * packed_floats(a.DH), scratch);
 }
-// dR (NH, 4, DH, padded DH) and dbias (NH, 4·DH padded) are sums over tasks.
-inline void backward_task(const SLSTMBackward& a, int64_t task, const float* packed, float* dR,
-                          float* dbias, float* scratch) {
+inline void backward_task(const SLSTMBackward& a, int64_t task, const float* packed,
+                          const SLSTMSums& sums, float* scratch) {
   const int64_t head = task / num_tiles(a.B), tile = task % num_tiles(a.B);
   const int64_t b0 = tile_start(a.B, tile), size = tile_start(a.B, tile + 1) - b0;
-  OPENXLSTM_TILE(backward_tile, size, a, head, b0, packed + head * packed_floats(a.DH),
-                 dR + head * packed_floats(a.DH),
-                 dbias == nullptr ? nullptr : dbias + head * padded(4 * a.DH), scratch);
+  OPENXLSTM_TILE(backward_tile, size, a, head, b0, packed + head * packed_floats(a.DH), sums, scratch);
 }
 #undef OPENXLSTM_TILE

@@ -9,36 +9,6 @@
 #include "norm_rows.h"
 #include "slstm_cell.h"
 
-// Lanes of x and y, in alternating groups of kStride, each the sum of two groups.
-template <int kStride>
-inline Vec fold(Vec x, Vec y) {
-  IVec low, high;
-  for (int j = 0; j < LANES; ++j) {
-    const int base = j / (2 * kStride) * 2 * kStride + j % kStride;
-    const int from = j / kStride % 2 * LANES + base;
-    low[j] = from, high[j] = from + kStride;
-  }
-#ifdef __clang__
-  Vec sum;
-  for (int j = 0; j < LANES; ++j)
-    sum[j] = (low[j] < LANES ? x[low[j] % LANES] : y[low[j] % LANES]) +
-             (high[j] < LANES ? x[high[j] % LANES] : y[high[j] % LANES]);
-  return sum;
-#else
-  return __builtin_shuffle(x, y, low) + __builtin_shuffle(x, y, high);
-#endif
-}
-// Lane j of the result is the sum of all lanes of sums[j].
-template <int kStride = 1>
-inline Vec sums_of(Vec* sums) {
-  if constexpr (kStride == LANES) {
-    return sums[0];
-  } else {
-    for (int j = 0; j < LANES / kStride / 2; ++j) sums[j] = fold<kStride>(sums[2 * j], sums[2 * j + 1]);
-    return sums_of<2 * kStride>(sums);
-  }
-}
-
 // y (B, N) = x (B, K) · Wᵀ + bias for outputs n0 … n0 + LANES of W (N, K).
 inline void map_block(int64_t B, int64_t N, int64_t K, const float* W, const float* bias,
                       const float* x, int64_t ldx, float* y, int64_t ldy, int64_t n0) {

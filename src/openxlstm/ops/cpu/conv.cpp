@@ -1,0 +1,80 @@
+// The causal convolution on a CPU: hands out tiles of rows.
+#include <algorithm>
+#include <cmath>
+#include <cstdint>
+#include <tuple>
+
+#include "arena.h"
+#include "conv_args.h"
+#include "isa.h"
+#include "tensors.h"
+
+#define OPENXLSTM_KERNEL "conv_kernel.h"
+#include "each_isa.h"
+#include "packed_conv.h"
+
+namespace openxlstm {
+namespace {
+
+using MaybeTensor = std::optional<Tensor>;
+
+// The arguments of both directions, and the packed weights that they point to.
+struct Prepared {
+  Conv a;
+  PackedConv packed;
+  int64_t ld;
+
+  Prepared(const Tensor& x, const Tensor& weight, const MaybeTensor& bias,
+           const MaybeTensor& before, const MaybeTensor& reset, bool silu)
+      : a{x.size(0), x.size(1), x.size(2), weight.size(1), silu, data(x), data(before), mask(reset)},
+        ld(OPENXLSTM_CALL(row_floats, a.D)) {
+    packed.pack(weight, bias, ld);
+    a.weight = packed.weight.data(), a.bias = packed.bias.data();
+  }
+  int64_t tasks() const { return a.B * OPENXLSTM_CALL(tiles, a.T); }
+};
+
+// x (B, T, D), weight (D, K), bias (D), before (B, K-1, D), reset (B, T) → y (B, T, D).
+Tensor conv(Tensor x, Tensor weight, MaybeTensor bias, MaybeTensor before, MaybeTensor reset,
+            bool silu) {
+  Prepared p(x, weight, bias, before, reset, silu);
+  Tensor y = fresh(x, {p.a.B, p.a.T, p.a.D});
+  p.a.y = data(y);
+  for_each_task(p.tasks(), OPENXLSTM_CALL(forward_floats, p.a.D, p.a.K),
+                [&](int64_t task, float* scratch) { OPENXLSTM_CALL(forward_task, p.a, task, scratch); });
+  return y;
+}
+
+// Gradients of x, weight, bias and before; empty for what there is not.
+std::tuple<Tensor, Tensor, Tensor, Tensor> conv_grad(Tensor x, Tensor weight, MaybeTensor bias,
+                                                     MaybeTensor before, MaybeTensor reset,
+                                                     bool silu, Tensor dy) {
+  Prepared p(x, weight, bias, before, reset, silu);
+  const int64_t D = p.a.D, K = p.a.K;
+  Tensor dx = fresh(x, {p.a.B, p.a.T, D}), dbefore = fresh(x, {p.a.B, K - 1, D}, before.has_value());
+  p.a.dy = data(dy), p.a.dx = data(dx), p.a.dbefore = before ? data(dbefore) : nullptr;
+  Sums sums(p.tasks(), {K * p.ld, p.ld});
+  sums.for_each(OPENXLSTM_CALL(backward_floats, D, K),
+                [&](int64_t task, float* const* part, float* scratch) {
+                  OPENXLSTM_CALL(backward_task, p.a, task, part[0], part[1], scratch);
+                });
+  return {dx, transposed(sums.total(x, 0, {K, D}, p.ld)), sums.total(x, 1, {bias ? D : 0}, p.ld),
+          dbefore};
+}
+
+}  // namespace
+}  // namespace openxlstm
+
+STABLE_TORCH_LIBRARY_FRAGMENT(openxlstm, m) {
+  m.def(
+      "conv(Tensor x, Tensor weight, Tensor? bias, Tensor? before, Tensor? reset, bool silu) "
+      "-> Tensor");
+  m.def(
+      "conv_grad(Tensor x, Tensor weight, Tensor? bias, Tensor? before, Tensor? reset, bool silu, "
+      "Tensor dy) -> (Tensor dx, Tensor d_weight, Tensor d_bias, Tensor d_before)");
+}
+
+STABLE_TORCH_LIBRARY_IMPL(openxlstm, CPU, m) {
+  m.impl("conv", TORCH_BOX(&openxlstm::conv));
+  m.impl("conv_grad", TORCH_BOX(&openxlstm::conv_grad));
+}
