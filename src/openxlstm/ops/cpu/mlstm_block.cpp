@@ -22,7 +22,7 @@ using MaybeTensor = std::optional<Tensor>;
 // The arguments of both directions, and the packed weights that they point to.
 struct Prepared {
   MLSTMInput p;
-  std::vector<float> up, q, k, v, gate;
+  Floats up, q, k, v, gate;
   PackedConv conv;
   int64_t ld;
 
@@ -41,8 +41,8 @@ struct Prepared {
     if (p.K) conv.pack(*conv_weight, *conv_bias, ld);
     p.conv = conv.weight.data(), p.conv_bias = conv.bias.data();
   }
-  void pack(const Tensor& from, std::vector<float>& to, const float*& pointer, bool transposed) {
-    to.resize(kBlock * p.E);
+  void pack(const Tensor& from, Floats& to, const float*& pointer, bool transposed) {
+    to = Floats(kBlock * p.E);
     OPENXLSTM_CALL(pack_blocks, data(from), p.E, transposed, to.data());
     pointer = to.data();
   }

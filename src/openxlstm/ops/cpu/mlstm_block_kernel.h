@@ -241,8 +241,8 @@ inline void output_forward_task(const MLSTMOutput& p, int64_t task, float* scrat
   const int64_t at = tile.b * p.T + tile.t0;
   Arena arena{scratch};
   float *inner = arena.take(kTileRows * EP), *y = arena.take(kTileRows * DP);
-  for (int64_t head = 0; head < NH; ++head)
-    for (int64_t r = 0; r < tile.rows; ++r) {
+  for (int64_t r = 0; r < tile.rows; ++r)
+    for (int64_t head = 0; head < NH; ++head) {
       const float* h = p.h + ((tile.b * NH + head) * p.T + tile.t0 + r) * DH;
       const Moments m = moments(h, DH, p.eps);
       for (int64_t d = 0; d < DH; d += LANES) {
@@ -271,8 +271,8 @@ inline void output_backward_task(const MLSTMOutput& p, int64_t task, const MLSTM
   float *dy = arena.take(kTileRows * XP), *dh_row = arena.take(padded(DH));
   copy_rows(p.dy + at * D, D, tile.rows, D, dy, XP);
   product_packed(tile.rows, E, D, dy, XP, 1, p.down, dinner, EP, false);
-  for (int64_t head = 0; head < NH; ++head)
-    for (int64_t r = 0; r < tile.rows; ++r) {
+  for (int64_t r = 0; r < tile.rows; ++r)
+    for (int64_t head = 0; head < NH; ++head) {
       const int64_t from = ((tile.b * NH + head) * p.T + tile.t0 + r) * DH;
       const float* h = p.h + from;
       const Moments m = moments(h, DH, p.eps);

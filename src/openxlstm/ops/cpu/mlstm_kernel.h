@@ -101,6 +101,12 @@ inline void forward_task(const MLSTMForward& a, int64_t task, float* scratch) {
     product(steps, LP, DQK, q, QP, 1, k_t, LP, scores, LP, false, Causal::kLowerOut);
 
     for (int64_t t = 0; t < steps; ++t) {
+      prefetch<true>(a.h + (at + t) * DHV, DHV);
+      if (t0 + L + t < a.T) {
+        prefetch<false>(a.q.at(b, head, t0 + L + t), DQK);
+        prefetch<false>(a.k.at(b, head, t0 + L + t), DQK);
+        prefetch<false>(a.v.at(b, head, t0 + L + t), DHV);
+      }
       float* row = scores + t * LP;
       Vec total{};
       for (int64_t s = 0; s < LP; s += LANES) {
@@ -172,6 +178,9 @@ inline void backward_task(const MLSTMBackward& a, int64_t task, float* scratch) 
 
     // h = numerator / denominator
     for (int64_t t = 0; t < steps; ++t) {
+      prefetch<true>(a.dq.at(b, head, t0 + t), DQK);
+      prefetch<true>(a.dk.at(b, head, t0 + t), DQK);
+      prefetch<true>(a.dv.at(b, head, t0 + t), DHV);
       const float normalizer = a.normalizer[at + t], floor = one(gates.m[t]);
       const float size = std::fabs(normalizer);
       scale_row(dnum + t * VP, VP, 1.0f / (std::max(size, floor) + a.eps));
@@ -185,6 +194,14 @@ inline void backward_task(const MLSTMBackward& a, int64_t task, float* scratch) 
     product(steps, LP, DQK, q, QP, 1, k_t, LP, scores, LP, false, Causal::kLowerOut);
     product(steps, LP, DHV, dnum, VP, 1, v_t, LP, dscores, LP, false, Causal::kLowerOut);
     for (int64_t t = 0; t < steps; ++t) {
+      if (chunk > 0) {
+        const int64_t before = t0 - L + t;
+        prefetch<false>(a.q.at(b, head, before), DQK);
+        prefetch<false>(a.k.at(b, head, before), DQK);
+        prefetch<false>(a.v.at(b, head, before), DHV);
+        prefetch<false>(a.h.at(b, head, before), DHV);
+        prefetch<false>(a.dh.at(b, head, before), DHV);
+      }
       float *row = scores + t * LP, *drow = dscores + t * LP;
       for (int64_t s = 0; s < LP; s += LANES) {
         const Vec D = s <= t ? gates.weights(t, s) * scale : Vec{};

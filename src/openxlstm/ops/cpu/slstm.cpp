@@ -18,18 +18,18 @@ namespace {
 using MaybeTensor = std::optional<Tensor>;
 
 template <class Pack>
-std::vector<float> pack_heads(const Tensor& R, Pack pack) {
+Floats pack_heads(const Tensor& R, Pack pack) {
   const int64_t NH = R.size(0), DH = R.size(3), size = OPENXLSTM_CALL(packed_floats, DH);
-  std::vector<float> packed(NH * size);
+  Floats packed(NH * size);
   for (int64_t head = 0; head < NH; ++head)
     pack(data(R) + head * 4 * DH * DH, packed.data() + head * size);
   return packed;
 }
 
 // W (NH, 4, DH, DH), the gates of a head two by two.
-std::vector<float> pack_input(const Tensor& W, bool backward) {
+Floats pack_input(const Tensor& W, bool backward) {
   const int64_t NH = W.size(0), DH = W.size(3), size = OPENXLSTM_CALL(half_floats, DH, backward);
-  std::vector<float> packed(NH * 2 * size);
+  Floats packed(NH * 2 * size);
   for (int64_t half = 0; half < NH * 2; ++half)
     OPENXLSTM_CALL(pack_half, data(W) + half * 2 * DH * DH, DH, backward, packed.data() + half * size);
   return packed;

@@ -9,7 +9,6 @@
 #include <cfloat>
 #include <cmath>
 #include <cstdint>
-#include <vector>
 
 #include "isa.h"
 #include "step.h"
@@ -40,10 +39,8 @@ PyObject* step(PyObject*, PyObject* arguments) {
       return nullptr;
     }
   const auto* layers = reinterpret_cast<const StepLayer*>(plan + sizeof(Step));
-  thread_local std::vector<float> scratch;  // grows to the largest model's needs, and stays
-  const size_t floats = OPENXLSTM_CALL(step_floats, *s, layers);
-  if (scratch.size() < floats) scratch.resize(floats);
-  OPENXLSTM_CALL(step_model, *s, layers, tokens, scratch.data());
+  float* scratch = scratch_of_thread(OPENXLSTM_CALL(step_floats, *s, layers));
+  OPENXLSTM_CALL(step_model, *s, layers, tokens, scratch);
   Py_RETURN_NONE;
 }
 

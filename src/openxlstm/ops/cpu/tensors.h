@@ -4,6 +4,7 @@
 #include <algorithm>
 #include <cstdint>
 #include <initializer_list>
+#include <memory>
 #include <optional>
 #include <vector>
 
@@ -47,14 +48,34 @@ inline Tensor fresh(const Tensor& like, std::initializer_list<int64_t> sizes, bo
   return x;
 }
 
-// Runs tasks on torch's threads; each thread has `floats` of scratch memory, on a cache line.
+// Memory whose first contents are arbitrary: what is written over anyway need not be zeroed first.
+class Floats {
+ public:
+  explicit Floats(int64_t size = 0) : floats_(size ? new float[size] : nullptr), size_(size) {}
+  float* data() { return floats_.get(); }
+  const float* data() const { return floats_.get(); }
+  int64_t size() const { return size_; }
+
+ private:
+  std::unique_ptr<float[]> floats_;
+  int64_t size_;
+};
+
+// This thread's scratch memory, at least `floats` of it, on a cache line. It stays with the thread, as
+// large as the largest that was asked for.
+inline float* scratch_of_thread(int64_t floats) {
+  thread_local Floats scratch;
+  if (scratch.size() < floats + 16) scratch = Floats(floats + 16);
+  const auto past = reinterpret_cast<uintptr_t>(scratch.data()) % 64 / sizeof(float);
+  return scratch.data() + (16 - past) % 16;
+}
+
+// Runs tasks on torch's threads, each with `floats` of scratch memory.
 template <class Task>
 void for_each_task(int64_t tasks, int64_t floats, const Task& task) {
   torch::stable::parallel_for(0, tasks, 1, [&](int64_t begin, int64_t end) {
-    std::vector<float> scratch(floats + 16);
-    const auto past = reinterpret_cast<uintptr_t>(scratch.data()) % 64 / sizeof(float);
-    float* aligned = scratch.data() + (16 - past) % 16;
-    for (int64_t t = begin; t < end; ++t) task(t, aligned);
+    float* scratch = scratch_of_thread(floats);
+    for (int64_t t = begin; t < end; ++t) task(t, scratch);
   });
 }
 
@@ -85,14 +106,13 @@ class Sums {
   Tensor total(const Tensor& like, int64_t part, std::initializer_list<int64_t> sizes, int64_t ld) {
     Tensor x = torch::stable::new_empty(like, {sizes.begin(), sizes.size()});
     const int64_t width = *(sizes.end() - 1), rows = width ? x.numel() / width : 0;
-    float* to = data(x);
-    for (int64_t r = 0; r < rows; ++r)
-      for (int64_t d = 0; d < width; ++d) {
-        const float* from = sums_.data() + starts_[part] + r * ld + d;
-        float sum = 0.0f;
-        for (int64_t slice = 0; slice < slices_; ++slice) sum += from[slice * slice_];
-        to[r * width + d] = sum;
-      }
+    for (int64_t r = 0; r < rows; ++r) {
+      const float* from = sums_.data() + starts_[part] + r * ld;
+      float* to = data(x) + r * width;
+      std::copy(from, from + width, to);
+      for (int64_t slice = 1; slice < slices_; ++slice)
+        for (int64_t d = 0; d < width; ++d) to[d] += from[slice * slice_ + d];
+    }
     return x;
   }
 
