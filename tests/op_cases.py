@@ -1,15 +1,40 @@
-"""What the tests of the recurrent ops share: inputs of any size, and all that comes of them."""
+"""What the tests of the ops share: inputs of any size, and all that comes of them."""
 
 import math
+import os
+import subprocess
+import sys
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any, NamedTuple
 
+import pytest
 import torch
 import torch.nn.functional as F
+from hypothesis import strategies as st
 from tolerances import assert_close
 from torch import Tensor
 
-from openxlstm.states import MLSTMState, SLSTMState
+from openxlstm.ops import native
+from openxlstm.ops.dispatch import BackendError
+from openxlstm.states import ConvState, MLSTMState, SLSTMState, map_state, tensors
+
+needs_native = pytest.mark.skipif(
+    native.missing() is not None, reason=f"no native backend: {native.missing()}"
+)
+RESETS = st.sampled_from(["none", "first", "last", "adjacent", "random"])
+"""Kinds of `make_reset`."""
+BATCHES = st.one_of(
+    st.tuples(st.integers(9, 14), st.integers(1, 4)),
+    st.tuples(st.integers(1, 3), st.integers(9, 80)),
+)
+"""B and T of as many rows as the native backend asks for: wide and short, or long."""
+
+
+def random_source(seed: int) -> Callable[..., Tensor]:
+    """Normal numbers in float64, each of them one that float32 holds."""
+    generator = torch.Generator().manual_seed(seed)
+    return lambda *shape: torch.randn(*shape, generator=generator).double()
 
 
 class MLSTMInputs(NamedTuple):
@@ -53,11 +78,7 @@ def mlstm_inputs(
     with_state: bool = True,
 ) -> MLSTMInputs:  # fmt: skip
     """Ordinary values in float64, each of them one that float32 holds."""
-    generator = torch.Generator().manual_seed(seed)
-
-    def randn(*shape: int) -> Tensor:
-        return torch.randn(*shape, generator=generator).double()
-
+    randn = random_source(seed)
     log_f = F.logsigmoid(2 * randn(B, NH, T) + 2).float().double()
     sequence = (
         randn(B, NH, T, DQK), randn(B, NH, T, DQK), randn(B, NH, T, DHV), randn(B, NH, T), log_f
@@ -102,19 +123,21 @@ def slstm_inputs(
     Args:
         empty: share of the places of the state whose memory is empty: n = 0, whatever c and m.
     """
-    generator = torch.Generator().manual_seed(seed)
-
-    def randn(*shape: int) -> Tensor:
-        return torch.randn(*shape, generator=generator).double()
-
+    randn = random_source(seed)
     x, weight = randn(B, T, NH, 4, DH), (randn(NH, 4, DH, DH) / math.sqrt(DH)).float().double()
     bias = randn(NH, 4, DH) if with_bias else None
     if not with_state:
         return SLSTMInputs(x, weight, bias)
-    n = randn(B, NH, DH).abs() + 0.25
-    n[torch.rand(n.shape, generator=generator) < empty] = 0.0
-    h = randn(B, NH, DH).tanh().float().double()
-    return SLSTMInputs(x, weight, bias, h, randn(B, NH, DH), n, randn(B, NH, DH))
+    return SLSTMInputs(x, weight, bias, *slstm_state(randn, (B, NH, DH), empty))
+
+
+def slstm_state(
+    randn: Callable[..., Tensor], shape: tuple[int, int, int], empty: float
+) -> SLSTMState:
+    """A state that a cell might have, some share of its places empty."""
+    n = randn(*shape).abs() + 0.25
+    n[torch.special.ndtr(randn(*shape)) < empty] = 0.0  # uniform numbers
+    return SLSTMState(randn(*shape).tanh().float().double(), randn(*shape), n, randn(*shape))
 
 
 def make_reset(kind: str, B: int, T: int, seed: int = 0) -> Tensor | None:
@@ -161,3 +184,178 @@ def assert_all_close(
     assert actual.keys() == expected.keys()
     for name, part in actual.items():
         assert_close(part, expected[name], name, tolerance=tolerance)
+
+
+# ---- Ops of the layers, their inputs by name ---------------------------------------------------
+
+Inputs = dict[str, Tensor]
+"""What an op takes that has a gradient. "state.h" is the part h of its `state`, and "biases.0" the
+first of its `biases`."""
+
+
+def scaled(weight: Tensor) -> Tensor:
+    """A weight whose outputs are about as large as its inputs."""
+    return (weight / math.sqrt(weight.shape[-1])).float().double()
+
+
+def norm_inputs(shape: tuple[int, ...], *, seed: int = 0) -> Inputs:
+    randn = random_source(seed)
+    return {"x": randn(*shape), "weight": randn(shape[-1])}
+
+
+def conv_inputs(
+    B: int = 2, T: int = 7, D: int = 3, K: int = 4, *, seed: int = 0, with_state: bool = True,
+    with_bias: bool = True,
+) -> Inputs:  # fmt: skip
+    randn = random_source(seed)
+    inputs = {"x": randn(B, T, D), "weight": randn(D, K)}
+    if with_bias:
+        inputs["bias"] = randn(D)
+    if with_state:
+        inputs["state.x"] = randn(B, K - 1, D)
+    return inputs
+
+
+def feedforward_inputs(
+    shape: tuple[int, ...], F: int, *, with_biases: bool = True, with_norm: bool = True,
+    seed: int = 0,
+) -> Inputs:  # fmt: skip
+    randn, D = random_source(seed), shape[-1]
+    inputs = {
+        "x": randn(*shape), "up_weight": scaled(randn(2 * F, D)), "down_weight": scaled(randn(D, F))
+    }  # fmt: skip
+    if with_biases:
+        inputs |= {"up_bias": randn(2 * F), "down_bias": randn(D)}
+    if with_norm:
+        inputs["norm_weight"] = randn(D)
+    return inputs
+
+
+def slstm_layer_inputs(
+    B: int, T: int, NH: int, DH: int, *, with_state: bool = True, empty: float = 0.0, seed: int = 0
+) -> Inputs:
+    randn = random_source(seed)
+    inputs = {
+        "convolved": randn(B, T, NH * DH),
+        "raw": randn(B, T, NH * DH),
+        "input_weight": scaled(randn(NH, 4, DH, DH)),
+        "bias": randn(NH, 4, DH),
+        "recurrent_weight": scaled(randn(NH, 4, DH, DH)),
+    }
+    if with_state:
+        state = slstm_state(randn, (B, NH, DH), empty)
+        inputs |= {f"state.{name}": part for name, part in state._asdict().items()}
+    return inputs
+
+
+def mlstm_input_inputs(
+    B: int, T: int, D: int, E: int, NH: int, K: int, *, side: int = 4, with_state: bool = True,
+    with_biases: bool = False, seed: int = 0,
+) -> Inputs:  # fmt: skip
+    """K = 0 leaves the convolution out, and the state with it."""
+    randn = random_source(seed)
+    inputs = {"x": randn(B, T, D), "up_weight": scaled(randn(2 * E, D))}
+    inputs |= {f"{name}_weight": scaled(randn(E // side, side, side)) for name in "qkv"}
+    inputs |= {"gate_weight": scaled(randn(2, NH, 3 * E)), "gate_bias": randn(2, NH)}
+    if K:
+        inputs |= {"conv_weight": scaled(randn(E, K)), "conv_bias": randn(E)}
+    if K and with_state:
+        inputs["state.x"] = randn(B, K - 1, E)
+    if with_biases:
+        inputs |= {f"biases.{i}": randn(size) for i, size in enumerate((2 * E, E, E, E))}
+    return inputs
+
+
+def mlstm_output_inputs(
+    B: int, T: int, NH: int, DH: int, D: int, *, with_bias: bool = False, seed: int = 0
+) -> Inputs:
+    randn, E = random_source(seed), NH * DH
+    inputs = {
+        "h": randn(B, NH, T, DH), "c": randn(B, T, E), "z": randn(B, T, E),
+        "norm_weight": randn(E), "skip": randn(E), "down_weight": scaled(randn(D, E)),
+    }  # fmt: skip
+    if with_bias:
+        inputs["down_bias"] = randn(D)
+    return inputs
+
+
+def call(op: Callable[..., Any], inputs: Inputs, **options: Any) -> Any:
+    """The op of inputs by name."""
+    arguments: dict[str, Any] = {}
+    parts: dict[str, dict[str, Tensor]] = {"state": {}, "biases": {}}
+    for name, x in inputs.items():
+        whole, _, part = name.partition(".")
+        if part:
+            parts[whole][part] = x
+        else:
+            arguments[name] = x
+    if parts["state"]:
+        kind = ConvState if "x" in parts["state"] else SLSTMState
+        arguments["state"] = kind(**parts["state"])
+    if parts["biases"]:
+        arguments["biases"] = tuple(parts["biases"].values())
+    return op(**arguments, **options)
+
+
+def results(
+    op: Callable[..., Any],
+    inputs: Inputs,
+    *,
+    layout: Callable[[Tensor], Tensor] = lambda x: x,
+    only: int | None = None,
+    **options: Any,
+) -> dict[str, Tensor]:
+    """All that an op returns, and the gradient of every input for a random weighing of that.
+
+    Args:
+        layout: how inputs, and the gradients that come from above, lie in memory.
+        only: the place of the one output that a gradient comes from; None for all.
+    """
+    leaves = {name: x.detach().clone().requires_grad_() for name, x in inputs.items()}
+    laid_out = {name: layout(x) for name, x in leaves.items()}
+    outputs = tensors(map_state(layout, call(op, laid_out, **options)))
+    weighed = [x for i, x in enumerate(outputs) if x.requires_grad and only in (None, i)]
+    randn = random_source(7)
+    upstream = [randn(*x.shape).to(x.dtype) for x in weighed]
+    grads = torch.autograd.grad(
+        weighed, list(leaves.values()), upstream, allow_unused=True, materialize_grads=True
+    )
+    named = {f"output {i}": x for i, x in enumerate(outputs)}
+    return named | {f"d{name}": grad for name, grad in zip(leaves, grads, strict=True)}
+
+
+def check_native(op: Callable[..., Any], inputs: Inputs, **options: Any) -> None:
+    """Outputs and gradients of the native backend, against plain PyTorch in float64."""
+    expected = results(op, inputs, backend="torch", **options)
+    narrow = {name: x.float() for name, x in inputs.items()}
+    actual = results(op, narrow, backend="native", **options)
+    assert {x.dtype for x in actual.values()} == {torch.float32}
+    assert_all_close(actual, expected, 1e-4)
+    outputs = {name for name in actual if name.startswith("output")}
+    assert_all_close({n: actual[n] for n in outputs}, {n: expected[n] for n in outputs})
+
+
+def check_few_rows(op: Callable[..., Any], few: Inputs, enough: Inputs) -> None:
+    """Whether `few`, of 8 rows, are left to torch, and one more row is not."""
+    few, enough = ({name: x.float() for name, x in inputs.items()} for inputs in (few, enough))
+    with pytest.raises(BackendError, match=r"'native' cannot run .*: 8 rows are too few"):
+        call(op, few, backend="native")
+    for inputs, backend in ((few, "torch"), (enough, "native")):
+        chosen, same = (tensors(call(op, inputs, backend=name)) for name in (None, backend))
+        assert all(map(torch.equal, chosen, same))
+    assert not all(map(torch.equal, tensors(call(op, enough, backend="torch")), same))
+
+
+def run_with_isa(isa: str, code: str) -> str:
+    """What Python code prints in a process of its own that asks for an instruction set: the choice
+    is made once in a process. It imports what is in tests/."""
+    root = Path(__file__).parents[1]
+    paths = [str(root / "tests" / folder) for folder in (".", "ops", "nn")]
+    paths += filter(None, [os.environ.get("PYTHONPATH")])
+    environment = os.environ | {"OPENXLSTM_ISA": isa, "PYTHONPATH": os.pathsep.join(paths)}
+    done = subprocess.run(
+        [sys.executable, "-c", code], env=environment, cwd=root, capture_output=True, text=True,
+        check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    return done.stdout

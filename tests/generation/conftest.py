@@ -90,6 +90,11 @@ def toy() -> Any:
 
 
 @pytest.fixture
+def real() -> Any:
+    return random_model("real")
+
+
+@pytest.fixture
 def script() -> Any:
     """The class of models that say what they are told to."""
     return Script

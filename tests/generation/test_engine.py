@@ -1,15 +1,17 @@
 """The engine says what recomputing everything for each token would say, and leaves no trace."""
 
+from collections.abc import Callable
 from itertools import islice
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from op_cases import needs_native
 
 from openxlstm.errors import UserError
 from openxlstm.generation import engine
-from openxlstm.generation.engine import decode_batch, prefill, step, stream_tokens
+from openxlstm.generation.engine import Steps, decode_batch, prefill, step, stream_tokens
 from openxlstm.generation.sampling import Sampling, sample
 from openxlstm.states import select, state_bytes
 
@@ -217,3 +219,95 @@ def test_states_can_be_picked_by_row(model: Any):
     whole, _ = step(model, token, state)
     part, _ = step(model, token[[2, 0]], select(state, [2, 0]))
     torch.testing.assert_close(part, whole[[2, 0]], rtol=1e-4, atol=1e-5)
+
+
+@pytest.fixture
+def calls(real: Any) -> list[tuple[int, ...]]:
+    """The shapes of ids that the language model's forward is called with."""
+    seen: list[tuple[int, ...]] = []
+    real.register_forward_pre_hook(lambda _, arguments: seen.append(tuple(arguments[0].shape)))
+    return seen
+
+
+@pytest.fixture
+def no_decoder(real: Any, monkeypatch: pytest.MonkeyPatch) -> Callable[[], None]:
+    """Makes the language model one that has none."""
+    return lambda: monkeypatch.setattr(type(real), "decoder", lambda self, state: None)
+
+
+@needs_native
+def test_a_stream_reads_its_tokens_with_the_decoder(
+    real: Any, calls: list[tuple[int, ...]], no_decoder: Callable[[], None]
+):
+    def stream() -> list[int]:
+        return list(stream_tokens(real, [3, 1, 4], max_tokens=40, sampling=WARM, seed=2))
+
+    by_decoder = stream()
+    assert calls == [(1, 3)]
+    calls.clear()
+    no_decoder()
+    assert stream() == by_decoder
+    assert calls == [(1, 3)] + 39 * [(1, 1)]
+    assert len(set(by_decoder)) > 3
+
+
+@needs_native
+def test_a_batch_reads_its_tokens_with_the_decoder(
+    real: Any, calls: list[tuple[int, ...]], no_decoder: Callable[[], None]
+):
+    """Rows that meet a stop token leave it."""
+
+    def batch() -> list[list[int]]:
+        return decode_batch(real, PROMPTS, max_tokens=40, sampling=WARM, seed=2, stop={0, 1})
+
+    by_decoder = batch()
+    prompts = [(1, 3), (1, 1), (1, 6), (1, 3)]
+    assert calls == prompts
+    calls.clear()
+    no_decoder()
+    assert batch() == by_decoder
+    assert calls[:4] == prompts
+    assert {T for _, T in calls[4:]} == {1}
+    assert len({len(row) for row in by_decoder}) > 2
+
+
+@needs_native
+def test_training_between_two_tokens_is_seen(real: Any, no_decoder: Callable[[], None]):
+    """By the decoder as by the model itself, whose training flags stay."""
+    weights = {name: x.clone() for name, x in real.state_dict().items()}
+    real.train()
+
+    def while_training() -> list[int]:
+        real.load_state_dict(weights)
+        stream = stream_tokens(real, [5], max_tokens=30, sampling=WARM, seed=3)
+        tokens = [next(stream) for _ in range(10)]
+        with torch.no_grad():
+            for parameter in real.parameters():
+                parameter.mul_(-0.7)
+        tokens += stream
+        assert all(module.training for module in real.modules())
+        return tokens
+
+    by_decoder = while_training()
+    real.load_state_dict(weights)
+    untrained = list(stream_tokens(real, [5], max_tokens=30, sampling=WARM, seed=3))
+    assert untrained[:10] == by_decoder[:10]
+    assert untrained != by_decoder
+    no_decoder()
+    assert while_training() == by_decoder
+
+
+@pytest.mark.parametrize("with_decoder", [True, False])
+def test_steps_keep_some_rows(real: Any, no_decoder: Callable[[], None], with_decoder: bool):
+    if not with_decoder:
+        no_decoder()
+    ids = torch.tensor([[1, 2], [3, 4], [5, 6]])
+    logits, state = prefill(real, ids)
+    steps = Steps(real, state)
+    token = logits.argmax(-1)
+    expected, state = step(real, token, state)
+    torch.testing.assert_close(steps.read(token), expected, rtol=1e-4, atol=1e-5)
+    steps.keep([2, 0])
+    token = expected.argmax(-1)
+    expected, _ = step(real, token, state)
+    torch.testing.assert_close(steps.read(token[[2, 0]]), expected[[2, 0]], rtol=1e-4, atol=1e-5)

@@ -7,7 +7,17 @@ import pytest
 import torch
 from torch import Tensor
 
-from openxlstm.ops import causal_conv, mlstm, slstm, state_dtype
+from openxlstm.ops import (
+    causal_conv,
+    gated_feedforward,
+    layer_norm,
+    mlstm,
+    mlstm_input,
+    mlstm_output,
+    slstm,
+    slstm_layer,
+    state_dtype,
+)
 from openxlstm.states import ConvState, MLSTMState, SLSTMState
 
 META = torch.device("meta")  # stands for any device other than the inputs'
@@ -148,11 +158,180 @@ class TestCausalConv:
             ({"state": ConvState(zeros(2, 4, 3))}, r"^state\.x must have shape \(2, 3, 3\)"),
             ({"state": ConvState(zeros(2, 3, 3).double())}, r"^state\.x must be torch.float32"),
             ({"reset": mask(2, 8)}, "^reset must have shape"),
+            ({"activation": "gelu"}, "^activation must be 'silu' or None, not 'gelu'"),
             ({"backend": "abacus"}, "^causal_conv has no backend 'abacus'; it has: .*torch"),
         ],
     )
     def test_argument(self, change: dict[str, Any], message: str):
         assert_refused(causal_conv, self.arguments, change, message)
+
+
+class TestLayerNorm:
+    arguments = {"x": zeros(2, 5, 6), "weight": zeros(6), "num_groups": 3}  # noqa: RUF012
+
+    @pytest.mark.parametrize(
+        ("change", "message"),
+        [
+            ({"x": zeros()}, r"^x must be \(…, D\), not \(\)"),
+            ({"x": zeros(0, 6)}, "^x .* size 0"),
+            ({"x": zeros(2, 6, dtype=torch.int64)}, "^x must be floating point"),
+            ({"weight": zeros(5)}, r"^weight must have shape \(6,\), not \(5,\)"),
+            ({"weight": zeros(1, 6)}, "^weight must have shape"),
+            ({"weight": zeros(6).double()}, "^weight must be torch.float32"),
+            ({"weight": zeros(6, device=META)}, "^weight must be on cpu"),
+            ({"num_groups": 4}, "^num_groups must divide D = 6, which 4 does not"),
+            ({"num_groups": 0}, "^num_groups must divide"),
+            ({"num_groups": -2}, "^num_groups must divide"),
+            ({"backend": "abacus"}, "^layer_norm has no backend 'abacus'; it has: .*torch"),
+        ],
+    )
+    def test_argument(self, change: dict[str, Any], message: str):
+        assert_refused(layer_norm, self.arguments, change, message)
+
+
+class TestGatedFeedforward:
+    arguments = {  # noqa: RUF012
+        "x": zeros(2, 9, 3), "up_weight": zeros(10, 3), "down_weight": zeros(3, 5),
+        "up_bias": zeros(10), "down_bias": zeros(3), "norm_weight": zeros(3),
+    }  # fmt: skip
+
+    @pytest.mark.parametrize(
+        ("change", "message"),
+        [
+            ({"x": zeros()}, r"^x must be \(…, D\)"),
+            ({"x": zeros(2, 0, 3)}, "^x .* size 0"),
+            ({"x": zeros(2, 9, 3, dtype=torch.int64)}, "^x must be floating point"),
+            ({"x": zeros(2, 9, 4)}, "^up_weight must have shape"),
+            ({"up_weight": zeros(5, 3)}, r"^up_weight must have shape \(10, 3\), not \(5, 3\)"),
+            ({"up_weight": zeros(10, 3).half()}, "^up_weight must be torch.float32"),
+            ({"down_weight": zeros(15)}, r"^down_weight must be \(D, F\)"),
+            ({"down_weight": zeros(4, 5)}, "^down_weight must have shape"),
+            ({"down_weight": zeros(3, 5, device=META)}, "^down_weight must be on cpu"),
+            ({"up_bias": zeros(5)}, "^up_bias must have shape"),
+            ({"down_bias": zeros(5)}, "^down_bias must have shape"),
+            ({"norm_weight": zeros(4)}, "^norm_weight must have shape"),
+            ({"norm_weight": zeros(3).double()}, "^norm_weight must be torch.float32"),
+            ({"activation": "relu"}, "^activation must be 'gelu' or 'silu', not 'relu'"),
+            ({"backend": "abacus"}, "^gated_feedforward has no backend 'abacus'"),
+        ],
+    )
+    def test_argument(self, change: dict[str, Any], message: str):
+        assert_refused(gated_feedforward, self.arguments, change, message)
+
+
+class TestSLSTMLayer:
+    arguments = {  # noqa: RUF012
+        "convolved": zeros(2, 9, 15), "raw": zeros(2, 9, 15), "input_weight": zeros(3, 4, 5, 5),
+        "bias": zeros(3, 4, 5), "recurrent_weight": zeros(3, 4, 5, 5), "reset": mask(2, 9),
+        "state": SLSTMState(*(zeros(2, 3, 5) for _ in range(4))),
+    }  # fmt: skip
+
+    @pytest.mark.parametrize(
+        ("change", "message"),
+        [
+            ({"raw": zeros(2, 15)}, r"^raw must be \(B, T, D\)"),
+            ({"raw": zeros(2, 9, 16)}, r"^raw must be .* = \(B, T, 15\), not \(2, 9, 16\)"),
+            ({"raw": zeros(2, 0, 15)}, "^raw .* size 0"),
+            ({"raw": zeros(2, 9, 15, dtype=torch.int64)}, "^raw must be floating point"),
+            ({"convolved": zeros(2, 9, 5)}, "^convolved must have shape"),
+            ({"convolved": zeros(1, 9, 15)}, "^convolved must have shape"),
+            ({"convolved": zeros(2, 9, 15).double()}, "^convolved must be torch.float32"),
+            ({"input_weight": zeros(3, 4, 5)}, r"^input_weight must be \(NH, 4, DH, DH\)"),
+            ({"input_weight": zeros(3, 4, 5, 6)}, "^input_weight must have shape"),
+            ({"input_weight": zeros(3, 5, 5, 5)}, "^input_weight must have shape"),
+            ({"bias": zeros(60)}, "^bias must have shape"),
+            ({"recurrent_weight": zeros(1, 4, 5, 5)}, "^recurrent_weight must have shape"),
+            ({"recurrent_weight": zeros(3, 4, 5, 5, device=META)}, "^recurrent_weight must be on"),
+            ({"reset": zeros(2, 9)}, "^reset must be torch.bool"),
+            ({"reset": mask(2, 10)}, "^reset must have shape"),
+            ({"forget_gate": "tanh"}, "^forget_gate must be 'sigmoid' or 'exp', not 'tanh'"),
+            ({"backend": "abacus"}, "^slstm_layer has no backend 'abacus'"),
+        ],
+    )
+    def test_argument(self, change: dict[str, Any], message: str):
+        assert_refused(slstm_layer, self.arguments, change, message)
+
+    @pytest.mark.parametrize("part", [zeros(2, 3, 6), zeros(3, 3, 5), zeros(2, 3, 5).double()])
+    @pytest.mark.parametrize("backend", [None, "torch"])
+    def test_state(self, part: Tensor, backend: str | None):
+        """All four alike, so that nothing else could fail first."""
+        change = {"state": SLSTMState(part, part, part, part), "backend": backend}
+        assert_refused(slstm_layer, self.arguments, change, r"^state\.h must (have shape|be torch)")
+
+
+class TestMLSTMInput:
+    arguments = {
+        "x": zeros(2, 9, 5), "up_weight": zeros(64, 5), "gate_weight": zeros(2, 2, 96),
+        "gate_bias": zeros(2, 2), "conv_weight": zeros(32, 4), "conv_bias": zeros(32),
+        "state": ConvState(zeros(2, 3, 32)), "reset": mask(2, 9),
+    } | {f"{name}_weight": zeros(8, 4, 4) for name in "qkv"}  # fmt: skip
+
+    @pytest.mark.parametrize(
+        ("change", "message"),
+        [
+            ({"x": zeros(9, 5)}, r"^x must be \(B, T, D\)"),
+            ({"x": zeros(2, 0, 5)}, "^x .* size 0"),
+            ({"x": zeros(2, 9, 5, dtype=torch.int64)}, "^x must be floating point"),
+            ({"up_weight": zeros(64)}, r"^up_weight must be \(2·E, D\)"),
+            ({"up_weight": zeros(65, 5)}, r"^up_weight must have shape \(64, 5\)"),
+            ({"up_weight": zeros(64, 5).double()}, "^up_weight must be torch.float32"),
+            ({"q_weight": zeros(8, 4)}, r"^q_weight must be \(E/S, S, S\)"),
+            ({"q_weight": zeros(8, 5, 4)}, "^q_weight must have shape"),
+            ({"k_weight": zeros(32, 1, 1)}, "^k_weight must have shape"),
+            ({"v_weight": zeros(8, 4, 4, device=META)}, "^v_weight must be on cpu"),
+            ({"gate_weight": zeros(2, 96)}, r"^gate_weight must be \(2, NH, 3·E\)"),
+            ({"gate_weight": zeros(2, 3, 96)}, "^the inner width 32 is not a multiple of NH = 3"),
+            ({"gate_weight": zeros(2, 2, 64)}, "^gate_weight must have shape"),
+            ({"gate_bias": zeros(4)}, "^gate_bias must have shape"),
+            ({"conv_weight": None}, "^conv_weight and conv_bias must be given both or neither"),
+            ({"conv_bias": None}, "^conv_weight and conv_bias must be given both or neither"),
+            ({"conv_weight": zeros(16, 4)}, "^conv_weight must have shape"),
+            ({"conv_bias": zeros(16)}, "^conv_bias must have shape"),
+            ({"state": ConvState(zeros(2, 4, 32))}, r"^state\.x must have shape \(2, 3, 32\)"),
+            ({"state": ConvState(zeros(2, 3, 32).half())}, r"^state\.x must be torch.float32"),
+            ({"reset": mask(2, 10)}, "^reset must have shape"),
+            ({"reset": zeros(2, 9)}, "^reset must be torch.bool"),
+            ({"biases": (zeros(64), *[zeros(32)] * 2, zeros(16))}, r"^biases\[3\] must have shape"),
+            ({"biases": (zeros(32), *[zeros(32)] * 3)}, r"^biases\[0\] must have shape"),
+            ({"backend": "abacus"}, "^mlstm_input has no backend 'abacus'"),
+        ],
+    )
+    def test_argument(self, change: dict[str, Any], message: str):
+        assert_refused(mlstm_input, self.arguments, change, message)
+
+    def test_blocks_do_not_divide_the_inner_width(self):
+        change = {f"{name}_weight": zeros(6, 5, 5) for name in "qkv"}
+        assert_refused(mlstm_input, self.arguments, change, r"^(the inner width 32|q_weight)")
+
+
+class TestMLSTMOutput:
+    arguments = {  # noqa: RUF012
+        "h": zeros(2, 3, 9, 4), "c": zeros(2, 9, 12), "z": zeros(2, 9, 12),
+        "norm_weight": zeros(12), "skip": zeros(12), "down_weight": zeros(5, 12),
+        "down_bias": zeros(5),
+    }  # fmt: skip
+
+    @pytest.mark.parametrize(
+        ("change", "message"),
+        [
+            ({"h": zeros(2, 9, 12)}, r"^h must be \(B, NH, T, DH\)"),
+            ({"h": zeros(2, 3, 0, 4)}, "^h .* size 0"),
+            ({"h": zeros(2, 3, 9, 4, dtype=torch.int64)}, "^h must be floating point"),
+            ({"h": zeros(2, 9, 3, 4)}, "^c must have shape"),
+            ({"c": zeros(2, 9, 4)}, r"^c must have shape \(2, 9, 12\), not \(2, 9, 4\)"),
+            ({"z": zeros(2, 8, 12)}, "^z must have shape"),
+            ({"z": zeros(2, 9, 12).half()}, "^z must be torch.float32"),
+            ({"norm_weight": zeros(4)}, "^norm_weight must have shape"),
+            ({"skip": zeros(3, 4)}, "^skip must have shape"),
+            ({"skip": zeros(12, device=META)}, "^skip must be on cpu"),
+            ({"down_weight": zeros(60)}, r"^down_weight must be \(D, E\)"),
+            ({"down_weight": zeros(5, 4)}, "^down_weight must have shape"),
+            ({"down_bias": zeros(12)}, "^down_bias must have shape"),
+            ({"backend": "abacus"}, "^mlstm_output has no backend 'abacus'"),
+        ],
+    )
+    def test_argument(self, change: dict[str, Any], message: str):
+        assert_refused(mlstm_output, self.arguments, change, message)
 
 
 @pytest.mark.parametrize(

@@ -6,14 +6,24 @@ from typing import Any, NamedTuple
 import pytest
 import torch
 import torch.nn.functional as F
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
-from op_cases import make_reset
+from op_cases import (
+    BATCHES,
+    RESETS,
+    assert_all_close,
+    check_few_rows,
+    check_native,
+    conv_inputs,
+    make_reset,
+    needs_native,
+)
 from tolerances import assert_close
 from torch import Tensor
 
 from openxlstm.ops import causal_conv
 from openxlstm.ops.conv import BACKENDS
+from openxlstm.ops.dispatch import BackendError
 from openxlstm.states import ConvState, map_state
 
 EACH_BACKEND = pytest.mark.parametrize(
@@ -43,15 +53,8 @@ def random_inputs(
     with_bias: bool = True,
 ) -> Inputs:  # fmt: skip
     """Values in float64, each of them one that float32 holds."""
-    generator = torch.Generator().manual_seed(seed)
-
-    def randn(*shape: int) -> Tensor:
-        return torch.randn(*shape, generator=generator).double()
-
-    return Inputs(
-        randn(B, T, D), randn(D, K), randn(D) if with_bias else None,
-        randn(B, K - 1, D) if with_state else None,
-    )  # fmt: skip
+    named = conv_inputs(B, T, D, K, seed=seed, with_state=with_state, with_bias=with_bias)
+    return Inputs(named["x"], named["weight"], named.get("bias"), named.get("state.x"))
 
 
 def truth(
@@ -93,14 +96,6 @@ def everything(function: Callable[..., Any], x: Inputs, **options: Any) -> dict[
     return {"y": y, "final x": final.x, **named}
 
 
-def assert_all_close(
-    actual: dict[str, Tensor], expected: dict[str, Tensor], tolerance: float | None = None
-) -> None:
-    assert actual.keys() == expected.keys()
-    for name, part in actual.items():
-        assert_close(part, expected[name], name, tolerance=tolerance)
-
-
 OPTIONS = {
     "x": st.builds(
         random_inputs,
@@ -112,7 +107,7 @@ OPTIONS = {
         with_state=st.booleans(),
         with_bias=st.booleans(),
     ),
-    "reset": st.sampled_from(["none", "first", "last", "adjacent", "random"]),
+    "reset": RESETS,
 }
 
 
@@ -325,3 +320,72 @@ def test_second_derivative_is_refused(backend: str):
     (gradient,) = torch.autograd.grad(y.square().sum(), x.x, create_graph=True)
     with pytest.raises(RuntimeError, match=r"twice|once_differentiable"):
         gradient.sum().backward()
+
+
+@EACH_BACKEND
+@pytest.mark.parametrize("T", [1, 7])
+@pytest.mark.parametrize("with_grad", [False, True])
+def test_silu_follows(backend: str, T: int, with_grad: bool):
+    """The state stays what was read."""
+    x = random_inputs(T=T)
+    with torch.set_grad_enabled(with_grad):
+        y, state = causal_conv(*x.arguments, activation="silu", backend=backend)
+    before, state_before = truth(*x.arguments)
+    assert_close(y, before / (1 + torch.exp(-before)))
+    assert torch.equal(state.x, state_before.x)
+
+
+@needs_native
+class TestNative:
+    """In float32, against plain PyTorch in float64."""
+
+    @settings(max_examples=100)
+    @given(
+        batch=BATCHES,
+        D=st.integers(1, 40),
+        K=st.integers(1, 8),
+        with_state=st.booleans(),
+        with_bias=st.booleans(),
+        activation=st.sampled_from([None, "silu"]),
+        reset=RESETS,
+        seed=st.integers(0, 999),
+    )
+    @example((2, 130), 33, 4, True, True, "silu", "random", 0)
+    @example((1, 250), 20, 8, False, False, None, "adjacent", 0)
+    @example((12, 1), 5, 8, True, True, "silu", "first", 0)
+    @example((5, 3), 5, 6, True, False, "silu", "last", 0)
+    def test_is_the_plain(
+        self, batch: tuple[int, int], D: int, K: int, with_state: bool, with_bias: bool,
+        activation: str | None, reset: str, seed: int,
+    ):  # fmt: skip
+        x = conv_inputs(*batch, D, K, with_state=with_state, with_bias=with_bias, seed=seed)
+        check_native(causal_conv, x, reset=make_reset(reset, *batch), activation=activation)
+
+    @pytest.mark.parametrize("only", [0, 1])
+    @pytest.mark.parametrize("activation", [None, "silu"])
+    def test_loss_on_one_output(self, only: int, activation: str | None):
+        x = conv_inputs(4, 9)
+        reset = make_reset("random", 4, 9)
+        check_native(causal_conv, x, only=only, reset=reset, activation=activation)
+
+    def test_a_long_kernel_is_left_to_torch(self):
+        x = random_inputs(4, 9, K=9).map(Tensor.float)
+        with pytest.raises(BackendError, match="a convolution over 9 steps is too long"):
+            causal_conv(*x.arguments, backend="native")
+        y, by_torch = (causal_conv(*x.arguments, backend=name)[0] for name in (None, "torch"))
+        assert torch.equal(y, by_torch)
+
+    def test_few_rows_are_left_to_torch(self):
+        check_few_rows(causal_conv, *(conv_inputs(1, T) for T in (8, 9)))
+
+    def test_nothing_passes_a_reset(self):
+        """Not even what is no number."""
+        x = random_inputs(2, 70, 5).map(Tensor.float)
+        reset = torch.zeros(2, 70, dtype=torch.bool)
+        reset[:, [5, 65]] = True
+        x.x[:, [4, 64]] = torch.nan
+        y, _ = causal_conv(*x.arguments, reset=reset, backend="native")
+        assert y[:, 4].isnan().all()
+        assert y[:, 5:64].isfinite().all()
+        assert y[:, 64].isnan().all()
+        assert y[:, 65:].isfinite().all()

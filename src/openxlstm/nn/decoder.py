@@ -20,7 +20,7 @@ from openxlstm.nn.slstm import SLSTMLayer
 from openxlstm.nn.stack import Stack
 from openxlstm.ops import native
 from openxlstm.ops.native_step import LayerPlan, StepPlan, step
-from openxlstm.states import LayerState, ModelState, map_state, select
+from openxlstm.states import LayerState, ModelState, map_state, select, tensors
 
 
 class Decoder:
@@ -33,7 +33,7 @@ class Decoder:
         state: what each sequence has read so far. It is copied.
 
     Raises:
-        ValueError: where `refuses` has a reason.
+        ValueError: where `refuses` has a reason, or if the state is not one of this stack's.
     """
 
     def __init__(
@@ -47,6 +47,7 @@ class Decoder:
         reason = refuses(tokens, positions, stack, head)
         if reason is not None:
             raise ValueError(f"the native decoder cannot run this model: {reason}")
+        _check_state(state, stack)
         self._modules = tokens, positions, stack, head
         self._state: ModelState = map_state(_copy, state)
         self._logits = torch.empty(len(self._state.position), tokens.num_embeddings)
@@ -65,8 +66,12 @@ class Decoder:
             position=self._state.position,
             logits=self._logits,
         )
-        self._plan = plan  # keeps what it points to alive
+        # What the plan points to stays alive, even if the model lets go of it, as `model.to` does.
+        self._alive = plan, [x.detach() for part in self._parts() for x in part.parameters()]
         self._packed = plan.pack()
+
+    def _parts(self) -> list[nn.Module]:
+        return [part for part in self._modules if part is not None]
 
     def step(self, ids: Tensor) -> Tensor:
         """Reads one token a sequence: ids (B,) int64 → logits (B, V), good until the next step.
@@ -106,6 +111,13 @@ def refuses(
             if not parameter.is_contiguous():
                 return "a weight is not in one piece"
     return native.missing()
+
+
+def _check_state(state: ModelState, stack: Stack) -> None:
+    expected = stack.initial_state(len(state.position))
+    parts, likes = tensors(state.stack), tensors(expected)
+    if [(x.shape, x.dtype) for x in parts] != [(x.shape, x.dtype) for x in likes]:
+        raise ValueError("the state is not one of this model's: shapes or dtypes differ")
 
 
 def _copy(part: Tensor) -> Tensor:

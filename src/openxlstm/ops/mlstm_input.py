@@ -82,6 +82,8 @@ def mlstm_input(
     E, NH, side = up_weight.shape[0] // 2, gate_weight.shape[1], q_weight.shape[-1]
     if (conv_weight is None) != (conv_bias is None):
         raise ValueError("conv_weight and conv_bias must be given both or neither")
+    if E % side:
+        raise ValueError(f"the inner width {E} is not a multiple of the blocks' side {side}")
     if E % NH:
         raise ValueError(f"the inner width {E} is not a multiple of NH = {NH}")
     K = 0 if conv_weight is None else conv_weight.shape[-1]

@@ -61,6 +61,14 @@ def register(
         torch.library.register_fake(f"openxlstm::{name}", fake)
         torch.library.register_fake(f"openxlstm::{name}_grad", grad_fake)
         torch.library.register_autograd(f"openxlstm::{name}", backward, setup_context=setup)
+        torch.library.register_autograd(f"openxlstm::{name}_grad", _twice)
+
+
+def _twice(ctx: Any, *grads: Tensor) -> None:
+    raise RuntimeError(
+        "openxlstm's native operators cannot be differentiated twice; the mathematics in "
+        "openxlstm.reference can"
+    )
 
 
 def saves(*inputs: Tensor | None) -> bool:
@@ -102,6 +110,12 @@ def long_kernel(request: Request) -> str | None:
     """Why a convolution is too long, or None."""
     K = dict(request.sizes).get("K", 0)
     return f"a convolution over {K} steps is too long for it" if K > MAX_KERNEL else None
+
+
+def odd_inner_width(request: Request) -> str | None:
+    """Why the inner width of an mLSTM block does not fit, or None."""
+    E = dict(request.sizes).get("E", 16)
+    return f"the inner width {E} is not a multiple of 16" if E % 16 else None
 
 
 def few_rows(request: Request) -> str | None:

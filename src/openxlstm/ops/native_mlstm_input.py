@@ -8,7 +8,14 @@ from torch import Tensor
 
 from openxlstm.ops import native
 from openxlstm.ops.dispatch import Request
-from openxlstm.ops.native import dense, few_rows, long_kernel, present, register
+from openxlstm.ops.native import (
+    dense,
+    few_rows,
+    long_kernel,
+    odd_inner_width,
+    present,
+    register,
+)
 from openxlstm.ops.torch_conv import last_inputs
 from openxlstm.states import ConvState
 
@@ -20,6 +27,7 @@ def refuses(request: Request) -> str | None:
         or native.narrow(request)
         or few_rows(request)
         or long_kernel(request)
+        or odd_inner_width(request)
         or _unlike_the_papers(request)
     )
 
@@ -28,10 +36,8 @@ def _unlike_the_papers(request: Request) -> str | None:
     """Why the block is not one that it was written for, or None."""
     sizes = dict(request.sizes)
     if sizes.get("side", 4) != 4:
-        return f"projections in blocks of {sizes['side']}; it has blocks of 4"
-    if sizes.get("E", 16) % 16:
-        return f"an inner width of {sizes['E']}, which is not a multiple of 16"
-    return "biases in the projections" if sizes.get("biases") else None
+        return f"its projections are of blocks of 4, not of {sizes['side']}"
+    return "it has no biases in the projections" if sizes.get("biases") else None
 
 
 def mlstm_input(
@@ -55,7 +61,7 @@ def mlstm_input(
         x.contiguous(),
         *(w.contiguous() for w in (up_weight, q_weight, k_weight, v_weight)),
         gate_weight.flatten(0, 1).contiguous(),
-        gate_bias.flatten(),
+        gate_bias.flatten().contiguous(),
         dense(conv_weight),
         dense(conv_bias),
         None if state is None else state.x.contiguous(),

@@ -4,7 +4,7 @@ import torch
 from torch import Tensor
 
 from openxlstm.ops import native_slstm
-from openxlstm.ops.check import check_floating, check_tensors
+from openxlstm.ops.check import check_floating, check_tensors, state_dtype
 from openxlstm.ops.dispatch import Backend, Request, choose, never
 from openxlstm.ops.slstm import slstm
 from openxlstm.states import SLSTMState
@@ -50,7 +50,8 @@ def slstm_layer(
         raise ValueError(f"raw must be (B, T, NH·DH) = (B, T, {NH * DH}), not {tuple(raw.shape)}")
     if forget_gate not in ("sigmoid", "exp"):
         raise ValueError(f"forget_gate must be 'sigmoid' or 'exp', not {forget_gate!r}")
-    dtypes = (raw.dtype,)
+    dtypes, states = (raw.dtype,), (state_dtype(raw.dtype),)
+    parts = () if state is None else zip(SLSTMState._fields, state, strict=True)
     check_tensors(
         raw,
         [
@@ -58,6 +59,8 @@ def slstm_layer(
             ("input_weight", input_weight, (NH, 4, DH, DH), dtypes),
             ("bias", bias, (NH, 4, DH), dtypes),
             ("recurrent_weight", recurrent_weight, (NH, 4, DH, DH), dtypes),
+            ("reset", reset, (B, T), (torch.bool,)),
+            *((f"state.{name}", part, (B, NH, DH), states) for name, part in parts),
         ],
     )
     sizes = (("rows", B * T), ("NH", NH), ("DH", DH))

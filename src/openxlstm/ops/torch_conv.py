@@ -52,7 +52,9 @@ def last_inputs(
         start = x.new_zeros(B, kernel_size - 1, D) if before is None else before.x
         x = torch.cat([start, x], dim=1)
     last = x[:, x.shape[1] - (kernel_size - 1) :].clone()  # a view would keep all of x alive
-    return ConvState(last if reset is None else last * _unbroken_to_end(reset, kernel_size))
+    return ConvState(
+        last if reset is None else torch.where(_unbroken_to_end(reset, kernel_size), last, 0.0)
+    )
 
 
 class _CausalConv(torch.autograd.Function):
@@ -72,10 +74,10 @@ class _CausalConv(torch.autograd.Function):
         y.copy_(bias) if bias is not None else y.zero_()
         for j in range(K):
             tap = inputs[:, j : j + T]
-            y.addcmul_(tap if seen is None else tap * seen[j], weight[:, j])
+            y.addcmul_(tap if seen is None else torch.where(seen[j] > 0, tap, 0.0), weight[:, j])
         last = inputs[:, T:]
         if reset is not None:
-            last = last * _unbroken_to_end(reset, K)
+            last = torch.where(_unbroken_to_end(reset, K), last, 0.0)
         ctx.save_for_backward(inputs, weight, seen, reset)
         ctx.set_materialize_grads(False)
         return y, last.clone()

@@ -1,0 +1,408 @@
+"""The decoder says, token by token, what the model says, and minds whose state is whose."""
+
+import copy
+import gc
+import os
+import tracemalloc
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from op_cases import needs_native, run_with_isa
+from tolerances import assert_close
+from torch import Tensor, nn
+
+from openxlstm.config import ModelConfig
+from openxlstm.lm.model import LanguageModel
+from openxlstm.nn.decoder import Decoder
+from openxlstm.ops import native
+from openxlstm.states import ModelState, map_state, select, tensors
+
+pytestmark = needs_native
+V = 17
+
+
+def make_model(**options: Any) -> LanguageModel:
+    """A float32 model of odd sizes, whose every parameter is random."""
+    defaults: dict[str, Any] = {"embedding_dim": 36, "layers": "ms", "num_heads": 4}
+    torch.manual_seed(0)
+    model = LanguageModel(ModelConfig(**defaults | options, vocab_size=V)).eval()
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(0.2 * torch.randn_like(parameter))
+    return model
+
+
+def random_ids(B: int, T: int, seed: int = 0) -> Tensor:
+    return torch.randint(V, (B, T), generator=torch.Generator().manual_seed(seed))
+
+
+def read(model: LanguageModel, ids: Tensor) -> ModelState:
+    """The state after ids (B, T), made as generation makes it."""
+    with torch.inference_mode():
+        return model(ids)[1]
+
+
+def decoder_of(model: LanguageModel, state: ModelState) -> Decoder:
+    decoder = model.decoder(state)
+    assert decoder is not None
+    return decoder
+
+
+def check_decoder(B: int, steps: int = 6, **options: Any) -> None:
+    """Logits of each step and the states after them, beside the same model in float64."""
+    model = make_model(**options)
+    truth = copy.deepcopy(model).double()
+    ids = random_ids(B, 5 + steps)
+    state = read(truth, ids[:, :5])
+    decoder = decoder_of(model, state.to(torch.float32))
+    with torch.no_grad():
+        for t in range(5, 5 + steps):
+            expected, state = truth(ids[:, t : t + 1], state)
+            assert_close(decoder.step(ids[:, t]), expected[:, 0], f"logits {t}", tolerance=5e-5)
+    for i, parts in enumerate(zip(tensors(decoder.state), tensors(state), strict=True)):
+        assert_close(*parts, f"state {i}", tolerance=5e-5 if parts[0].is_floating_point() else 0.0)
+
+
+def same_state(state: ModelState, expected: ModelState) -> bool:
+    return all(map(torch.equal, tensors(state), tensors(expected)))
+
+
+OPTIONS: dict[str, dict[str, Any]] = {
+    "plain": {},
+    "biases": {"bias": True},
+    "positions": {"num_positions": 7},
+    "one position": {"num_positions": 1},
+    "tied": {"tie_weights": True},
+    "no convolution": {"mlstm_conv_kernel_size": 0, "slstm_conv_kernel_size": 0},
+    "convolution of 1": {"mlstm_conv_kernel_size": 1, "slstm_conv_kernel_size": 1},
+    "convolution of 2": {"mlstm_conv_kernel_size": 2, "slstm_conv_kernel_size": 2},
+    "convolution of 8": {"mlstm_conv_kernel_size": 8, "slstm_conv_kernel_size": 8},
+    "no feed-forward": {"slstm_ff_factor": 0.0},
+    "exp gate": {"slstm_forget_gate": "exp"},
+    "eps": {"mlstm_eps": 0.1},
+    "wide blocks": {"mlstm_qkv_block_size": 8},
+    "no blocks": {"mlstm_qkv_block_size": 1},
+    "three heads": {"num_heads": 3, "mlstm_proj_factor": 5.0},
+    "one head": {"num_heads": 1, "embedding_dim": 33},
+}
+
+
+@pytest.mark.parametrize("options", OPTIONS.values(), ids=OPTIONS)
+@pytest.mark.parametrize("layers", ["m", "s", "ms", "sm"])
+@pytest.mark.parametrize("B", [1, 3])
+def test_steps_are_the_models(layers: str, B: int, options: dict[str, Any]) -> None:
+    check_decoder(B, layers=layers, **options)
+
+
+@given(
+    B=st.integers(1, 9),
+    layers=st.text("ms", min_size=1, max_size=3),
+    bias=st.booleans(),
+    num_positions=st.sampled_from([0, 6]),
+    tie_weights=st.booleans(),
+    mlstm_conv_kernel_size=st.integers(0, 5),
+    slstm_conv_kernel_size=st.integers(0, 5),
+    slstm_forget_gate=st.sampled_from(["sigmoid", "exp"]),
+    slstm_ff_factor=st.sampled_from([0.0, 1.3]),
+    mlstm_eps=st.sampled_from([0.0, 1e-6]),
+    num_heads=st.sampled_from([1, 2, 4]),
+)
+def test_any_mixture_of_options(B: int, **options: Any) -> None:
+    check_decoder(B, **options)
+
+
+@pytest.mark.parametrize("isa", ["avx512", "avx2", "plain"])
+def test_every_instruction_set(isa: str) -> None:
+    code = (
+        "from test_decoder import check_decoder\n"
+        "for B in (1, 4): check_decoder(B, layers='smm', bias=True, num_positions=7)"
+    )
+    run_with_isa(isa, code)
+
+
+def test_a_long_run_stays_with_the_model() -> None:
+    check_decoder(2, 300, layers="sm", num_positions=20)
+
+
+def test_an_empty_state_is_where_a_sequence_starts() -> None:
+    model, ids = make_model(num_positions=4), random_ids(2, 3)
+    decoder = decoder_of(model, model.initial_state(2))
+    whole, _ = copy.deepcopy(model).double()(ids)
+    for t in range(3):
+        assert_close(decoder.step(ids[:, t]), whole[:, t])
+    assert decoder.state.position.tolist() == [3, 3]
+
+
+@pytest.mark.parametrize("layers", ["ms", "sm"])
+def test_rows_do_not_depend_on_their_company(layers: str) -> None:
+    """Not in one bit: a sequence says the same alone as among others."""
+    model, ids = make_model(layers=layers, num_positions=4), random_ids(5, 12)
+    state = read(model, ids[:, :4])
+    together = decoder_of(model, state)
+    alone = [decoder_of(model, select(state, [row])) for row in range(5)]
+    for t in range(4, 12):
+        logits = together.step(ids[:, t])
+        for row, decoder in enumerate(alone):
+            assert torch.equal(decoder.step(ids[row, t : t + 1])[0], logits[row])
+    for row, decoder in enumerate(alone):
+        assert same_state(decoder.state, select(together.state, [row]))
+
+
+@given(rows=st.lists(st.integers(0, 3), min_size=1, max_size=6))
+def test_some_rows_go_on_as_they_would_have(rows: list[int]) -> None:
+    """In any order, and a row may go on twice; the decoder that they come from stays."""
+    model, ids = make_model(num_positions=9), random_ids(4, 8)
+    every = decoder_of(model, read(model, ids[:, :3]))
+    every.step(ids[:, 3])
+    some = every.select(rows)
+    for t in range(4, 8):
+        logits = every.step(ids[:, t])
+        assert torch.equal(some.step(ids[rows, t]), logits[rows])
+    assert same_state(some.state, select(every.state, rows))
+
+
+def test_states_are_nobody_elses() -> None:
+    """Neither the one that it was given nor those that it gives away."""
+    model, ids = make_model(), random_ids(2, 8)
+    state = read(model, ids[:, :3])
+    given = [part.clone() for part in tensors(state)]
+    decoder, other = decoder_of(model, state), decoder_of(model, state)
+    decoder.step(ids[:, 3])
+    assert all(map(torch.equal, tensors(state), given))
+    taken = decoder.state
+    kept = [part.clone() for part in tensors(taken)]
+    expected = decoder.step(ids[:, 4]).clone()
+    assert all(map(torch.equal, tensors(taken), kept))
+    for part in tensors(taken):
+        part.fill_(3)
+    other.step(ids[:, 3])
+    again = other.state
+    for part in tensors(again):
+        part.fill_(3)
+    assert torch.equal(other.step(ids[:, 4]), expected)
+
+
+def test_a_state_may_lie_anyhow_in_memory() -> None:
+    model, ids = make_model(), random_ids(2, 8)
+    state = read(model, ids[:, :3])
+    turned = map_state(lambda part: part.mT.contiguous().mT if part.dim() > 1 else part, state)
+    assert not all(part.is_contiguous() for part in tensors(turned))
+    expected = decoder_of(model, state).step(ids[:, 3])
+    assert torch.equal(decoder_of(model, turned).step(ids[:, 3]), expected)
+
+
+def test_a_decoder_can_go_on_where_another_stopped() -> None:
+    model, ids = make_model(), random_ids(2, 8)
+    first = decoder_of(model, read(model, ids[:, :3]))
+    first.step(ids[:, 3])
+    second = decoder_of(model, first.state)
+    assert torch.equal(second.step(ids[:, 4]), first.step(ids[:, 4]))
+
+
+@pytest.mark.parametrize("layers", ["ms", "sm"])
+@pytest.mark.parametrize("tie_weights", [False, True])
+def test_training_between_two_steps_is_seen(layers: str, tie_weights: bool) -> None:
+    model = make_model(layers=layers, bias=True, num_positions=9, tie_weights=tie_weights).train()
+    ids = random_ids(2, 8)
+    decoder = decoder_of(model, read(model, ids[:, :3]))
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    for t in range(3, 6):
+        state = decoder.state
+        stale = decoder_of(copy.deepcopy(model), state).step(ids[:, t]).clone()
+        model(ids)[0].square().mean().backward()
+        assert all(parameter.grad is not None for parameter in model.parameters())
+        optimizer.step()
+        logits = decoder.step(ids[:, t])
+        truth, wide = copy.deepcopy(model).double(), state.to(torch.float64)
+        with torch.no_grad():
+            expected, _ = truth(ids[:, t : t + 1], wide)
+        assert_close(logits, expected[:, 0], tolerance=5e-5)
+        assert not torch.allclose(logits, stale, atol=1e-3)
+    other = make_model(layers=layers, bias=True, num_positions=9, tie_weights=tie_weights)
+    model.load_state_dict(other.state_dict())
+    state = decoder.state
+    assert torch.equal(decoder.step(ids[:, 6]), decoder_of(other, state).step(ids[:, 6]))
+
+
+def test_nothing_is_dropped_while_training() -> None:
+    model = make_model(dropout=0.5, embedding_dropout=0.5).train()
+    ids = random_ids(2, 2)
+    decoders = [decoder_of(model, model.initial_state(2)) for _ in range(2)]
+    first, again = (decoder.step(ids[:, 0]) for decoder in decoders)
+    assert torch.equal(first, again)
+    expected, _ = copy.deepcopy(model).double().eval()(ids[:, :1])
+    assert_close(first, expected[:, 0])
+    assert model.training
+
+
+def test_no_graph_is_kept() -> None:
+    model, ids = make_model(), random_ids(2, 1)
+    _, state = model(ids)
+    assert any(part.requires_grad for part in tensors(state))
+    decoder = decoder_of(model, state)
+    logits = decoder.step(ids[:, 0])
+    assert torch.is_grad_enabled()
+    assert not logits.requires_grad
+    assert not any(part.requires_grad for part in tensors(decoder.state))
+
+
+def test_logits_are_good_until_the_next_step() -> None:
+    model, ids = make_model(), random_ids(2, 2)
+    decoder = decoder_of(model, model.initial_state(2))
+    logits = decoder.step(ids[:, 0])
+    kept = logits.clone()
+    later = decoder.step(ids[:, 1])
+    assert later.data_ptr() == logits.data_ptr()  # no memory a step
+    assert not torch.equal(later, kept)
+
+
+@pytest.mark.parametrize(
+    ("ids", "error", "message"),
+    [
+        ([[1, 2, 3]], ValueError, r"ids must be \(3,\) int64, not \(1, 3\)"),
+        ([1, 2], ValueError, r"ids must be \(3,\) int64, not \(2,\)"),
+        ([1, 2, 3, 4], ValueError, r"ids must be \(3,\) int64, not \(4,\)"),
+        ([], ValueError, r"ids must be \(3,\) int64"),
+        (torch.tensor([1, 2, 3], dtype=torch.int32), ValueError, "not .* torch.int32"),
+        ([1.0, 2.0, 3.0], ValueError, "not .* torch.float32"),
+        ([1, 2, V], IndexError, "a token is not one of the model's"),
+        ([-1, 2, 3], IndexError, "a token is not one of the model's"),
+        ([1, 2**62, 3], IndexError, "a token is not one of the model's"),
+    ],
+)
+def test_wrong_ids_are_an_error_and_change_nothing(
+    ids: Any, error: type[Exception], message: str
+) -> None:
+    model, right = make_model(), random_ids(3, 4)
+    decoder, other = (decoder_of(model, read(model, right[:, :3])) for _ in range(2))
+    with pytest.raises(error, match=message):
+        decoder.step(torch.as_tensor(ids))
+    assert same_state(decoder.state, other.state)
+    assert torch.equal(decoder.step(right[:, 3]), other.step(right[:, 3]))
+
+
+def test_ids_may_have_gaps_in_memory() -> None:
+    model, ids = make_model(), random_ids(3, 4)
+    strided, dense = (decoder_of(model, model.initial_state(3)) for _ in range(2))
+    assert not ids[:, 1].is_contiguous()
+    assert torch.equal(strided.step(ids[:, 1]), dense.step(ids[:, 1].contiguous()))
+
+
+def forced(model: LanguageModel, state: ModelState) -> Decoder:
+    """Without asking whether it can."""
+    parts = model.token_embedding, model.position_embedding, model.stack, model.head
+    return Decoder(*parts, state)
+
+
+def half_precision(model: LanguageModel) -> None:
+    model.head.bfloat16()
+
+
+def in_columns(model: LanguageModel) -> None:
+    model.head.weight.data = model.head.weight.data.T.contiguous().T
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (nn.Module.double, "it computes in float32, and a weight is torch.float64"),
+        (half_precision, "it computes in float32, and a weight is torch.bfloat16"),
+        (lambda model: model.to("meta"), "it runs on the CPU, and a weight is on meta"),
+        (in_columns, "a weight is not in one piece"),
+    ],
+    ids=["float64", "bfloat16", "device", "layout"],
+)
+def test_what_it_cannot_run_it_refuses(
+    change: Callable[[LanguageModel], Any], message: str
+) -> None:
+    model = make_model(num_positions=3)
+    state = model.initial_state(2)
+    forced(model, state)
+    change(model)
+    assert model.decoder(state) is None
+    with pytest.raises(ValueError, match=f"the native decoder cannot run this model: {message}"):
+        forced(model, state)
+
+
+def test_without_the_extension_there_is_none(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = make_model()
+    monkeypatch.setattr(native, "missing", lambda: "no compiler")
+    assert model.decoder(model.initial_state(1)) is None
+    with pytest.raises(ValueError, match="no compiler"):
+        forced(model, model.initial_state(1))
+
+
+def test_a_state_in_another_precision_is_not_taken_for_float32() -> None:
+    """It may be refused or converted, but its bytes are no float32 numbers."""
+    model, ids = make_model(), random_ids(2, 4)
+    state = read(model, ids[:, :3])
+    expected = decoder_of(model, state).step(ids[:, 3])
+    try:
+        logits = decoder_of(model, state.to(torch.float64)).step(ids[:, 3])
+    except ValueError:
+        return
+    assert_close(logits, expected.double())
+
+
+def test_a_state_of_another_model_is_refused() -> None:
+    """It would be read, and written, as if it were this one's."""
+    model, wider = make_model(), make_model(embedding_dim=68)
+    state = model.initial_state(2)
+    longer = state.stack._replace(blocks=wider.initial_state(2).stack.blocks)
+    more = state.stack._replace(blocks=model.initial_state(3).stack.blocks)
+    for wrong in (longer, more):
+        with pytest.raises((ValueError, AssertionError)):
+            model.decoder(state._replace(stack=wrong))
+
+
+@pytest.mark.parametrize("layers", ["m", "s"])
+def test_a_wide_model_is_the_same_on_any_number_of_threads(layers: str) -> None:
+    """Maps of 2**18 weights and more are shared out among threads."""
+    model = make_model(layers=layers, embedding_dim=260 if layers == "m" else 332, bias=True)
+    assert any(parameter.numel() >= 2**18 for parameter in model.parameters())
+    ids, before = random_ids(2, 4), torch.get_num_threads()
+    logits, states = [], []
+    try:
+        for count in (1, 2):
+            torch.set_num_threads(count)
+            decoder = decoder_of(model, model.initial_state(2))
+            logits.append([decoder.step(ids[:, t]).clone() for t in range(4)])
+            states.append(decoder.state)
+    finally:
+        torch.set_num_threads(before)
+    assert all(map(torch.equal, *logits))
+    assert same_state(*states)
+    truth, _ = copy.deepcopy(model).double()(ids)
+    assert_close(torch.stack(logits[0], 1), truth, tolerance=5e-5)
+
+
+def resident_bytes() -> int:
+    """What the process holds in memory, where the system says so."""
+    statm = Path("/proc/self/statm")
+    if not statm.exists():
+        return 0
+    return int(statm.read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+
+
+def test_memory_does_not_grow() -> None:
+    model, ids = make_model(), random_ids(3, 1)[:, 0]
+    decoder = decoder_of(model, model.initial_state(3))
+
+    def read_tokens(count: int) -> tuple[int, int]:
+        for _ in range(count):
+            decoder.step(ids)
+        gc.collect()
+        return tracemalloc.get_traced_memory()[0], resident_bytes()
+
+    tracemalloc.start()
+    try:
+        (python, resident), (python_after, resident_after) = read_tokens(100), read_tokens(1000)
+    finally:
+        tracemalloc.stop()
+    assert python_after - python < 1000  # not a byte a token
+    assert resident_after - resident < 2**20
