@@ -5,7 +5,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --quiet --constraint constraints.txt
 
-.PHONY: help demo test lint types slow bench clean
+.PHONY: help demo test lint types slow sanitize bench clean
 .DEFAULT_GOAL := help
 
 help:  ## show this list
@@ -26,6 +26,9 @@ types: $(VENV)/dev  ## type check
 
 slow: $(VENV)/dev  ## the long tests that `make test` leaves out
 	$(BIN)/python -m pytest -m slow
+
+sanitize: $(VENV)/dev  ## the native backend's tests under sanitizers, a part of `make slow`
+	$(BIN)/python -m pytest -m slow tests/test_build.py -k sanitizer
 
 bench: $(VENV)/dev  ## speed beside peers and the machine's limit, and memory (see benchmarks/README.md)
 	$(BIN)/openxlstm bench
