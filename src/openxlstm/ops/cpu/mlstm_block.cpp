@@ -127,14 +127,15 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> mlstm_output_grad(
   Tensor dh = fresh(h, {p.B, p.NH, p.T, p.E / p.NH}), dc = fresh(h, {p.B, p.T, p.E});
   Tensor dz = fresh(h, {p.B, p.T, p.E});
   p.down = down_packed.data(), p.dy = data(dy), p.dh = data(dh), p.dc = data(dc), p.dz = data(dz);
-  Sums sums(p.B * OPENXLSTM_CALL(tiles, p.T), {p.E, p.E, D * p.E});
+  const int64_t EP = OPENXLSTM_CALL(padded, p.E);
+  Sums sums(p.B * OPENXLSTM_CALL(tiles, p.T), {p.E, p.E, D * EP});
   sums.for_each(OPENXLSTM_CALL(output_backward_floats, D, p.E, p.NH),
                 [&](int64_t task, float* const* part, float* scratch) {
                   const MLSTMOutputSums s{part[0], part[1], part[2]};
                   OPENXLSTM_CALL(output_backward_task, p, task, s, scratch);
                 });
   return {dh, dc, dz, sums.total(h, 0, {p.E}, 0), sums.total(h, 1, {p.E}, 0),
-          sums.total(h, 2, {D, p.E}, p.E)};
+          sums.total(h, 2, {D, p.E}, EP)};
 }
 
 }  // namespace

@@ -5,6 +5,7 @@
 #include <tuple>
 #include <utility>
 
+#include "arena.h"
 #include "isa.h"
 #include "slstm_args.h"
 #include "tensors.h"

@@ -60,13 +60,14 @@ void forward_tile(const SLSTMForward& a, int64_t head, int64_t b0, const float* 
   const int64_t DH = a.DH, DP = padded(DH), blocks = DP / LANES;
   constexpr int kParts = kSums(BS);
   // State of the tile: h twice, since all units read the old one; then c, n, m. (BS, DP) each.
-  float *h = scratch, *h_next = h + BS * DP, *c = h_next + BS * DP, *n = c + BS * DP;
-  float* m = n + BS * DP;
+  Arena arena{scratch};
+  float *h = arena.take(BS * DP), *h_next = arena.take(BS * DP);
+  float *c = arena.take(BS * DP), *n = arena.take(BS * DP), *m = arena.take(BS * DP);
   float* parts[4] = {h, c, n, m};
   // Where the gates' pre-activations are: with the caller, or projected here, some steps at a time.
   const bool projects = a.x == nullptr;
   const int64_t S = num_steps(DH), GP = gate_floats(DH), D = a.NH * DH;
-  float* gates = m + BS * DP;  // (BS, S, GP)
+  float* gates = arena.take(BS * S * GP);
   for (int s = 0; s < 4; ++s)
     copy_rows(a.state + ((s * a.B + b0) * a.NH + head) * DH, a.NH * DH, BS, DH, parts[s], DP);
 
@@ -186,12 +187,14 @@ void backward_tile(const SLSTMBackward& a, int64_t head, int64_t b0, const float
   const int64_t DH = a.DH, DP = padded(DH), G = odd_lines(4 * DH), NH = a.NH;
   const int64_t S = num_steps(DH), vectors = DP / LANES;
   const int64_t panels = (vectors + kWidest(BS) - 1) / kWidest(BS);
-  float *dh = scratch, *dy = dh + BS * DP, *dlog_n = dy + BS * DP, *dm = dlog_n + BS * DP;
-  float *before = dm + BS * DP;                   // y of the initial state, 0 where it is empty
-  float *h_prev = before + BS * DP;               // (S, BS, DP)
-  float* dgates = h_prev + S * BS * DP;           // (S, BS, 4·DH), rows of G
-  float* inputs = dgates + S * BS * G;            // (2, S, BS, DP): what was projected
-  float* dinputs = inputs + 2 * S * BS * DP;      // (S, BS, DP)
+  Arena arena{scratch};
+  float *dh = arena.take(BS * DP), *dy = arena.take(BS * DP);
+  float *dlog_n = arena.take(BS * DP), *dm = arena.take(BS * DP);
+  float* before = arena.take(BS * DP);          // y of the initial state, 0 where it is empty
+  float* h_prev = arena.take(S * BS * DP);      // (S, BS, DP)
+  float* dgates = arena.take(S * BS * G);       // (S, BS, 4·DH), rows of G
+  float* inputs = arena.take(2 * S * BS * DP);  // (2, S, BS, DP): what was projected
+  float* dinputs = arena.take(S * BS * DP);     // (S, BS, DP)
   const bool projects = a.dx == nullptr;
   const auto initial = [&](int part, int b) {
     return a.before + ((part * a.B + b0 + b) * NH + head) * DH;
@@ -339,10 +342,10 @@ inline int64_t tile_start(int64_t B, int64_t tile) { return tile * B / num_tiles
 
 inline int64_t num_tasks(int64_t B, int64_t NH) { return num_tiles(B) * NH; }
 inline int64_t forward_floats(int64_t DH) {
-  return kTile * (5 * padded(DH) + num_steps(DH) * gate_floats(DH));
+  return kTile * (5 * padded(DH) + num_steps(DH) * gate_floats(DH)) + 16 * 6;
 }
 inline int64_t backward_floats(int64_t DH) {
-  return kTile * (5 * padded(DH) + num_steps(DH) * (4 * padded(DH) + odd_lines(4 * DH)));
+  return kTile * (5 * padded(DH) + num_steps(DH) * (4 * padded(DH) + odd_lines(4 * DH))) + 16 * 9;
 }
 
 // One task: a head and a tile of samples, through all steps.

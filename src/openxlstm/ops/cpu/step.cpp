@@ -10,6 +10,7 @@
 #include <cmath>
 #include <cstdint>
 
+#include "arena.h"
 #include "isa.h"
 #include "step.h"
 #include "step_args.h"

@@ -112,8 +112,9 @@ inline void mlstm_layer(const Step& s, const StepLayer& layer, const float* x, f
   const float *const *w = layer.weight;
   const float *up = w[0], *up_bias = w[1], *gate = w[8], *gate_bias = w[9], *skip = w[10];
   const float *down = w[11], *down_bias = w[12];
-  float *u = scratch, *c = u + B * 2 * E, *qkv = c + B * E, *h = qkv + B * 3 * E;
-  float *gates = h + B * E;  // (B, 2·NH)
+  Arena arena{scratch};
+  float *u = arena.take(B * 2 * E), *c = arena.take(B * E), *qkv = arena.take(B * 3 * E);
+  float *h = arena.take(B * E), *gates = arena.take(B * 2 * NH);
   map(B, 2 * E, D, up, up_bias, x, D, u, 2 * E);
   for (int64_t b = 0; b < B; ++b) {
     const float* a = u + b * 2 * E;
@@ -162,7 +163,9 @@ inline void slstm_layer(const Step& s, const StepLayer& layer, const float* x, f
                         float* scratch) {
   const int64_t B = s.B, D = s.D, NH = s.NH, DH = D / NH;
   const float *input = layer.weight[0], *bias = layer.weight[1], *R = layer.weight[2];
-  float *c = scratch, *gates = c + B * D, *recurrent = gates + B * 4 * DH;
+  Arena arena{scratch};
+  float *c = arena.take(B * D), *gates = arena.take(B * 4 * DH);
+  float* recurrent = arena.take(B * 4 * DH);
   for (int64_t b = 0; b < B && layer.K > 0; ++b)
     conv_row(layer, D, x + b * D, layer.window + b * (layer.K - 1) * D, c + b * D);
   for (int64_t head = 0; head < NH; ++head) {
@@ -195,7 +198,8 @@ inline void slstm_layer(const Step& s, const StepLayer& layer, const float* x, f
 inline void feedforward_layer(const Step& s, const StepLayer& layer, const float* x, float* y,
                               float* scratch) {
   const int64_t B = s.B, F = layer.inner;
-  float *u = scratch, *act = u + B * 2 * F;
+  Arena arena{scratch};
+  float *u = arena.take(B * 2 * F), *act = arena.take(B * F);
   map(B, 2 * F, s.D, layer.weight[4], layer.weight[5], x, s.D, u, 2 * F);
   for (int64_t b = 0; b < B; ++b)
     for (int64_t d = 0; d < F; d += LANES) {
@@ -211,13 +215,15 @@ inline int64_t step_floats(const Step& s, const StepLayer* layers) {
   for (int64_t l = 0; l < s.num_layers; ++l)
     most = std::max(most, layers[l].is_slstm ? s.D + 8 * (s.D / s.NH) + 3 * layers[l].inner
                                              : 7 * layers[l].inner + 2 * s.NH);
-  return s.B * (3 * s.D + most) + 64;
+  return s.B * (3 * s.D + most) + 16 * 8;
 }
 
 // Reads one token a row: ids (B) → logits, the states and positions a step further.
 inline void step_model(const Step& s, const StepLayer* layers, const int64_t* ids, float* scratch) {
   const int64_t B = s.B, D = s.D;
-  float *x = scratch, *normed_x = x + B * D, *y = normed_x + B * D, *rest = y + B * D;
+  Arena arena{scratch};
+  float *x = arena.take(B * D), *normed_x = arena.take(B * D), *y = arena.take(B * D);
+  float* rest = arena.next;
   const auto norm_all = [&](const float* weight) {
     for (int64_t b = 0; b < B; ++b)
       norm_row(x + b * D, 1, D, weight, static_cast<float>(s.norm_eps), normed_x + b * D);

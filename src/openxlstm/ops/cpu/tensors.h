@@ -16,6 +16,8 @@
 #include <torch/csrc/stable/ops.h>
 #include <torch/csrc/stable/tensor.h>
 
+#include "arena.h"
+
 namespace openxlstm {
 
 using torch::stable::Tensor;
@@ -65,7 +67,11 @@ class Floats {
 // large as the largest that was asked for.
 inline float* scratch_of_thread(int64_t floats) {
   thread_local Floats scratch;
+#ifdef OPENXLSTM_SANITIZE
+  scratch = Floats(floats + 16);  // no more than that, so that asking for too little is noticed
+#else
   if (scratch.size() < floats + 16) scratch = Floats(floats + 16);
+#endif
   const auto past = reinterpret_cast<uintptr_t>(scratch.data()) % 64 / sizeof(float);
   return scratch.data() + (16 - past) % 16;
 }
@@ -87,8 +93,14 @@ class Sums {
   Sums(int64_t tasks, std::vector<int64_t> sizes)
       : tasks_(tasks),
         slices_(std::clamp<int64_t>(torch::stable::get_num_threads(), 1, std::max<int64_t>(tasks, 1))) {
-    for (int64_t size : sizes) starts_.push_back(slice_), slice_ += (size + 15) / 16 * 16;
+    for (int64_t size : sizes) starts_.push_back(slice_), slice_ += (size + 15) / 16 * 16 + kGap;
     sums_.assign(slices_ * slice_, 0.0f);
+    for (int64_t slice = 0; kGap > 0 && slice < slices_; ++slice)
+      for (size_t part = 0; part < sizes.size(); ++part) {
+        const int64_t next = part + 1 < sizes.size() ? starts_[part + 1] : slice_;
+        const int64_t end = starts_[part] + sizes[part];
+        forbid(sums_.data() + slice * slice_ + end, next - end);
+      }
   }
 
   // Calls task(t, parts, scratch) for every task.
