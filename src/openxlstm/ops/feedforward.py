@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from openxlstm.ops import native_feedforward
+from openxlstm.ops import native, native_feedforward
 from openxlstm.ops.check import check_floating, check_tensors
 from openxlstm.ops.dispatch import Backend, Request, choose, never
 from openxlstm.ops.norm import layer_norm
@@ -93,6 +93,6 @@ def plain(
 
 
 BACKENDS = (
-    Backend("native", native_feedforward.refuses, native_feedforward.gated_feedforward),
+    Backend("native", native.refuses_layer, native_feedforward.gated_feedforward),
     Backend("torch", never, plain),
 )

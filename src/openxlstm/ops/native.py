@@ -122,3 +122,8 @@ def few_rows(request: Request) -> str | None:
     """Why so few rows are better left to torch, or None: packing weights would cost more."""
     rows = dict(request.sizes).get("rows", FEW + 1)
     return f"{rows} rows are too few to pack weights for" if rows <= FEW else None
+
+
+def refuses_layer(request: Request) -> str | None:
+    """Why a layer, which packs its weights and keeps the dtype of its input, is left to torch."""
+    return refuses(request) or narrow(request) or few_rows(request)

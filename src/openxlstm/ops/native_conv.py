@@ -7,19 +7,14 @@ from torch import Tensor
 
 from openxlstm.ops import native
 from openxlstm.ops.dispatch import Request
-from openxlstm.ops.native import dense, few_rows, long_kernel, present, register
+from openxlstm.ops.native import dense, long_kernel, present, register
 from openxlstm.ops.torch_conv import last_inputs
 from openxlstm.states import ConvState
 
 
 def refuses(request: Request) -> str | None:
     """Why it cannot run a request, or None."""
-    return (
-        native.refuses(request)
-        or native.narrow(request)
-        or few_rows(request)
-        or long_kernel(request)
-    )
+    return native.refuses_layer(request) or long_kernel(request)
 
 
 def causal_conv(

@@ -5,14 +5,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from openxlstm.ops import native
-from openxlstm.ops.dispatch import Request
-from openxlstm.ops.native import dense, few_rows, present, register, saves
-
-
-def refuses(request: Request) -> str | None:
-    """Why it cannot run a request, or None."""
-    return native.refuses(request) or native.narrow(request) or few_rows(request)
+from openxlstm.ops.native import dense, present, register, saves
 
 
 def gated_feedforward(

@@ -10,7 +10,6 @@ from openxlstm.ops import native
 from openxlstm.ops.dispatch import Request
 from openxlstm.ops.native import (
     dense,
-    few_rows,
     long_kernel,
     odd_inner_width,
     present,
@@ -23,9 +22,7 @@ from openxlstm.states import ConvState
 def refuses(request: Request) -> str | None:
     """Why it cannot run a request, or None."""
     return (
-        native.refuses(request)
-        or native.narrow(request)
-        or few_rows(request)
+        native.refuses_layer(request)
         or long_kernel(request)
         or odd_inner_width(request)
         or _unlike_the_papers(request)

@@ -7,17 +7,12 @@ from torch import Tensor
 
 from openxlstm.ops import native
 from openxlstm.ops.dispatch import Request
-from openxlstm.ops.native import few_rows, odd_inner_width, register
+from openxlstm.ops.native import odd_inner_width, register
 
 
 def refuses(request: Request) -> str | None:
     """Why it cannot run a request, or None."""
-    return (
-        native.refuses(request)
-        or native.narrow(request)
-        or few_rows(request)
-        or odd_inner_width(request)
-    )
+    return native.refuses_layer(request) or odd_inner_width(request)
 
 
 def mlstm_output(

@@ -5,8 +5,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from openxlstm.ops import native
-from openxlstm.ops.dispatch import Request
 from openxlstm.ops.native import dense, register, rows, saves
 from openxlstm.states import SLSTMState
 
@@ -29,11 +27,6 @@ def slstm(
         rows(x), recurrent_weight.contiguous(), bias, stacked, reset, forget_gate == "exp", save
     )
     return h, SLSTMState(*final.unbind(0))
-
-
-def refuses_layer(request: Request) -> str | None:
-    """Why it cannot run a request for `slstm_layer`, or None."""
-    return native.refuses(request) or native.narrow(request) or native.few_rows(request)
 
 
 def slstm_layer(

@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from openxlstm.ops import native_slstm
+from openxlstm.ops import native, native_slstm
 from openxlstm.ops.check import check_floating, check_tensors, state_dtype
 from openxlstm.ops.dispatch import Backend, Request, choose, never
 from openxlstm.ops.slstm import slstm
@@ -102,6 +102,6 @@ def _project(x: Tensor, input_weight: Tensor, bias: Tensor, which: slice) -> Ten
 
 
 BACKENDS = (
-    Backend("native", native_slstm.refuses_layer, native_slstm.slstm_layer),
+    Backend("native", native.refuses_layer, native_slstm.slstm_layer),
     Backend("torch", never, plain),
 )

@@ -16,11 +16,6 @@
 namespace openxlstm {
 namespace {
 
-int64_t num_tiles(int64_t rows) {
-  const int64_t size = OPENXLSTM_CALL(tile_rows);
-  return (rows + size - 1) / size;
-}
-
 using MaybeTensor = std::optional<Tensor>;
 
 FeedForward arguments(const Tensor& x, const Tensor& down, const MaybeTensor& norm,
@@ -43,7 +38,7 @@ std::tuple<Tensor, Tensor> feedforward(Tensor x, MaybeTensor norm, Tensor up, Te
   const auto down_packed = packed(data(down), 1, F, F, D);
   a.up = up_packed.data(), a.down = down_packed.data();
   a.y = data(y), a.preact = save ? data(preact) : nullptr;
-  for_each_task(num_tiles(a.R), OPENXLSTM_CALL(forward_floats, D, F),
+  for_each_task(OPENXLSTM_CALL(tiles, a.R), OPENXLSTM_CALL(forward_floats, D, F),
                 [&](int64_t tile, float* scratch) { OPENXLSTM_CALL(forward_tile, a, tile, scratch); });
   return {y, preact};
 }
@@ -60,7 +55,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> feedforward_grad(
   const auto down_packed = packed(data(down), F, 1, D, F);
   a.up = up_packed.data(), a.down = down_packed.data();
   a.preact = data(preact), a.dy = data(dy), a.dx = data(dx);
-  Sums sums(num_tiles(a.R), {2 * F * DP, D * FP, UP, DP, DP});
+  Sums sums(OPENXLSTM_CALL(tiles, a.R), {2 * F * DP, D * FP, UP, DP, DP});
   sums.for_each(OPENXLSTM_CALL(backward_floats, D, F),
                 [&](int64_t tile, float* const* part, float* scratch) {
                   const FeedForwardSums s{part[0], part[1], part[2], part[3], part[4]};

@@ -22,7 +22,7 @@ inline Activated activate(Vec x, bool silu) {
   return {x * n.cumulative, n.cumulative + x * n.density};
 }
 
-inline int64_t tile_rows() { return kTileRows; }
+inline int64_t tiles(int64_t rows) { return (rows + kTileRows - 1) / kTileRows; }
 inline int64_t forward_floats(int64_t D, int64_t F) {
   return kTileRows * (padded(2 * F) + padded(F) + 2 * padded(D)) + 16 * 4;
 }
@@ -41,7 +41,8 @@ inline void forward_tile(const FeedForward& a, int64_t tile, float* scratch) {
   float *u = arena.take(kTileRows * UP), *act = arena.take(kTileRows * FP);
   float *y = arena.take(kTileRows * DP), *normed_x = arena.take(kTileRows * DP);
   const float* in = a.x + r0 * D;
-  if (a.norm != nullptr) norm_rows(in, rows, D, a.norm, a.eps, normed_x, DP);
+  for (int64_t r = 0; r < rows && a.norm != nullptr; ++r)
+    norm_row(in + r * D, 1, D, a.norm, a.eps, normed_x + r * DP);
   product_packed(rows, 2 * F, D, a.norm != nullptr ? normed_x : in, a.norm != nullptr ? DP : D, 1,
                  a.up, u, UP, false);
   add_bias(u, UP, rows, 2 * F, a.up_bias);
@@ -71,8 +72,9 @@ inline void backward_tile(const FeedForward& a, int64_t tile, const FeedForwardS
   float *du = arena.take(kTileRows * UP), *act = arena.take(kTileRows * FP);
   float *dact = arena.take(kTileRows * padded(F)), *dx = arena.take(kTileRows * DP);
   float *x = arena.take(kTileRows * XP), *dy = arena.take(kTileRows * XP);
-  if (a.norm != nullptr) norm_rows(a.x + r0 * D, rows, D, a.norm, a.eps, x, XP);
-  else copy_rows(a.x + r0 * D, D, rows, D, x, XP);
+  copy_rows(a.x + r0 * D, D, rows, D, x, XP);
+  for (int64_t r = 0; r < rows && a.norm != nullptr; ++r)
+    norm_row(a.x + (r0 + r) * D, 1, D, a.norm, a.eps, x + r * XP);
   copy_rows(a.dy + r0 * D, D, rows, D, dy, XP);
   product_packed(rows, F, D, dy, XP, 1, a.down, dact, padded(F), false);
   for (int64_t r = 0; r < rows; ++r)
@@ -85,18 +87,8 @@ inline void backward_tile(const FeedForward& a, int64_t tile, const FeedForwardS
       store(du + r * UP + F + d, from * g.value, F - d);
     }
   product_packed(rows, D, 2 * F, du, UP, 1, a.up, dx, DP, false);
-  for (int64_t r = 0; r < rows && a.norm != nullptr; ++r) {
-    const float* row = a.x + (r0 + r) * D;
-    const Moments m = moments(row, D, a.eps);
-    for (int64_t d = 0; d < D; d += LANES) {
-      const int64_t count = D - d;
-      const Vec dx_d = load(dx + r * DP + d);
-      const Vec sum = load(sums.norm + d) + first(dx_d * normed(load(row + d, count), m), count);
-      store(sums.norm + d, sum);
-      store(dx + r * DP + d, dx_d * (load(a.norm + d, count) + 1.0f));
-    }
-    through_norm(row, m, dx + r * DP, D);
-  }
+  for (int64_t r = 0; r < rows && a.norm != nullptr; ++r)
+    norm_back(a.x + (r0 + r) * D, D, a.norm, a.eps, dx + r * DP, sums.norm);
   if (a.residual) add_rows(dy, XP, rows, D, dx, DP);
   write_rows(dx, DP, rows, D, a.dx + r0 * D, D);
   product(2 * F, D, rows, du, 1, UP, x, XP, sums.up, DP, true);

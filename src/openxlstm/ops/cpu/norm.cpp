@@ -17,17 +17,12 @@ namespace {
 Norm arguments(const Tensor& x, const Tensor& weight, int64_t groups, double eps) {
   return {x.size(0), groups, x.size(1) / groups, static_cast<float>(eps), data(x), data(weight)};
 }
-int64_t num_tiles(int64_t rows) {
-  const int64_t size = OPENXLSTM_CALL(tile_rows);
-  return (rows + size - 1) / size;
-}
-
 // x (R, G·W), weight (G·W) → y (R, G·W).
 Tensor norm(Tensor x, Tensor weight, int64_t groups, double eps) {
   Norm a = arguments(x, weight, groups, eps);
   Tensor y = fresh(x, {x.size(0), x.size(1)});
   a.y = data(y);
-  for_each_task(num_tiles(a.R), 0,
+  for_each_task(OPENXLSTM_CALL(tiles, a.R), 0,
                 [&](int64_t tile, float*) { OPENXLSTM_CALL(forward_tile, a, tile); });
   return y;
 }
@@ -37,7 +32,7 @@ std::tuple<Tensor, Tensor> norm_grad(Tensor x, Tensor weight, int64_t groups, do
   Norm a = arguments(x, weight, groups, eps);
   Tensor dx = fresh(x, {x.size(0), x.size(1)});
   a.dy = data(dy), a.dx = data(dx);
-  Sums sums(num_tiles(a.R), {x.size(1)});
+  Sums sums(OPENXLSTM_CALL(tiles, a.R), {x.size(1)});
   sums.for_each(OPENXLSTM_CALL(scratch_floats, a.W),
                 [&](int64_t tile, float* const* part, float* scratch) {
                   OPENXLSTM_CALL(backward_tile, a, tile, part[0], scratch);

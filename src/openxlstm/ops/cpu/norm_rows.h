@@ -34,15 +34,27 @@ inline void through_norm(const float* x, Moments m, float* d, int64_t width) {
   }
 }
 
-// Rows (rows, width) of x normed and scaled by 1 + weight, into rows ldy apart.
-inline void norm_rows(const float* x, int64_t rows, int64_t width, const float* weight, float eps,
-                      float* y, int64_t ldy) {
-  for (int64_t r = 0; r < rows; ++r) {
-    const Moments m = moments(x + r * width, width, eps);
+// A row of `groups` groups, each normed, and scaled by 1 + weight.
+inline void norm_row(const float* x, int64_t groups, int64_t width, const float* weight, float eps,
+                     float* y) {
+  for (int64_t g = 0; g < groups; ++g) {
+    const Moments m = moments(x + g * width, width, eps);
     for (int64_t d = 0; d < width; d += LANES) {
-      const int64_t count = width - d;
-      const Vec scale = load(weight + d, count) + 1.0f;
-      store(y + r * ldy + d, first(normed(load(x + r * width + d, count), m) * scale, count));
+      const int64_t at = g * width + d, count = width - d;
+      store(y + at, normed(load(x + at, count), m) * (load(weight + at, count) + 1.0f), count);
     }
   }
+}
+// Back through one such group: d holds the gradient of y, and afterwards that of x; dweight is added
+// to.
+inline void norm_back(const float* x, int64_t width, const float* weight, float eps, float* d,
+                      float* dweight) {
+  const Moments m = moments(x, width, eps);
+  for (int64_t j = 0; j < width; j += LANES) {
+    const int64_t count = width - j;
+    const Vec dy = load(d + j, count);
+    store(dweight + j, load(dweight + j, count) + dy * normed(load(x + j, count), m), count);
+    store(d + j, dy * (load(weight + j, count) + 1.0f), count);
+  }
+  through_norm(x, m, d, width);
 }

@@ -44,16 +44,6 @@ inline void map(int64_t B, int64_t N, int64_t K, const float* W, const float* bi
   else torch::stable::parallel_for(0, blocks, 1, run);
 }
 
-inline void norm_row(const float* x, int64_t groups, int64_t width, const float* weight, float eps,
-                     float* y) {
-  for (int64_t g = 0; g < groups; ++g) {
-    const Moments m = moments(x + g * width, width, eps);
-    for (int64_t d = 0; d < width; d += LANES) {
-      const int64_t at = g * width + d, count = width - d;
-      store(y + at, normed(load(x + at, count), m) * (load(weight + at, count) + 1.0f), count);
-    }
-  }
-}
 inline void silu_row(float* x, int64_t width) {
   for (int64_t d = 0; d < width; d += LANES) {
     const Vec v = load(x + d, width - d);
