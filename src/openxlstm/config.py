@@ -104,6 +104,9 @@ class StackConfig(Config):
     """Biases in the mLSTM block's projections and the feed-forward. The gates always have them."""
     dropout: float = 0.0
     """Share of each sub-layer's output that is dropped in training."""
+    dropout_kind: Literal["elements", "channels"] = "elements"
+    """elements: each number by itself. channels: a sequence loses the same channels at every step
+    (arXiv:1512.05287), which is cheaper and leaves a memory what it had learned to hold."""
     mlstm_proj_factor: float = 2.0
     """Inner width of an mLSTM block over embedding_dim, rounded up to a multiple of 64."""
     mlstm_qkv_block_size: int = 4
@@ -212,6 +215,12 @@ class DataConfig(Config):
     """Sequences in a batch, B."""
     window: int = 64
     """Tokens of a sequence in one training step, T."""
+    first_window: int | None = None
+    """Tokens of a sequence when the run starts; doubled at equal shares of it, up to `window`."""
+    eval_window: int | None = None
+    """Tokens of a sequence in the evaluations of a run; None for `window`."""
+    reset_at_documents: bool = True
+    """Whether the state is emptied where a document (a file, a play) begins."""
 
     def __post_init__(self) -> None:
         require(
@@ -219,6 +228,14 @@ class DataConfig(Config):
         )
         require(self.batch_size > 0, f"batch_size must be positive, not {self.batch_size}")
         require(self.window > 0, f"window must be positive, not {self.window}")
+        require(
+            self.first_window is None or 0 < self.first_window <= self.window,
+            f"first_window must be from 1 to window={self.window}, not {self.first_window}",
+        )
+        require(
+            self.eval_window is None or self.eval_window > 0,
+            f"eval_window must be positive, not {self.eval_window}",
+        )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -226,7 +243,9 @@ class TrainConfig(Config):
     """How a model is trained."""
 
     steps: int | None = None
-    """Length of the run in optimizer steps. With `minutes` too, what comes first ends it."""
+    """Length of the run in optimizer steps. Of several lengths, what comes first ends it."""
+    tokens: int | None = None
+    """Length of the run in tokens trained on."""
     minutes: float | None = None
     """Length of the run in minutes of the clock, evaluations included."""
     seed: int = 0
@@ -251,6 +270,9 @@ class TrainConfig(Config):
     """AdamW's decay of the mean squared gradient."""
     clip_norm: float = 1.0
     """Largest norm of the whole gradient; 0 for no limit."""
+    ema_decay: float = 0.0
+    """Share that an exponential moving average of the weights keeps at each step; it is then what
+    is evaluated and saved. 0 for none."""
     eval_every: int = 200
     """Steps between evaluations, each of which also saves a checkpoint."""
     eval_batches: int = 20
@@ -258,10 +280,13 @@ class TrainConfig(Config):
 
     def __post_init__(self) -> None:
         require(
-            self.steps is not None or self.minutes is not None,
-            "how long to train is not said; give steps, minutes or both",
+            any(length is not None for length in (self.steps, self.tokens, self.minutes)),
+            "how long to train is not said; give steps, tokens or minutes",
         )
         require(self.steps is None or self.steps > 0, f"steps must be positive, not {self.steps}")
+        require(
+            self.tokens is None or self.tokens > 0, f"tokens must be positive, not {self.tokens}"
+        )
         require(
             self.minutes is None or (self.minutes > 0 and math.isfinite(self.minutes)),
             f"minutes must be positive, not {self.minutes}",
@@ -277,6 +302,7 @@ class TrainConfig(Config):
         require(self.decay_steps is None or self.decay_steps > 0, "decay_steps must be positive")
         require(0 <= self.weight_decay < math.inf, "weight_decay must be 0 or more")
         require(0 <= self.beta1 < 1 and 0 <= self.beta2 < 1, "beta1 and beta2 must be in [0, 1)")
+        require(0 <= self.ema_decay < 1, f"ema_decay must be in [0, 1), not {self.ema_decay}")
         require(self.clip_norm >= 0, "clip_norm must be 0 (no limit) or more")
         require(self.eval_every > 0, f"eval_every must be positive, not {self.eval_every}")
         require(self.eval_batches > 0, f"eval_batches must be positive, not {self.eval_batches}")

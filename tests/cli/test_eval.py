@@ -71,6 +71,37 @@ def test_windows_and_streams(measure: Measure, expect: Expect) -> None:
     assert len({measure(*o)["loss"] for o in ([], ["--window", 3], ["--stream"])}) == 3
 
 
+def test_random_windows(
+    measure: Measure, cli: Cli, trained: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("openxlstm.cli.eval.RANDOM_WINDOWS", 40)
+    figures = measure("--random")
+    assert figures["tokens"] == 48 * 8, "whole batches of 16"
+    assert figures["loss"] == pytest.approx(measure()["loss"], rel=0.1)
+    assert figures != measure("--random", "--seed", 1)
+    assert figures == measure("--random", "--seed", 0)
+    assert "random windows of 3 " in cli("eval", trained, "--random", "--window", 3).out
+
+
+def test_each_document_starts_from_an_empty_state(trained: Path, cli: Cli, tmp_path: Path) -> None:
+    """As if each had been read alone."""
+    texts = ["the hen sat on the fox.\n", "the box sat on the mat.\n\nthe dog"]
+    (tmp_path / "texts").mkdir()
+    for number, text in enumerate(texts):
+        (tmp_path / "texts" / f"{number}.txt").write_text(text)
+    options = ("eval", trained, "--part", "all", "--stream", "--json", "--data")
+    both = json.loads(cli(*options, tmp_path / "texts").out)
+    model = openxlstm.LanguageModel.from_pretrained(trained)
+    tokenizer = openxlstm.load_tokenizer(trained)
+    first, second = (f"{texts[0]}\n", f"{texts[1]}\n")
+    ids = [torch.from_numpy(tokenizer.encode(text)).long()[None] for text in (first, second)]
+    targets = torch.cat([ids[0][:, 1:], ids[1]], dim=1)[0]
+    logits = torch.cat([model(ids[0])[0][0], model(ids[1][:, :-1])[0][0]])
+    assert both["tokens"] == len(targets)
+    expected = torch.nn.functional.cross_entropy(logits, targets).item()
+    assert both["loss"] == pytest.approx(expected, rel=1e-5)
+
+
 def test_a_long_stream_is_read_in_pieces(
     measure: Measure, expect: Expect, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -135,10 +166,13 @@ def test_best_and_last_are_different_weights(trained_copy: Path, cli: Cli) -> No
 def test_the_table_has_both_ways(trained: Path, cli: Cli, measure: Measure) -> None:
     result = cli("eval", trained)
     assert (result.code, result.err) == (0, "")
-    head, windows, stream = result.out.splitlines()
+    head, windows, _, stream = result.out.splitlines()
     assert head.split() == ["loss", "perplexity", "bits", "per", "character", "tokens"]
     assert windows.split()[:4] == ["windows", "of", "8", f"{measure()['loss']:.4f}"]
     assert stream.split()[:3] == ["one", "stream", f"{measure('--stream')['loss']:.4f}"]
+    everything = cli("eval", trained, "--part", "all").out.splitlines()
+    names = [line.partition("  ")[0].strip() for line in everything[1:]]
+    assert names == ["windows of 8", "windows of 64", "windows of 256", "one stream"]
     assert len(cli("eval", trained, "--stream").out.splitlines()) == 2
     assert len(cli("eval", trained, "--window", 3).out.splitlines()) == 2
 
@@ -146,7 +180,9 @@ def test_the_table_has_both_ways(trained: Path, cli: Cli, measure: Measure) -> N
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        (["--stream", "--window", 8], "give --window or --stream"),
+        (["--stream", "--window", 8], "give --window or --random, or --stream"),
+        (["--stream", "--random"], "give --window or --random, or --stream"),
+        (["--random", "--window", 500], "the text to evaluate has 112 tokens"),
         (["--window", 0], "window must be positive, not 0"),
         (["--window", -3], "window must be positive, not -3"),
         (["--batch-size", 0], "batch_size must be positive, not 0"),

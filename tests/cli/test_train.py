@@ -73,7 +73,8 @@ def test_its_record(finished: tuple[Path, Any], text_file: Path) -> None:
     assert record["preset"] == "demo"
     assert record["data"] == {
         "source": str(text_file), "tokenizer": "char", "val_fraction": 0.1, "val_split": "last",
-        "sampling": "windows", "batch_size": 2, "window": 8,
+        "sampling": "windows", "batch_size": 2, "window": 8, "first_window": None,
+        "eval_window": None, "reset_at_documents": True,
     }  # fmt: skip
     assert record["train"]["steps"] == STEPS
     assert record["train"]["minutes"] is None, "steps take the place of the preset's minutes"
@@ -134,12 +135,16 @@ def test_options_reach_the_run(train: Train, tmp_path: Path) -> None:
         folder, "--quiet", "--preset", "article", "--dropout", 0.25, "--tie-weights", True,
         "--tokenizer", "byte", "--val-split", "last", "--val-fraction", 0.2, "--sampling",
         "streams", "--learning-rate", 0.5, "--schedule", "constant", "--weight-decay", 0.5,
-        "--seed", 7, "--tensorboard",
+        "--seed", 7, "--tensorboard", "--dropout-kind", "channels", "--first-window", 2,
+        "--eval-window", 5, "--reset-at-documents", False, "--ema-decay", 0.5, "--beta2", 0.5,
+        "--mlstm-conv-kernel-size", 2,
     )  # fmt: skip
     assert (result.code, result.err) == (0, "")
     model = json.loads((folder / "config.json").read_text())["model"]
     assert model["dropout"] == model["embedding_dropout"] == 0.25
     assert model["tie_weights"] is True
+    assert model["dropout_kind"] == "channels"
+    assert model["mlstm_conv_kernel_size"] == 2
     assert model["num_positions"] == 124, "from the preset"
     assert model["vocab_size"] == 256
     record = json.loads((folder / "train.json").read_text())
@@ -148,6 +153,9 @@ def test_options_reach_the_run(train: Train, tmp_path: Path) -> None:
     assert record["data"]["val_split"] == "last"
     assert record["data"]["val_fraction"] == 0.2
     assert record["data"]["sampling"] == "streams"
+    assert (record["data"]["first_window"], record["data"]["eval_window"]) == (2, 5)
+    assert record["data"]["reset_at_documents"] is False
+    assert (record["train"]["ema_decay"], record["train"]["beta2"]) == (0.5, 0.5)
     assert record["train"]["learning_rate"] == 0.5
     assert record["train"]["schedule"] == "constant"
     assert record["train"]["weight_decay"] == 0.5
@@ -178,6 +186,20 @@ def test_minutes_end_a_run(
     record = json.loads((tmp_path / "run" / "train.json").read_text())
     assert (record["train"]["steps"], record["train"]["minutes"]) == (None, 0.003)
     assert 0.18 <= record["result"]["seconds"] < 30
+
+
+def test_tokens_end_a_run(cli: Cli, text_file: Path, tiny: tuple[str, ...], tmp_path: Path) -> None:
+    options = ("--data", text_file, "--out", tmp_path / "run", "--tokens", 60, "--quiet")
+    assert cli("train", *options, *tiny).code == 0
+    record = json.loads((tmp_path / "run" / "train.json").read_text())
+    assert (record["train"]["steps"], record["train"]["tokens"]) == (None, 60)
+    assert record["result"]["tokens"] == 64, "the step that reaches it is the last"
+
+
+def test_how_to_read_on_fits_the_text(finished: tuple[Path, Any], text_file: Path) -> None:
+    folder, result = finished
+    first_line = text_file.read_text().partition("\n")[0]
+    assert f"openxlstm generate {folder} --prompt '{first_line}'" in result.err
 
 
 def test_a_path_may_have_anything_in_it(

@@ -53,7 +53,7 @@ class TestBoth:
         before: int,
         after: int,
     ):
-        assume(length - (batch_size - 1) * length // batch_size > window)
+        assume(length > window)
         tokens = torch.arange(length)
         whole = kind(tokens, batch_size, window)
         uninterrupted = list(islice(whole, before + after))
@@ -76,8 +76,18 @@ class TestBoth:
         assert torch.equal(tokens, torch.arange(50))
 
     @pytest.mark.parametrize("kind", KINDS)
-    def test_tokens_per_batch(self, kind: type[RandomWindows | Streams]):
-        assert kind(torch.arange(100), 3, 7).tokens_per_batch == 21
+    def test_a_window_grows(self, kind: type[RandomWindows | Streams]):
+        """Each of 4, 8, 16 and 20 tokens for a quarter of the run."""
+        batches = kind(torch.arange(100), 4, 20, first_window=4)
+        shapes = []
+        for share in (0.0, 0.24, 0.25, 0.5, 0.74, 0.75, 0.99, 1.0):
+            batches.advance(share)
+            x, y, _ = next(batches)
+            assert torch.equal(y, x + 1)
+            shapes.append(tuple(x.shape))
+        rows = (20, 10, 5, 4) if kind is RandomWindows else (4, 4, 4, 4)
+        sizes = list(zip(rows, (4, 8, 16, 20), strict=True))
+        assert shapes == [sizes[i] for i in (0, 0, 1, 2, 2, 3, 3, 3)]
 
     @pytest.mark.parametrize("kind", KINDS)
     def test_short_text(self, kind: type[RandomWindows | Streams]):
@@ -168,40 +178,54 @@ class TestRandomWindows:
 
 class TestStreams:
     @given(st.integers(2, 200), sizes, sizes)
-    def test_rows_read_on_until_they_jump(self, length: int, batch_size: int, window: int):
-        assume(length - (batch_size - 1) * length // batch_size > window)
+    def test_rows_read_on_round_the_text(self, length: int, batch_size: int, window: int):
+        """A lap has every token but the last one as an input, and every one but the first as a
+        target, and the memory is empty where it begins."""
+        assume(length > window)
         tokens = torch.arange(length)
-        ahead = [b * length // batch_size for b in range(batch_size)]
+        num_inputs = length - 1
+        ahead = [b * num_inputs // batch_size for b in range(batch_size)]
         for x, y, reset in islice(Streams(tokens, batch_size, window), 3 * length // window + 3):
             assert torch.equal(y, x + 1)
-            assert torch.equal(x, x[:, :1] + torch.arange(window))
-            jumped = [False] * batch_size
-            for row, place in enumerate(ahead):
-                jumped[row] = place + window >= length
-                ahead[row] = 0 if jumped[row] else place
-            assert x[:, 0].tolist() == ahead
+            expected = [[(place + t) % num_inputs for t in range(window)] for place in ahead]
+            assert x.tolist() == expected
             ahead = [place + window for place in ahead]
-            if reset is None:
-                assert not any(jumped)
-            else:
-                assert reset.dtype == torch.bool
-                assert reset.shape == x.shape
-                assert reset[:, 0].tolist() == jumped
-                assert any(jumped)
-                assert not reset[:, 1:].any()
+            empty = torch.zeros_like(x, dtype=torch.bool) if reset is None else reset
+            assert torch.equal(empty, x == 0)
 
-    def test_the_whole_text_is_read(self):
-        batches = islice(Streams(torch.arange(101), 4, 5), 5)
-        assert torch.cat([batch.x.flatten() for batch in batches]).unique().tolist() == list(
-            range(100)
-        )
+    def test_a_window_may_change_on_the_way(self):
+        batches = Streams(torch.arange(101), 2, 5)
+        next(batches)
+        batches.window = 7
+        assert next(batches).x.tolist() == [list(range(5, 12)), list(range(55, 62))]
+        assert next(batches).x[:, 0].tolist() == [12, 62]
 
-    def test_too_many_rows(self):
-        with pytest.raises(
-            UserError, match="100 tokens, too few for 12 streams with a window of 9"
-        ):
-            Streams(torch.arange(100), 12, 9)
-        Streams(torch.arange(100), 12, 8)
+
+class TestDocuments:
+    """Where a document begins, the memory is emptied."""
+
+    @given(
+        st.integers(2, 60),
+        sizes,
+        st.sets(st.integers(0, 59), min_size=1),
+        st.sampled_from(["windows", "streams", "in order"]),
+    )
+    def test_reset_is_where_a_document_starts(
+        self, length: int, window: int, places: set[int], way: str
+    ):
+        assume(length > window)
+        starts = torch.zeros(length, dtype=torch.bool)
+        starts[[place % length for place in places]] = True
+        tokens = torch.arange(length)
+        batches = {
+            "windows": lambda: RandomWindows(tokens, 3, window, starts=starts),
+            "streams": lambda: Streams(tokens, 3, window, starts=starts),
+            "in order": lambda: windows_in_order(tokens, window, 3, starts=starts),
+        }[way]()
+        for x, _, reset in islice(batches, 20):
+            expected = starts[x] | (x == 0) if way == "streams" else starts[x]
+            assert (reset is not None) == bool(expected.any()), "None is faster than nowhere"
+            assert reset is None or torch.equal(reset, expected)
 
 
 class TestWindowsInOrder:

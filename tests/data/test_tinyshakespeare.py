@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from openxlstm.data import tinyshakespeare
-from openxlstm.data.corpora import load_text, split
+from openxlstm.data.corpora import load_documents, split
 from openxlstm.errors import UserError
 
 SHARED = Path(__file__).parents[3] / "shared"
@@ -17,7 +17,7 @@ SHARED = Path(__file__).parents[3] / "shared"
 
 def message() -> str:
     with pytest.raises(UserError) as caught:
-        load_text("tinyshakespeare")
+        load_documents("tinyshakespeare")
     assert "\n" not in str(caught.value)
     return str(caught.value)
 
@@ -79,7 +79,9 @@ class TestTinyShakespeare:
         assert {call[1] for call in calls} == {size if announced else None}
         files = [path for path in cache.rglob("*") if path.is_file()]
         assert files == [cache / "openxlstm" / "tinyshakespeare" / "input.txt"]
-        assert load_text("tinyshakespeare") == text  # no server at that address: from the cache
+        assert load_documents("tinyshakespeare") == [
+            text
+        ]  # no server at that address: from the cache
 
     @pytest.mark.parametrize(
         ("reply", "reason"),
@@ -150,7 +152,7 @@ class TestTinyShakespeare:
         assert f"{wrong} is not Tiny Shakespeare" in message()
         self.put(tmp_path, self.TEXT)
         monkeypatch.setenv("OPENXLSTM_DATA", str(tmp_path))
-        assert load_text("tinyshakespeare") == self.TEXT
+        assert load_documents("tinyshakespeare") == [self.TEXT]
 
     def test_wrong_own_file(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
         wrong = self.put(tmp_path, self.TEXT + "more")
@@ -162,7 +164,7 @@ class TestTinyShakespeare:
     ):
         self.put(cache / "openxlstm", self.TEXT)
         monkeypatch.setenv("OPENXLSTM_DATA", str(tmp_path))
-        assert load_text("tinyshakespeare") == self.TEXT
+        assert load_documents("tinyshakespeare") == [self.TEXT]
 
 
 @pytest.mark.skipif(
@@ -172,12 +174,12 @@ class TestRealTinyShakespeare:
     @pytest.fixture
     def text(self, monkeypatch: pytest.MonkeyPatch) -> str:
         monkeypatch.setenv("OPENXLSTM_DATA", str(SHARED))
-        return load_text("tinyshakespeare")
+        return load_documents("tinyshakespeare")[0]
 
     def test_is_the_file(self, text: str):
         assert len(text) == tinyshakespeare.NUM_BYTES
         assert len(set(text)) == 65
-        assert text == load_text(str(SHARED / tinyshakespeare.FILE))
+        assert [text] == load_documents(str(SHARED / tinyshakespeare.FILE))
 
     def test_is_split_as_others_split_it(self, text: str):
         train, val = split(text, 0.1, "last")

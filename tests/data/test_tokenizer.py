@@ -14,6 +14,7 @@ from openxlstm.data.tokenizer import (
     ByteTokenizer,
     CharTokenizer,
     Tokenizer,
+    encode_documents,
     load_tokenizer,
     make_tokenizer,
 )
@@ -196,3 +197,16 @@ def test_is_fast(kind: str):
         tokenizer.encode(LONG)
         seconds.append(perf_counter() - start)
     assert len(LONG) / min(seconds) > 50e6
+
+
+@kinds
+def test_documents_make_one_row(kind: str):
+    documents = ["ab", "ä", "bba"]
+    tokenizer = make_tokenizer(kind, "".join(documents))
+    ids, starts = encode_documents(tokenizer, documents)
+    assert np.array_equal(ids, tokenizer.encode("abäbba"))
+    assert starts is not None
+    places = [len(tokenizer.encode(text)) for text in ("", "ab", "abä")]
+    assert np.flatnonzero(starts).tolist() == places
+    assert len(starts) == len(ids)
+    assert encode_documents(tokenizer, documents[:1])[1] is None

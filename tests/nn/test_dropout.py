@@ -1,12 +1,14 @@
 """Where dropout is, part by part; what it does to a whole model is tested there."""
 
 from collections.abc import Callable
+from typing import Literal
 
 import pytest
 import torch
 from torch import Tensor, nn
 
 from openxlstm.config import StackConfig
+from openxlstm.nn.dropout import Dropout
 from openxlstm.nn.feedforward import GatedFeedForward
 from openxlstm.nn.mlstm import MLSTMLayer
 from openxlstm.nn.slstm import SLSTMLayer
@@ -44,6 +46,29 @@ def test_what_goes_back_to_the_residual_stream_is_dropped_or_scaled(
     kept = dropped.abs() > 1e-6  # what was added to x and taken away again is rounded
     assert kept.float().mean().item() == pytest.approx(0.5, abs=0.03)
     assert torch.allclose(dropped[kept], 2 * whole[kept], atol=1e-5)
+
+
+@pytest.mark.parametrize("make", [MLSTMLayer, GatedFeedForward])
+def test_channels_are_dropped_for_a_whole_sequence(
+    make: Callable[[StackConfig], nn.Module], randomize: Callable[[nn.Module], None]
+) -> None:
+    part, x = make(CONFIG.replace(dropout_kind="channels")), torch.randn(30, 5, 16)
+    randomize(part)
+    kept = output(part, x).abs() > 1e-6
+    assert torch.equal(kept, kept[:, :1].expand_as(kept))
+    assert kept.float().mean().item() == pytest.approx(0.5, abs=0.1)
+    assert not torch.equal(kept[0], kept[1])
+
+
+@pytest.mark.parametrize("kind", ["elements", "channels"])
+def test_what_is_kept_is_scaled(kind: Literal["elements", "channels"]) -> None:
+    """So that the mean stays what it was."""
+    dropout = Dropout(0.2, kind)
+    y = dropout(torch.ones(40, 25, 16))
+    assert set(y.unique().tolist()) == {0.0, 1.25}
+    assert y.mean().item() == pytest.approx(1, abs=0.06)
+    x = torch.randn(2, 3, 16)
+    assert torch.equal(dropout.eval()(x), x)
 
 
 def test_an_slstm_drops_before_its_norm(randomize: Callable[[nn.Module], None]) -> None:

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from openxlstm import states
 from openxlstm.errors import UserError
+from openxlstm.lm.folder import load_weights
 from openxlstm.lm.model import LanguageModel
 from openxlstm.train.checkpoint import METADATA, load_checkpoint, save_checkpoint
 
@@ -56,6 +57,20 @@ def rewrite(path: Path, edit: Callable[[dict[str, Tensor], dict[str, Any]], obje
     tensors = load_file(path)
     edit(tensors, values)
     save_file(tensors, path, metadata={METADATA: json.dumps(values)})
+
+
+def test_averages_are_what_others_read(
+    make_model: MakeModel, model: LanguageModel, tmp_path: Path
+) -> None:
+    options = {"tie_weights": model.config.tie_weights, "num_positions": 3}
+    average, path = make_model(seed=5, **options), tmp_path / "x.safetensors"
+    save_checkpoint(path, model, adamw(model), None, VALUES, average)
+    read, stepped, averaged = (make_model(seed=seed, **options) for seed in (6, 7, 8))
+    load_weights(read, path, "model.", tied=model.config.tie_weights)
+    load_checkpoint(path, stepped, adamw(stepped), averaged)
+    for one, other in ((read, average), (averaged, average), (stepped, model)):
+        for (name, a), b in zip(one.state_dict().items(), other.state_dict().values(), strict=True):
+            assert torch.equal(a, b), name
 
 
 def test_round_trip_is_exact(make_model: MakeModel, model: LanguageModel, path: Path) -> None:

@@ -29,11 +29,16 @@ MakeConfig = Callable[..., TrainConfig]
 Weights = dict[str, Tensor]
 
 SAMPLINGS = ["windows", "streams"]
+KINDS = ["windows", "streams", "growing", "averaged"]
+"""Ways to train that each carry something of their own from step to step."""
 
 
-def make_batches(tokens: Tensor, sampling: str = "windows") -> RandomWindows | Streams:
-    # 320 tokens in 3 rows of 7: a stream jumps, and resets, at the 16th batch.
-    return RandomWindows(tokens, 3, 7) if sampling == "windows" else Streams(tokens[:60], 3, 7)
+def make_batches(tokens: Tensor, kind: str = "windows") -> RandomWindows | Streams:
+    # 60 tokens in 3 rows of 7: a stream comes to the end of the text in its third batch.
+    first_window = 2 if kind == "growing" else None
+    if kind in ("windows", "averaged"):
+        return RandomWindows(tokens, 3, 7)
+    return Streams(tokens[:60], 3, 7, first_window=first_window)
 
 
 def make_sample(tokens: Tensor, count: int = 2) -> list[Batch]:
@@ -61,7 +66,7 @@ def run(
     sample = make_sample(tokens)
     return fit(
         model, make_batches(tokens, sampling), config, callbacks, train_sample=sample,
-        val_sample=sample, carry_state=sampling == "streams", **options,
+        val_sample=sample, carry_state=sampling in ("streams", "growing"), **options,
     )  # fmt: skip
 
 
@@ -159,6 +164,30 @@ def test_the_text_of_a_stream_is_not_forgotten_between_batches(
     assert recorder.steps[1].loss != pytest.approx(evaluate(model, batches[1:]).loss, rel=1e-6)
 
 
+def test_averages_are_what_is_measured_and_saved(
+    make_model: MakeModel, make_config: MakeConfig, tokens: Tensor, tmp_path: Path, recorder: Any
+) -> None:
+    config = make_config(ema_decay=0.7, eval_every=1)
+    model, decay = make_model(), 0.7
+    run(model, tokens, config, recorder, folder=tmp_path)
+
+    plain, average = make_model(), {}
+    callback = Callback()
+
+    def follow(step: Step) -> None:
+        for name, weight in weights(plain).items():
+            last = average.get(name, weight)  # the first average is the weights after one step
+            average[name] = decay * last + (1 - decay) * weight
+
+    callback.on_step = follow
+    run(plain, tokens, make_config(eval_every=1), callback)
+    assert weights(model).keys() == average.keys()
+    for name, weight in weights(model).items():
+        assert torch.allclose(weight, average[name], atol=1e-6), name
+    assert recorder.evaluations[-1].val.loss == evaluate(model, make_sample(tokens)).loss
+    assert_equal(load_file(tmp_path / "model.safetensors"), weights(model))
+
+
 # ---- telling ----------------------------------------------------------------------------------
 
 
@@ -229,13 +258,14 @@ def uninterrupted(
 ) -> dict[str, tuple[Any, Path]]:
     """What a run of 8 steps told, and its folder, for each way to sample."""
     results = {}
-    for sampling in SAMPLINGS:
-        folder, recorder = tmp_path_factory.mktemp(sampling), make_recorder()
+    for kind in KINDS:
+        folder, recorder = tmp_path_factory.mktemp(kind), make_recorder()
         model = make_model(dropout=0.2, embedding_dropout=0.2, num_positions=5)
+        config = make_config(ema_decay=0.8 if kind == "averaged" else 0.0)
         torch.manual_seed(1)
         with MetricsFile(folder, every=1) as metrics:
-            run(model, tokens, make_config(), recorder, metrics, sampling=sampling, folder=folder)
-        results[sampling] = recorder, folder
+            run(model, tokens, config, recorder, metrics, sampling=kind, folder=folder)
+        results[kind] = recorder, folder
     return results
 
 
@@ -245,9 +275,9 @@ def timeless(folder: Path) -> list[dict[str, Any]]:
 
 
 @pytest.mark.parametrize("last", range(1, 9))
-@pytest.mark.parametrize("sampling", SAMPLINGS)
+@pytest.mark.parametrize("kind", KINDS)
 def test_a_run_that_was_stopped_goes_on_as_if_it_had_not(
-    sampling: str,
+    kind: str,
     last: int,
     uninterrupted: dict[str, tuple[Any, Path]],
     make_model: MakeModel,
@@ -258,12 +288,13 @@ def test_a_run_that_was_stopped_goes_on_as_if_it_had_not(
 ) -> None:
     """Bit for bit: weights, optimizer, random numbers, losses. On an evaluation step or between."""
     options = {"dropout": 0.2, "embedding_dropout": 0.2, "num_positions": 5}
-    recorder, config = make_recorder(), make_config()
+    recorder = make_recorder()
+    config = make_config(ema_decay=0.8 if kind == "averaged" else 0.0)
     model = make_model(**options)
     torch.manual_seed(1)
     with MetricsFile(tmp_path, every=1) as metrics:
         stopped = run(
-            model, tokens, config, recorder, metrics, sampling=sampling, folder=tmp_path,
+            model, tokens, config, recorder, metrics, sampling=kind, folder=tmp_path,
             stop=stop_at(last),
         )  # fmt: skip
     assert stopped.step == last
@@ -271,10 +302,10 @@ def test_a_run_that_was_stopped_goes_on_as_if_it_had_not(
     other = make_model(seed=5, **options)
     with MetricsFile(tmp_path, every=1) as metrics:
         resumed = run(
-            other, tokens, config, recorder, metrics, sampling=sampling, folder=tmp_path,
+            other, tokens, config, recorder, metrics, sampling=kind, folder=tmp_path,
             resume=True,
         )  # fmt: skip
-    truth, folder = uninterrupted[sampling]
+    truth, folder = uninterrupted[kind]
     assert resumed.step == 8
     assert recorder.starts[1].step == last
     assert sorted(recorder.facts()) == sorted(truth.facts())
@@ -355,17 +386,21 @@ def test_a_run_by_the_clock_ends(
     assert [step.learning_rate for step in recorder.steps] == pytest.approx(rates)
 
 
-@pytest.mark.parametrize(("steps", "minutes", "done"), [(5, 0.5, 5), (500, 0.5, 29)])
+@pytest.mark.parametrize(
+    ("steps", "tokens_", "minutes", "done"),
+    [(5, 10**6, 0.5, 5), (500, 10**6, 0.5, 29), (500, 21 * 7, 0.5, 7), (None, 21 * 7 + 1, None, 8)],
+)
 def test_the_limit_that_comes_first_ends_the_run(
     clock: None,
-    steps: int,
-    minutes: float,
+    steps: int | None,
+    tokens_: int | None,
+    minutes: float | None,
     done: int,
     make_model: MakeModel,
     make_config: MakeConfig,
     tokens: Tensor,
 ) -> None:
-    config = make_config(steps=steps, minutes=minutes, eval_every=1000)
+    config = make_config(steps=steps, tokens=tokens_, minutes=minutes, eval_every=1000)
     assert run(make_model(), tokens, config).step == done
 
 

@@ -1,13 +1,13 @@
 """Reading the text that an option names, with a bar while it is fetched."""
 
-from openxlstm.data.corpora import load_text
+from openxlstm.data.corpora import load_documents
 
 
-def read_text(source: str, *, quiet: bool) -> str:
-    """The text of a corpus, file, folder or glob.
+def read_documents(source: str, *, quiet: bool) -> list[str]:
+    """The documents of a corpus, file, folder or glob.
 
     Raises:
-        UserError: if it cannot be had.
+        UserError: if they cannot be had.
     """
     from rich.console import Console
     from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn
@@ -23,6 +23,6 @@ def read_text(source: str, *, quiet: bool) -> str:
         bar.update(task, completed=done, total=total, visible=True)
 
     try:
-        return load_text(source, progress=report)
+        return load_documents(source, progress=report)
     finally:
         bar.stop()

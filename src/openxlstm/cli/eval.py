@@ -1,26 +1,31 @@
 """`openxlstm eval`: how well a model predicts a text."""
 
 import json
+import math
 import sys
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from functools import partial
+from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 import tyro
 
-from openxlstm.cli.corpus import read_text
+from openxlstm.cli.corpus import read_documents
 from openxlstm.cli.options import Quiet, Verbose, parse
 from openxlstm.cli.runs import Checkpoint, RunRecord, load_run
 from openxlstm.errors import UserError
 
 if TYPE_CHECKING:
-    from openxlstm.train.evaluate import Evaluation
+    from openxlstm.train.evaluate import Batch, Evaluation
 
 
 @dataclass(frozen=True, kw_only=True)
 class Options:
     """Measures a model on the held-out part of a text: in windows that each start from an empty
-    state, and as one stream whose state is carried from start to end."""
+    state, side by side or at random places, and as one stream whose state is carried from start to
+    end."""
 
     run: tyro.conf.Positional[Path]
     """The run's folder."""
@@ -33,9 +38,13 @@ class Options:
     val_fraction: float | None = None
     """Share of the text that is held out; without it, as in the run."""
     window: int | None = None
-    """Measure in windows of so many tokens alone; without it, in the run's and as a stream."""
+    """Measure in windows of so many tokens alone; without it, in several ways."""
+    random: bool = False
+    """Measure in 2,400 windows at random places alone, as nanoGPT does."""
     stream: bool = False
     """Measure as a stream alone."""
+    seed: int = 0
+    """Seed of the random places."""
     batch_size: int = 16
     """Windows at a time; changes the speed only."""
     checkpoint: Checkpoint = "best"
@@ -54,13 +63,14 @@ class Options:
 
 def run(arguments: list[str]) -> int:
     options = parse(Options, "eval", arguments)
-    if options.stream and options.window is not None:
-        raise UserError("--stream has no windows: give --window or --stream, not both")
+    if options.stream and (options.window is not None or options.random):
+        raise UserError("--stream has no windows: give --window or --random, or --stream")
 
     import torch
 
-    from openxlstm.data.batches import windows_in_order
-    from openxlstm.data.corpora import split
+    from openxlstm.data.batches import RandomWindows, windows_in_order
+    from openxlstm.data.corpora import split_documents
+    from openxlstm.data.tokenizer import encode_documents
     from openxlstm.device import get_device, set_threads
     from openxlstm.train.evaluate import evaluate
 
@@ -72,34 +82,58 @@ def run(arguments: list[str]) -> int:
     changes = {"val_split": options.val_split, "val_fraction": options.val_fraction}
     data = record.data_config.replace(**{k: v for k, v in changes.items() if v is not None})
     source = data.source if options.data is None else options.data
-    text = read_text(source, quiet=options.quiet)
+    documents = read_documents(source, quiet=options.quiet)
     if options.part != "all":
-        train, val = split(text, data.val_fraction, data.val_split)
-        text = val if options.part == "val" else train
-    ids = torch.from_numpy(tokenizer.encode(text))
-    characters_per_token = len(text) / max(len(ids), 1)
+        train, val = split_documents(documents, data.val_fraction, data.val_split)
+        documents = val if options.part == "val" else train
+    encoded, first = encode_documents(tokenizer, documents)
+    ids = torch.from_numpy(encoded)
+    starts = torch.from_numpy(first) if data.reset_at_documents and first is not None else None
+    characters_per_token = sum(map(len, documents)) / max(len(ids), 1)
+    batch_size = options.batch_size
+
+    def measure(batches: Iterable["Batch"], *, carry_state: bool = False) -> "Evaluation":
+        return evaluate(
+            model, batches, carry_state=carry_state, characters_per_token=characters_per_token
+        )
 
     def windowed(window: int) -> "Evaluation":
-        batches = windows_in_order(ids, window, options.batch_size)
-        return evaluate(model, batches, characters_per_token=characters_per_token)
+        return measure(windows_in_order(ids, window, batch_size, starts=starts))
+
+    def at_random(window: int) -> "Evaluation":
+        batches = RandomWindows(
+            ids, batch_size, window, options.seed, starts=starts, part="the text to evaluate"
+        )
+        return measure(islice(batches, math.ceil(RANDOM_WINDOWS / batch_size)))
 
     def streamed() -> "Evaluation":
-        batches = windows_in_order(ids, STREAM_WINDOW, batch_size=1)
-        return evaluate(model, batches, carry_state=True, characters_per_token=characters_per_token)
+        return measure(windows_in_order(ids, STREAM_WINDOW, 1, starts=starts), carry_state=True)
 
-    ways = []
-    if not options.stream:
-        window = data.window if options.window is None else options.window
-        ways.append((f"windows of {window}", lambda: windowed(window)))
-    if options.stream or (options.window is None and not options.json):
-        ways.append(("one stream", streamed))
-    results = {name: measure() for name, measure in ways}
+    window = data.window if options.window is None else options.window
+    ways: dict[str, Callable[[], Evaluation]]
+    if options.stream:
+        ways = {"one stream": streamed}
+    elif options.random:
+        ways = {f"random windows of {window}": partial(at_random, window)}
+    elif options.window is not None or options.json:
+        ways = {f"windows of {window}": partial(windowed, window)}
+    else:
+        sizes = {window, *(size for size in WINDOWS if size < len(ids))}
+        ways = {f"windows of {size}": partial(windowed, size) for size in sorted(sizes)}
+        ways["one stream"] = streamed
+    results = {name: result() for name, result in ways.items()}
     if options.json:
         print(json.dumps(next(iter(results.values())).to_dict()))
     else:
         _print_table(results)
     return 0
 
+
+WINDOWS = (64, 256)
+"""What other work measures in: nanoGPT's recipes for a CPU and for a GPU."""
+
+RANDOM_WINDOWS = 2400
+"""nanoGPT's 200 batches of 12."""
 
 STREAM_WINDOW = 1024
 """Tokens that a stream reads at a time, so that memory stays small."""

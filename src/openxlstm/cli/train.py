@@ -2,6 +2,7 @@
 
 import contextlib
 import os
+import shlex
 import signal
 import sys
 import threading
@@ -12,19 +13,25 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 from openxlstm._version import __version__
-from openxlstm.cli.corpus import read_text
+from openxlstm.cli.corpus import read_documents
 from openxlstm.cli.options import Quiet, Verbose, parse
+from openxlstm.cli.presets import list_presets
 from openxlstm.cli.runs import RECORD, RunRecord, free_folder, is_in_use, load_run, text_sha256
 from openxlstm.config import Config, DataConfig, ModelConfig, TrainConfig
 from openxlstm.errors import UserError
-from openxlstm.lm.presets import PRESETS, get_preset
+from openxlstm.lm.presets import get_preset
 
 if TYPE_CHECKING:
+    from torch import Tensor
+
     from openxlstm.data.tokenizer import Tokenizer
     from openxlstm.lm.model import LanguageModel
     from openxlstm.train.loop import Progress
 
 C = TypeVar("C", bound=Config)
+
+LENGTHS = ("steps", "tokens", "minutes")
+"""What a run's length may be given in."""
 
 INTERRUPTED = 130
 """Exit code after Ctrl-C, as shells have it."""
@@ -43,12 +50,14 @@ class Options:
     out: Path | None = None
     """The run's folder. Without it, the first free one of runs/PRESET, runs/PRESET-2, …"""
     resume: bool = False
-    """Go on with the run in --out. --steps or --minutes, counted from its start, may extend it."""
+    """Go on with the run in --out. A length, counted from its start, may extend it."""
     list_presets: bool = False
-    """Show the presets and stop."""
+    """Show the presets, with what they reached, and stop."""
 
     steps: int | None = None
     """Length of the run in optimizer steps."""
+    tokens: int | None = None
+    """Length of the run in tokens trained on."""
     minutes: float | None = None
     """Length of the run in minutes, evaluations included."""
     seed: int | None = None
@@ -62,8 +71,18 @@ class Options:
     """Heads of every cell."""
     dropout: float | None = None
     """Share of each sub-layer's output, and of the embedding, that is dropped in training."""
+    dropout_kind: Literal["elements", "channels"] | None = None
+    """elements: each number by itself. channels: the same of a sequence at every step."""
     tie_weights: bool | None = None
     """One matrix for the token embedding and the head."""
+    slstm_conv_kernel_size: int | None = None
+    """Steps that the convolution before an sLSTM's gates sees; 0 leaves it out."""
+    slstm_ff_factor: float | None = None
+    """Width of the feed-forward after an sLSTM over the model's; 0 leaves it out."""
+    mlstm_conv_kernel_size: int | None = None
+    """Steps that the convolution before an mLSTM's query and key sees; 0 leaves it out."""
+    mlstm_proj_factor: float | None = None
+    """Inner width of an mLSTM block over the model's."""
 
     tokenizer: Literal["char", "byte"] | None = None
     """The unit of text: the characters that occur in it, or UTF-8 bytes."""
@@ -77,13 +96,33 @@ class Options:
     """Sequences in a batch."""
     window: int | None = None
     """Tokens of each sequence in a batch."""
+    first_window: int | None = None
+    """Tokens of each sequence when the run starts; doubled at equal shares of it, up to --window.
+    """
+    eval_window: int | None = None
+    """Tokens of each sequence in evaluations; by default --window."""
+    reset_at_documents: bool | None = None
+    """Whether the state is emptied where a file or a play begins."""
 
     learning_rate: float | None = None
     """Highest rate of the schedule."""
     schedule: Literal["linear", "cosine", "constant"] | None = None
     """How the rate falls; constant with the preset article is what the article really ran."""
+    min_learning_rate: float | None = None
+    """Rate at which the schedule ends."""
+    warmup: float | None = None
+    """Share of the run over which the rate rises."""
     weight_decay: float | None = None
     """AdamW's, on projection matrices."""
+    beta1: float | None = None
+    """AdamW's decay of the mean gradient."""
+    beta2: float | None = None
+    """AdamW's decay of the mean squared gradient."""
+    clip_norm: float | None = None
+    """Largest norm of the whole gradient; 0 for no limit."""
+    ema_decay: float | None = None
+    """Share that a moving average of the weights keeps at each step; it is what is saved. 0: none.
+    """
     eval_every: int | None = None
     """Steps between evaluations and checkpoints."""
     eval_batches: int | None = None
@@ -104,7 +143,8 @@ class Options:
 def run(arguments: list[str]) -> int:
     options = parse(Options, "train", arguments)
     if options.list_presets:
-        return _list_presets()
+        list_presets()
+        return 0
     plan = _resumed_plan(options) if options.resume else _new_plan(options)
     return _train(plan, options)
 
@@ -115,7 +155,7 @@ class Plan:
 
     folder: Path
     record: RunRecord
-    text: str
+    documents: list[str]
     tokenizer: "Tokenizer"
     model: ModelConfig
 
@@ -131,14 +171,15 @@ def _new_plan(options: Options) -> Plan:
     if is_in_use(folder):
         resume = "go on with it by adding --resume, or " if (folder / RECORD).exists() else ""
         raise UserError(f"the folder {folder} is in use: {resume}choose another --out")
-    text = read_text(data.source, quiet=options.quiet)
+    documents = read_documents(data.source, quiet=options.quiet)
+    text = "".join(documents)
     tokenizer = make_tokenizer(data.tokenizer, text)
     record = RunRecord(
         openxlstm=__version__, preset=options.preset, data=data.to_dict(),
         train=train.to_dict(), text_sha256=text_sha256(text),
     )  # fmt: skip
     model = model.replace(vocab_size=tokenizer.vocab_size)
-    return Plan(folder=folder, record=record, text=text, tokenizer=tokenizer, model=model)
+    return Plan(folder=folder, record=record, documents=documents, tokenizer=tokenizer, model=model)
 
 
 def _resumed_plan(options: Options) -> Plan:
@@ -157,25 +198,25 @@ def _resumed_plan(options: Options) -> Plan:
     changed = [
         name
         for name in ("data", *ModelConfig.names(), *DataConfig.names(), *TrainConfig.names())
-        if getattr(options, name, None) is not None and name not in ("steps", "minutes")
+        if getattr(options, name, None) is not None and name not in LENGTHS
     ]
     if options.preset not in (Options.preset, record.preset):
         changed.append("preset")
     if changed:
         raise UserError(
             f"--{changed[0].replace('_', '-')} cannot change in a run that is resumed; "
-            "only --steps and --minutes can, to make it longer"
+            f"only {', '.join(f'--{name}' for name in LENGTHS)} can, to make it longer"
         )
     source = record.data_config.source
-    text = read_text(source, quiet=options.quiet)
-    if text_sha256(text) != record.text_sha256:
+    documents = read_documents(source, quiet=options.quiet)
+    if text_sha256("".join(documents)) != record.text_sha256:
         raise UserError(
             f"the text of {source} has changed since the run in {folder} began; "
             "put the old text back, or start a new run"
         )
     record = record.replace(train=_with_length(record.train_config, options).to_dict())
     tokenizer, model = load_tokenizer(folder), load_config(folder)
-    return Plan(folder=folder, record=record, text=text, tokenizer=tokenizer, model=model)
+    return Plan(folder=folder, record=record, documents=documents, tokenizer=tokenizer, model=model)
 
 
 def _changed(config: C, options: Options, **others: object) -> C:
@@ -186,10 +227,10 @@ def _changed(config: C, options: Options, **others: object) -> C:
 
 
 def _with_length(train: TrainConfig, options: Options) -> TrainConfig:
-    """A length given in steps or minutes takes the place of the preset's, whatever its unit."""
-    if options.steps is None and options.minutes is None:
-        return train
-    return train.replace(steps=options.steps, minutes=options.minutes)
+    """A length that is given takes the place of the preset's, whatever its unit."""
+    lengths = {name: getattr(options, name) for name in LENGTHS}
+    given = any(length is not None for length in lengths.values())
+    return train.replace(**lengths) if given else train
 
 
 def _train(plan: Plan, options: Options) -> int:
@@ -197,7 +238,8 @@ def _train(plan: Plan, options: Options) -> int:
 
     from openxlstm.cli.progress import TrainingProgress
     from openxlstm.data.batches import RandomWindows, Streams
-    from openxlstm.data.corpora import split
+    from openxlstm.data.corpora import split_documents
+    from openxlstm.data.tokenizer import encode_documents
     from openxlstm.device import get_device, seed_everything, set_threads
     from openxlstm.lm.model import LanguageModel
     from openxlstm.train.curve import draw_loss
@@ -208,16 +250,24 @@ def _train(plan: Plan, options: Options) -> int:
     set_threads(options.threads)
     device = get_device(options.device)
     seed_everything(config.seed)
-    ids = torch.from_numpy(plan.tokenizer.encode(plan.text))
-    train_ids, val_ids = split(ids, data.val_fraction, data.val_split)
-    streams = data.sampling == "streams"
-    if streams:
-        batches = Streams(train_ids, data.batch_size, data.window)
-    else:
-        batches = RandomWindows(train_ids, data.batch_size, data.window, seed=config.seed)
+
+    def tokens(documents: list[str]) -> tuple["Tensor", "Tensor | None"]:
+        ids, starts = encode_documents(plan.tokenizer, documents)
+        resets = data.reset_at_documents and starts is not None
+        return torch.from_numpy(ids), torch.from_numpy(starts) if resets else None
+
+    train, val = split_documents(plan.documents, data.val_fraction, data.val_split)
+    (train_ids, train_starts), (val_ids, val_starts) = tokens(train), tokens(val)
     size = data.batch_size, data.window
-    in_train = RandomWindows(train_ids, *size, seed=0)
-    in_val = RandomWindows(val_ids, *size, seed=0, part="the held-out part")
+    streams = data.sampling == "streams"
+    options_of_both = {"first_window": data.first_window, "starts": train_starts}
+    if streams:
+        batches = Streams(train_ids, *size, **options_of_both)
+    else:
+        batches = RandomWindows(train_ids, *size, seed=config.seed, **options_of_both)
+    size = data.batch_size, data.eval_window or data.window
+    in_train = RandomWindows(train_ids, *size, starts=train_starts)
+    in_val = RandomWindows(val_ids, *size, starts=val_starts, part="the held-out part")
     model = LanguageModel(plan.model).to(device)
 
     with contextlib.ExitStack() as stack:
@@ -244,7 +294,9 @@ def _train(plan: Plan, options: Options) -> int:
     if not options.quiet:
         _say(f"best val loss {result.best_loss:.4f} at step {result.best_step:,}; curve: {curve}\n")
         _write_sample(folder, config.seed)
-        _say(f"\nto read on:\n  openxlstm generate {folder} --prompt 'ROMEO:'")
+        first_line = "".join(plan.documents).lstrip().partition("\n")[0]
+        prompt = shlex.quote(first_line[:30].rstrip())
+        _say(f"\nto read on:\n  openxlstm generate {shlex.quote(str(folder))} --prompt {prompt}")
     return 0
 
 
@@ -312,20 +364,6 @@ def _write_sample(folder: Path, seed: int) -> None:
     for piece in generate(*load_run(folder, "best"), max_tokens=500, seed=seed):
         print(piece, end="", flush=True)
     print(flush=True)
-
-
-def _list_presets() -> int:
-    from rich.console import Console
-    from rich.table import Table
-
-    table = Table("preset", "layers", "width", "batch × window", "length", "about", box=None)
-    for name, preset in PRESETS.items():
-        model, data, train = preset.model, preset.data, preset.train
-        length = f"{train.minutes:g} min" if train.minutes else f"{train.steps:,} steps"
-        size = f"{data.batch_size} × {data.window}"
-        table.add_row(name, model.layers, str(model.embedding_dim), size, length, preset.about)
-    Console().print(table)
-    return 0
 
 
 def _say(message: str) -> None:

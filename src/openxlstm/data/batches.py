@@ -6,6 +6,7 @@ is bit for bit what would have come without a break.
 B batch · T window · N tokens in a part of the text
 """
 
+import math
 from collections.abc import Iterator, Mapping
 from typing import Any, NamedTuple, Self
 
@@ -27,47 +28,74 @@ class Batch(NamedTuple):
     """Where the state must be emptied before a token is read, (B, T) bool; None for nowhere."""
 
 
-class RandomWindows:
-    """Batches of windows at random places, without end.
-
-    The places depend on the seed and on the number of the batch alone.
-    """
+class _Batches:
+    """What random windows and streams have in common: a text, and the sizes of a batch."""
 
     def __init__(
         self,
         tokens: Tensor,
         batch_size: int,
         window: int,
-        seed: int = 0,
+        *,
+        first_window: int | None = None,
+        starts: Tensor | None = None,
         part: str = "the training part",
     ) -> None:
         """
         Args:
             tokens: one row of ids, (N,), of any integer dtype, on any device.
-            batch_size: windows in a batch, B.
-            window: tokens in a window, T; each needs one more as its last target.
-            seed: what the places are drawn with.
+            batch_size: sequences in a batch, B.
+            window: tokens of each of them in a batch, T; the last one has a target too.
+            first_window: T when the run starts, to be doubled by `advance`; None for `window`.
+            starts: (N,) bool, the tokens that begin a document; None where there is only one.
             part: what error messages call `tokens`.
 
         Raises:
             UserError: if the text is shorter than T + 1, or a size is not positive.
         """
         _check(tokens, batch_size, window)
-        _check_length(tokens, window, part)
+        if len(tokens) < window + 1:
+            raise UserError(
+                f"{part} has {len(tokens)} tokens, but a window of {window} needs {window + 1}: "
+                "give more text or a smaller --window"
+            )
         self.tokens = tokens
+        self.starts = starts
         self.batch_size = batch_size
-        self.window = window
-        self.seed = seed
-        self.step = 0
-        self._offsets = torch.arange(window + 1)
-
-    @property
-    def tokens_per_batch(self) -> int:
-        """B × T."""
-        return self.batch_size * self.window
+        self.window = self._last_window = window
+        self._first_window = first_window or window
+        self.advance(0.0)
 
     def __iter__(self) -> Self:
         return self
+
+    def advance(self, share: float) -> None:
+        """Sets T for the batches to come, from the share of the run that is done, in [0, 1].
+
+        Each of T = first_window, twice that, and so on up to `window` has an equal share.
+        """
+        doublings = math.ceil(math.log2(self._last_window / self._first_window))
+        self.window = min(self._first_window << int(share * (doublings + 1)), self._last_window)
+
+
+class RandomWindows(_Batches):
+    """Batches of windows at random places, without end.
+
+    The places depend on the seed and on the number of the batch alone. While windows are shorter
+    than they will be, there are more of them: a batch has B × `window` tokens from the start.
+    """
+
+    def __init__(
+        self, tokens: Tensor, batch_size: int, window: int, seed: int = 0, **options: Any
+    ) -> None:
+        """
+        Args:
+            seed: what the places are drawn with.
+            options: and all others as for every kind of batches.
+        """
+        super().__init__(tokens, batch_size, window, **options)
+        self.seed = seed
+        self.step = 0
 
     def __next__(self) -> Batch:
         # Philox makes a stream of its own out of each (seed, step). torch.Generator would not do:
@@ -75,9 +103,10 @@ class RandomWindows:
         key = np.array([self.seed % 2**64, self.step], np.uint64)
         random = np.random.Generator(np.random.Philox(key=key))
         self.step += 1
-        num_starts = len(self.tokens) - self.window  # the last target of the last one is N - 1
-        start = torch.from_numpy(random.integers(num_starts, size=(self.batch_size, 1)))
-        return _gather(self.tokens, start + self._offsets)
+        num_places = len(self.tokens) - self.window  # the last target of the last one is N - 1
+        rows = self.batch_size * self._last_window // self.window
+        start = torch.from_numpy(random.integers(num_places, size=(rows, 1)))
+        return _gather(self.tokens, self.starts, start + torch.arange(self.window))
 
     def state_dict(self) -> dict[str, int]:
         """Where the iterator is."""
@@ -88,76 +117,34 @@ class RandomWindows:
         self.seed, self.step = int(state["seed"]), int(state["step"])
 
 
-class Streams:
+class Streams(_Batches):
     """Batches in which each row reads on where it stopped, so that the state can be carried.
 
-    Row b starts at token b × N / B. A row that has no whole window before it any more jumps to the
-    start of the text, and `reset` says so at the first token of that window.
+    Row b starts at token b × (N - 1) / B. At the end of the text a row goes on with the first token
+    again, and `reset` is true there: in a lap it has read every token, with every target, once.
     """
 
-    def __init__(
-        self, tokens: Tensor, batch_size: int, window: int, part: str = "the training part"
-    ) -> None:
-        """
-        Args:
-            tokens: one row of ids, (N,), of any integer dtype, on any device.
-            batch_size: rows, B.
-            window: tokens that each of them reads in a batch, T.
-            part: what error messages call `tokens`.
-
-        Raises:
-            UserError: if a row would not have a single window, or a size is not positive.
-        """
-        _check(tokens, batch_size, window)
-        _check_length(tokens, window, part)
-        start = torch.arange(batch_size) * len(tokens) // batch_size
-        if len(tokens) - int(start[-1]) < window + 1:
-            raise UserError(
-                f"{part} has {len(tokens)} tokens, too few for {batch_size} streams with a window "
-                f"of {window}: give more text, a smaller --window or a smaller --batch-size"
-            )
-        self.tokens = tokens
-        self.batch_size = batch_size
-        self.window = window
-        self.step = 0
-        self._start = start
-        self._windows_before_jump = (len(tokens) - 1 - start) // window
-        self._windows_in_lap = (len(tokens) - 1) // window
-        self._offsets = torch.arange(window + 1)
-
-    @property
-    def tokens_per_batch(self) -> int:
-        """B × T."""
-        return self.batch_size * self.window
-
-    def __iter__(self) -> Self:
-        return self
+    read = 0
 
     def __next__(self) -> Batch:
-        since_jump = self.step - self._windows_before_jump  # in windows; negative until the first
-        in_lap = since_jump % self._windows_in_lap
-        start = torch.where(
-            since_jump < 0, self._start + self.step * self.window, in_lap * self.window
-        )
-        jumped = (since_jump >= 0) & (in_lap == 0)
-        self.step += 1
-        batch = _gather(self.tokens, start[:, None] + self._offsets)
-        if not jumped.any():
-            return batch
-        reset = torch.zeros(self.batch_size, self.window, dtype=torch.bool)
-        reset[:, 0] = jumped
-        return batch._replace(reset=reset.to(self.tokens.device))
+        num_inputs = len(self.tokens) - 1  # the last token is a target alone
+        first = torch.arange(self.batch_size) * num_inputs // self.batch_size
+        places = (first[:, None] + self.read + torch.arange(self.window)) % num_inputs
+        self.read += self.window
+        return _gather(self.tokens, self.starts, places, begins=places == 0)
 
     def state_dict(self) -> dict[str, int]:
-        """Where the iterator is."""
-        return {"step": self.step}
+        """Where the iterator is: tokens that each row has read."""
+        return {"read": self.read}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Goes to where the iterator was that gave `state`, which had the same tokens and sizes."""
-        self.step = int(state["step"])
+        """Goes to where the iterator was that gave `state`, which had the same tokens and rows."""
+        self.read = int(state["read"])
 
 
-def windows_in_order(tokens: Tensor, window: int, batch_size: int) -> Iterator[Batch]:
+def windows_in_order(
+    tokens: Tensor, window: int, batch_size: int, *, starts: Tensor | None = None
+) -> Iterator[Batch]:
     """The whole text as windows side by side: each token but the first is a target exactly once.
 
     The last batch may have fewer rows. What is left after the last whole window comes as a batch of
@@ -167,6 +154,7 @@ def windows_in_order(tokens: Tensor, window: int, batch_size: int) -> Iterator[B
         tokens: one row of ids, (N,), of any integer dtype, on any device.
         window: tokens in a window, T.
         batch_size: windows in a batch, B.
+        starts: (N,) bool, the tokens that begin a document; None where there is only one.
 
     Raises:
         UserError: if there are fewer than two tokens, or a size is not positive.
@@ -174,26 +162,35 @@ def windows_in_order(tokens: Tensor, window: int, batch_size: int) -> Iterator[B
     _check(tokens, batch_size, window)
     if len(tokens) < 2:
         raise UserError("the text to evaluate needs at least two tokens: give more text")
-    return _in_order(tokens, window, batch_size)
+    return _in_order(tokens, window, batch_size, starts)
 
 
-def _in_order(tokens: Tensor, window: int, batch_size: int) -> Iterator[Batch]:
-    inputs, targets = tokens[:-1], tokens[1:]
-    num_windows = len(inputs) // window
-    for first in range(0, num_windows, batch_size):
-        rows = min(batch_size, num_windows - first)
-        span = slice(first * window, (first + rows) * window)
-        x, y = inputs[span].reshape(rows, window), targets[span].reshape(rows, window)
-        yield Batch(x.long(), y.long())
-    if len(inputs) % window:
-        rest = slice(num_windows * window, None)
-        yield Batch(inputs[rest].long()[None], targets[rest].long()[None])
+def _in_order(
+    tokens: Tensor, window: int, batch_size: int, starts: Tensor | None
+) -> Iterator[Batch]:
+    places = torch.arange(len(tokens) - 1)
+    rest = len(places) % window
+    whole = places[: len(places) - rest].view(-1, window)
+    for first in range(0, len(whole), batch_size):
+        yield _gather(tokens, starts, whole[first : first + batch_size])
+    if rest:
+        yield _gather(tokens, starts, places[None, -rest:])
 
 
-def _gather(tokens: Tensor, places: Tensor) -> Batch:
-    """The batch whose row b holds the tokens at `places[b]`, (B, T + 1)."""
-    both = tokens[places.to(tokens.device)].long()
-    return Batch(both[:, :-1].contiguous(), both[:, 1:].contiguous())
+def _gather(
+    tokens: Tensor, starts: Tensor | None, places: Tensor, begins: Tensor | None = None
+) -> Batch:
+    """The batch that reads the tokens at `places` (B, T), and is told the one after each.
+
+    The state is emptied where a document starts, and where `begins` (B, T) is true.
+    """
+    places = places.to(tokens.device)
+    reset = None if begins is None else begins.to(tokens.device)
+    if starts is not None:
+        reset = starts[places] if reset is None else reset | starts[places]
+    if reset is not None and not reset.any():
+        reset = None
+    return Batch(tokens[places].long(), tokens[places + 1].long(), reset)
 
 
 def _check(tokens: Tensor, batch_size: int, window: int) -> None:
@@ -205,11 +202,3 @@ def _check(tokens: Tensor, batch_size: int, window: int) -> None:
     for name, size in (("batch_size", batch_size), ("window", window)):
         if size < 1:
             raise UserError(f"{name} must be positive, not {size}")
-
-
-def _check_length(tokens: Tensor, window: int, part: str) -> None:
-    if len(tokens) < window + 1:
-        raise UserError(
-            f"{part} has {len(tokens)} tokens, but a window of {window} needs {window + 1}: "
-            "give more text or a smaller --window"
-        )

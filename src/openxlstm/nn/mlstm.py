@@ -7,6 +7,7 @@ from torch import Tensor, nn
 from openxlstm import ops
 from openxlstm.config import StackConfig
 from openxlstm.nn.conv import CausalConv1d, weights_of
+from openxlstm.nn.dropout import Dropout
 from openxlstm.nn.init import small_init_, wang_init_, zero_biases_
 from openxlstm.nn.linear import HeadwiseLinear
 from openxlstm.nn.norm import EPS, HeadNorm
@@ -39,7 +40,7 @@ class MLSTMLayer(nn.Module):
         self.norm = HeadNorm(NH, E // NH)
         self.skip = nn.Parameter(torch.ones(E))
         self.down_proj = nn.Linear(E, D, bias=config.bias)
-        self.dropout = nn.Dropout(config.dropout)
+        self.dropout = Dropout(config.dropout, config.dropout_kind)
         small_init_(self.up_proj.weight, D)
         wang_init_(self.down_proj.weight, D, len(config.layers))
         zero_biases_(self.up_proj, self.down_proj)

@@ -6,6 +6,7 @@ from torch import Tensor, nn
 from openxlstm import ops
 from openxlstm.config import StackConfig
 from openxlstm.nn.conv import CausalConv1d
+from openxlstm.nn.dropout import Dropout
 from openxlstm.nn.init import powerlaw_forget_bias, small_init_, uniform_init_
 from openxlstm.nn.norm import HeadNorm
 from openxlstm.states import LayerState, MLSTMState, SLSTMState
@@ -34,7 +35,7 @@ class SLSTMLayer(nn.Module):
         self.bias = nn.Parameter(torch.zeros(NH, 4, DH))
         self.bias.data[:, 1] = powerlaw_forget_bias(DH, block_index, len(config.layers))
         self.norm = HeadNorm(NH, DH)
-        self.dropout = nn.Dropout(config.dropout)
+        self.dropout = Dropout(config.dropout, config.dropout_kind)
 
     def initial_state(self, batch_size: int) -> LayerState:
         weight = self.recurrent_weight

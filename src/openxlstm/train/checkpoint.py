@@ -1,8 +1,9 @@
 """All that a run needs to go on as if it had never stopped, in one safetensors file.
 
 Tensors are named `model.…`, `optimizer.KEY.PARAMETER`, `state.…` (the carried recurrent state) and
-`rng`; the plain values are JSON in the file's metadata. One file, replaced atomically: a kill at
-any moment leaves the old checkpoint or the new one.
+`rng`. Where weights are averaged, `model.…` are the averages, which are what others read, and
+`unaveraged.…` the weights that the optimizer steps. The plain values are JSON in the file's
+metadata. One file, replaced atomically: a kill at any moment leaves the old checkpoint or the new.
 """
 
 import json
@@ -29,12 +30,17 @@ def save_checkpoint(
     optimizer: Optimizer,
     state: ModelState | None,
     values: dict[str, Any],
+    average: LanguageModel | None = None,
 ) -> None:
     """Writes model, optimizer, carried state, torch's random state and JSON-ready `values`."""
     names: dict[Tensor, str] = {parameter: name for name, parameter in model.named_parameters()}
-    tensors = {f"model.{name}": tensor for name, tensor in model.state_dict().items()}
-    if model.config.tie_weights:
-        del tensors["model.head.weight"]
+    models = {"model": model} if average is None else {"model": average, "unaveraged": model}
+    tensors = {
+        f"{prefix}.{name}": tensor
+        for prefix, part in models.items()
+        for name, tensor in part.state_dict().items()
+        if not (name == "head.weight" and model.config.tie_weights)
+    }
     for parameter, slots in optimizer.state.items():
         for key, slot in slots.items():
             tensors[f"optimizer.{key}.{names[parameter]}"] = slot
@@ -46,9 +52,9 @@ def save_checkpoint(
 
 
 def load_checkpoint(
-    path: Path, model: LanguageModel, optimizer: Optimizer
+    path: Path, model: LanguageModel, optimizer: Optimizer, average: LanguageModel | None = None
 ) -> tuple[ModelState | None, dict[str, Any]]:
-    """Puts a checkpoint into model, optimizer and torch's random state; returns the rest.
+    """Puts a checkpoint into model, average, optimizer and torch's random state; returns the rest.
 
     Raises:
         UserError: if the file is missing, damaged, or of another model.
@@ -61,8 +67,11 @@ def load_checkpoint(
         raise UserError(f"{path} is not a training checkpoint") from None
     if version != VERSION:
         raise UserError(f"{path} is a checkpoint of version {version}; this openxlstm reads 1")
-    weights = {n.removeprefix("model."): t for n, t in tensors.items() if n.startswith("model.")}
-    put_weights(model, weights, path, tied=model.config.tie_weights)
+    models = {"model": model} if average is None else {"model": average, "unaveraged": model}
+    for prefix, part in models.items():
+        names = [name for name in tensors if name.startswith(f"{prefix}.")]
+        weights = {name.removeprefix(f"{prefix}."): tensors[name] for name in names}
+        put_weights(part, weights, path, tied=model.config.tie_weights)
     _load_optimizer(path, tensors, model, optimizer)
     parts = [tensors[f"state.{i}"] for i in range(sum(n.startswith("state.") for n in tensors))]
     if "rng" not in tensors:

@@ -5,11 +5,12 @@ import time
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, cast
 
 import torch
 import torch.nn.functional as F
 from torch import nn
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from openxlstm.config import TrainConfig
 from openxlstm.errors import UserError
@@ -25,6 +26,10 @@ class Batches(Protocol):
     """An endless iterator of batches that can be put back to where it was."""
 
     def __next__(self) -> Batch: ...
+    def advance(self, share: float) -> None:
+        """Told what share of the run is done, before each batch."""
+        ...
+
     def state_dict(self) -> dict[str, Any]: ...
     def load_state_dict(self, state: dict[str, Any]) -> None: ...
 
@@ -95,11 +100,12 @@ def fit(
     resume: bool = False,
     stop: Callable[[], bool] = lambda: False,
 ) -> Progress:
-    """Trains `model` in place with AdamW until the run's steps or minutes are over.
+    """Trains `model` in place with AdamW until the run's steps, tokens or minutes are over.
 
     Every `config.eval_every` steps, and at both ends, the loss on the two samples is measured; if
     there is a `folder`, it then gets a checkpoint of the whole run (`checkpoints/last.safetensors`)
-    and, when the validation loss is the lowest so far, the model.
+    and, when the validation loss is the lowest so far, the model. With `config.ema_decay`, what is
+    measured and saved is the moving average of the weights, and `model` is that average at the end.
 
     Args:
         model: on the device to train on.
@@ -123,13 +129,15 @@ def fit(
     optimizer = torch.optim.AdamW(
         groups, lr=config.learning_rate, betas=(config.beta1, config.beta2), fused=True
     )
+    averaging, average = _average(model, config.ema_decay) if config.ema_decay else (None, None)
+    measured = model if average is None else average
     progress, state = Progress(), None
     device = next(model.parameters()).device
 
     def save() -> None:
         if folder is not None:
             values = {"progress": asdict(progress), "batches": batches.state_dict()}
-            save_checkpoint(folder / LAST, model, optimizer, state, values)
+            save_checkpoint(folder / LAST, model, optimizer, state, values, average)
 
     def tick() -> None:
         """Brings the run's seconds up to now."""
@@ -139,7 +147,7 @@ def fit(
 
     def measure() -> None:
         """Evaluates, tells, saves the model if it is the best, and then the checkpoint."""
-        train, val = evaluate(model, train_sample), evaluate(model, val_sample)
+        train, val = evaluate(measured, train_sample), evaluate(measured, val_sample)
         best = val.loss < progress.best_loss
         if best:
             progress.best_loss, progress.best_step = val.loss, progress.step
@@ -151,13 +159,15 @@ def fit(
         for callback in callbacks:
             callback.on_evaluated(evaluated)
         if best and folder is not None:
-            model.save_pretrained(folder)
+            measured.save_pretrained(folder)
         save()
 
     if resume:
         assert folder is not None, "a run is resumed from its folder"
-        state, values = load_checkpoint(folder / LAST, model, optimizer)
+        state, values = load_checkpoint(folder / LAST, model, optimizer, average)
         progress = Progress(**values["progress"])
+        if averaging is not None:
+            averaging.n_averaged.fill_(progress.step)
         batches.load_state_dict(values["batches"])
 
     for callback in callbacks:
@@ -167,6 +177,7 @@ def fit(
     if not resume:
         measure()
     while (share := _share(config, progress)) < 1:
+        batches.advance(share)
         batch = next(batches)
         x, y = batch.x.to(device), batch.y.to(device)
         reset = None if batch.reset is None else batch.reset.to(device)
@@ -185,6 +196,8 @@ def fit(
                 "(what was saved before is untouched)"
             )
         optimizer.step()
+        if averaging is not None:
+            averaging.update_parameters(model)
         state = state_after.detach() if carry_state else None
 
         tick()
@@ -204,11 +217,20 @@ def fit(
             save()
         if stopping:
             break
+    if average is not None:
+        model.load_state_dict(average.state_dict())
     return progress
+
+
+def _average(model: LanguageModel, decay: float) -> tuple[AveragedModel, LanguageModel]:
+    """What averages a model's weights, and the copy of the model that has the averages."""
+    averaging = AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(decay))
+    return averaging, cast("LanguageModel", averaging.module)
 
 
 def _share(config: TrainConfig, progress: Progress) -> float:
     """Share of the run that is done, by the limit that is nearest."""
     by_steps = progress.step / config.steps if config.steps else 0.0
+    by_tokens = progress.tokens / config.tokens if config.tokens else 0.0
     by_clock = progress.seconds / (60 * config.minutes) if config.minutes else 0.0
-    return max(by_steps, by_clock)
+    return max(by_steps, by_tokens, by_clock)
