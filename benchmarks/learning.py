@@ -37,6 +37,9 @@ NANOGPT_SECONDS = 98.0
 NANOGPT_ON_A_GPU = 1.4697
 """What its recipe for a GPU reaches, on windows of 256, with 10.65 M parameters."""
 
+TICKS = (3, 5, 10, 20, 50, 100, 200, 500, 1000, 2000)
+"""Seconds that the picture marks."""
+
 WAYS = {
     "windows of 64": ("--window", "64"),
     "windows of 256": ("--window", "256"),
@@ -50,7 +53,7 @@ WAYS = {
 class Options:
     """Trains presets from scratch and measures them."""
 
-    presets: tyro.conf.Positional[tuple[str, ...]]
+    presets: tyro.conf.Positional[tuple[str, ...]] = ()
     """Which of them."""
     data: str = "tinyshakespeare"
     """The text."""
@@ -64,6 +67,8 @@ class Options:
     """Also plain AdamW, at each of these constant rates."""
     threads: int = 2
     """Threads of a run."""
+    also: tuple[Path, ...] = ()
+    """Figures of earlier runs, written by --json, to draw with these."""
     plot: Path | None = None
     """Draw validation loss against time, beside nanoGPT's."""
     json: Annotated[Path | None, tyro.conf.arg(help="Write all figures and curves.")] = None
@@ -117,7 +122,7 @@ def draw(runs: list[dict[str, Any]], path: Path) -> None:
     spacing = NANOGPT_SECONDS / (len(NANOGPT) - 1)
     axes.plot(
         [spacing * n for n in range(1, len(NANOGPT))], NANOGPT[1:], color="0.35", marker="o", ms=4,
-        label="nanoGPT's CPU recipe (windows of 64)",
+        label="nanoGPT's CPU recipe (windows of 64, on a Zen 3)",
     )  # fmt: skip
     axes.axhline(
         NANOGPT_ON_A_GPU, color="0.35", ls="--", lw=1, label="nanoGPT on a GPU (windows of 256)"
@@ -130,7 +135,9 @@ def draw(runs: list[dict[str, Any]], path: Path) -> None:
             axes.plot(*zip(*points, strict=True), color=f"C{number}", lw=1.5, label=label)
             label = None  # one line in the legend for all seeds
     axes.set_xscale("log")
+    axes.set_xticks(TICKS, [str(seconds) for seconds in TICKS])
     axes.set_ylim(1.38, 2.6)
+    axes.set_xlim(4, 1.1 * max(run["curve"][-1][0] for run in runs))
     axes.set_xlabel("seconds of training, two CPU cores")
     axes.set_ylabel("validation loss (nats a character)")
     axes.set_title("Tiny Shakespeare, last tenth held out")
@@ -160,6 +167,7 @@ def main() -> None:
     if options.json is not None:
         options.json.write_text(json_module.dumps(runs))
     if options.plot is not None:
+        runs += [run for file in options.also for run in json_module.loads(file.read_text())]
         draw([run for run in runs if "rate" not in run], options.plot)
 
 

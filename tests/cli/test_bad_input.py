@@ -126,7 +126,7 @@ def test_tinyshakespeare_without_a_network(
 @pytest.mark.parametrize(
     ("options", "words"),
     [
-        ("--preset dmeo", "there is no preset 'dmeo'; choose one of: demo, article"),
+        ("--preset dmeo", "there is no preset 'dmeo'; choose one of: demo, fast, best, article"),
         ("--layers mx", "unknown letter 'x'"),
         ("--layers=", "layers is empty"),
         ("--embedding-dim 18 --num-heads 4", "embedding_dim=18 is not a multiple of num_heads=4"),

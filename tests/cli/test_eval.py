@@ -182,7 +182,7 @@ def test_the_table_has_both_ways(trained: Path, cli: Cli, measure: Measure) -> N
     [
         (["--stream", "--window", 8], "give --window or --random, or --stream"),
         (["--stream", "--random"], "give --window or --random, or --stream"),
-        (["--random", "--window", 500], "the text to evaluate has 112 tokens"),
+        (["--random", "--window", 500], "the text to evaluate has "),
         (["--window", 0], "window must be positive, not 0"),
         (["--window", -3], "window must be positive, not -3"),
         (["--batch-size", 0], "batch_size must be positive, not 0"),

@@ -220,7 +220,10 @@ def test_presets_are_listed(cli: Cli, tmp_path: Path) -> None:
     result = cli("train", "--list-presets")
     assert (result.code, result.err) == (0, "")
     for name, preset in PRESETS.items():
-        assert re.search(rf"^ *{name} +{preset.model.layers} ", result.out, re.MULTILINE)
+        loss = f"{preset.measured.windows_of_256:.3f}"
+        line = rf"^ *{name} +{preset.model.layers} +.* {loss} "
+        assert re.search(line, result.out, re.MULTILINE), "what it is, and what it reached"
+        assert f"{preset.about}\n" in result.out
     assert not list(Path.cwd().iterdir())
 
 

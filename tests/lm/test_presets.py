@@ -46,6 +46,25 @@ def test_the_demo_needs_no_network_and_two_minutes() -> None:
     assert set(preset.model.layers) == {"m", "s"}
 
 
+def test_the_limits_of_fast_and_best() -> None:
+    """The time of nanoGPT's recipe for a CPU; at most 3 M parameters and 40 minutes."""
+    assert get_preset("fast").train.minutes == pytest.approx(98 / 60)
+    best = get_preset("best")
+    assert sum(p.numel() for p in LanguageModel(best.model).parameters()) <= 3_000_000
+    assert best.train.minutes is not None
+    assert best.train.minutes <= 40
+
+
+@pytest.mark.parametrize("name", PRESETS)
+def test_what_was_measured_is_credible(name: str) -> None:
+    """Longer windows, and then a stream, leave less to guess; a text that was read, too."""
+    measured = PRESETS[name].measured
+    assert 1.3 < measured.stream < measured.windows_of_256 < measured.windows_of_64 < 2
+    assert measured.train < measured.windows_of_256
+    if (minutes := PRESETS[name].train.minutes) is not None:
+        assert measured.minutes == minutes
+
+
 @pytest.mark.parametrize("name", PRESETS)
 def test_every_preset_makes_a_model(name: str) -> None:
     preset = PRESETS[name]
@@ -57,5 +76,7 @@ def test_every_preset_makes_a_model(name: str) -> None:
 
 
 def test_an_unknown_preset_names_the_others() -> None:
-    with pytest.raises(UserError, match="no preset 'dmeo'; choose one of: demo, article"):
+    with pytest.raises(
+        UserError, match="no preset 'dmeo'; choose one of: demo, fast, best, article"
+    ):
         get_preset("dmeo")

@@ -1,6 +1,13 @@
-"""Reading the text that an option names, with a bar while it is fetched."""
+"""From the text that an option names, fetched with a bar, to tokens."""
+
+from typing import TYPE_CHECKING
 
 from openxlstm.data.corpora import load_documents
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from openxlstm.data.tokenizer import Tokenizer
 
 
 def read_documents(source: str, *, quiet: bool) -> list[str]:
@@ -26,3 +33,15 @@ def read_documents(source: str, *, quiet: bool) -> list[str]:
         return load_documents(source, progress=report)
     finally:
         bar.stop()
+
+
+def to_tokens(
+    documents: list[str], tokenizer: "Tokenizer", *, reset: bool
+) -> "tuple[Tensor, Tensor | None]":
+    """The ids (N,) of some documents, and where the state is emptied (N,); None for nowhere."""
+    import torch
+
+    from openxlstm.data.tokenizer import encode_documents
+
+    ids, starts = encode_documents(tokenizer, documents)
+    return torch.from_numpy(ids), torch.from_numpy(starts) if reset and starts is not None else None

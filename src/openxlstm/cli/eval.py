@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Literal
 
 import tyro
 
-from openxlstm.cli.corpus import read_documents
+from openxlstm.cli.corpus import read_documents, to_tokens
 from openxlstm.cli.options import Quiet, Verbose, parse
 from openxlstm.cli.runs import Checkpoint, RunRecord, load_run
 from openxlstm.errors import UserError
@@ -66,11 +66,8 @@ def run(arguments: list[str]) -> int:
     if options.stream and (options.window is not None or options.random):
         raise UserError("--stream has no windows: give --window or --random, or --stream")
 
-    import torch
-
     from openxlstm.data.batches import RandomWindows, windows_in_order
     from openxlstm.data.corpora import split_documents
-    from openxlstm.data.tokenizer import encode_documents
     from openxlstm.device import get_device, set_threads
     from openxlstm.train.evaluate import evaluate
 
@@ -86,9 +83,7 @@ def run(arguments: list[str]) -> int:
     if options.part != "all":
         train, val = split_documents(documents, data.val_fraction, data.val_split)
         documents = val if options.part == "val" else train
-    encoded, first = encode_documents(tokenizer, documents)
-    ids = torch.from_numpy(encoded)
-    starts = torch.from_numpy(first) if data.reset_at_documents and first is not None else None
+    ids, starts = to_tokens(documents, tokenizer, reset=data.reset_at_documents)
     characters_per_token = sum(map(len, documents)) / max(len(ids), 1)
     batch_size = options.batch_size
 

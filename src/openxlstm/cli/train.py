@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 from openxlstm._version import __version__
-from openxlstm.cli.corpus import read_documents
+from openxlstm.cli.corpus import read_documents, to_tokens
 from openxlstm.cli.options import Quiet, Verbose, parse
 from openxlstm.cli.presets import list_presets
 from openxlstm.cli.runs import RECORD, RunRecord, free_folder, is_in_use, load_run, text_sha256
@@ -24,6 +24,7 @@ from openxlstm.lm.presets import get_preset
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from openxlstm.data.batches import RandomWindows, Streams
     from openxlstm.data.tokenizer import Tokenizer
     from openxlstm.lm.model import LanguageModel
     from openxlstm.train.loop import Progress
@@ -234,12 +235,9 @@ def _with_length(train: TrainConfig, options: Options) -> TrainConfig:
 
 
 def _train(plan: Plan, options: Options) -> int:
-    import torch
-
     from openxlstm.cli.progress import TrainingProgress
-    from openxlstm.data.batches import RandomWindows, Streams
+    from openxlstm.data.batches import RandomWindows
     from openxlstm.data.corpora import split_documents
-    from openxlstm.data.tokenizer import encode_documents
     from openxlstm.device import get_device, seed_everything, set_threads
     from openxlstm.lm.model import LanguageModel
     from openxlstm.train.curve import draw_loss
@@ -250,28 +248,18 @@ def _train(plan: Plan, options: Options) -> int:
     set_threads(options.threads)
     device = get_device(options.device)
     seed_everything(config.seed)
-
-    def tokens(documents: list[str]) -> tuple["Tensor", "Tensor | None"]:
-        ids, starts = encode_documents(plan.tokenizer, documents)
-        resets = data.reset_at_documents and starts is not None
-        return torch.from_numpy(ids), torch.from_numpy(starts) if resets else None
-
-    train, val = split_documents(plan.documents, data.val_fraction, data.val_split)
-    (train_ids, train_starts), (val_ids, val_starts) = tokens(train), tokens(val)
-    size = data.batch_size, data.window
-    streams = data.sampling == "streams"
-    options_of_both = {"first_window": data.first_window, "starts": train_starts}
-    if streams:
-        batches = Streams(train_ids, *size, **options_of_both)
-    else:
-        batches = RandomWindows(train_ids, *size, seed=config.seed, **options_of_both)
+    train, val = (
+        to_tokens(part, plan.tokenizer, reset=data.reset_at_documents)
+        for part in split_documents(plan.documents, data.val_fraction, data.val_split)
+    )
+    batches = _batches(plan, *train)
     size = data.batch_size, data.eval_window or data.window
-    in_train = RandomWindows(train_ids, *size, starts=train_starts)
-    in_val = RandomWindows(val_ids, *size, starts=val_starts, part="the held-out part")
+    in_train = RandomWindows(train[0], *size, starts=train[1])
+    in_val = RandomWindows(val[0], *size, starts=val[1], part="the held-out part")
     model = LanguageModel(plan.model).to(device)
 
     with contextlib.ExitStack() as stack:
-        description = _description(plan, model, len(train_ids), len(val_ids))
+        description = _description(plan, model, len(train[0]), len(val[0]))
         progress = stack.enter_context(TrainingProgress(description, quiet=options.quiet))
         callbacks: list[Any] = [_RunFiles(plan), progress, stack.enter_context(MetricsFile(folder))]
         if options.tensorboard:
@@ -281,7 +269,8 @@ def _train(plan: Plan, options: Options) -> int:
             model, batches, config, callbacks,
             train_sample=list(islice(in_train, config.eval_batches)),
             val_sample=list(islice(in_val, config.eval_batches)),
-            carry_state=streams, folder=folder, resume=options.resume, stop=stopped.is_set,
+            carry_state=data.sampling == "streams", folder=folder, resume=options.resume,
+            stop=stopped.is_set,
         )  # fmt: skip
     plan.record.replace(result=asdict(result)).save(folder)
     curve = draw_loss(folder, f"{folder.name} · {plan.model.layers} · {data.source}")
@@ -298,6 +287,18 @@ def _train(plan: Plan, options: Options) -> int:
         prompt = shlex.quote(first_line[:30].rstrip())
         _say(f"\nto read on:\n  openxlstm generate {shlex.quote(str(folder))} --prompt {prompt}")
     return 0
+
+
+def _batches(plan: Plan, ids: "Tensor", starts: "Tensor | None") -> "RandomWindows | Streams":
+    """What the run is trained on, without end."""
+    from openxlstm.data.batches import RandomWindows, Streams
+
+    data = plan.record.data_config
+    sizes = {"batch_size": data.batch_size, "window": data.window}
+    growing = {"first_window": data.first_window, "starts": starts}
+    if data.sampling == "streams":
+        return Streams(ids, **sizes, **growing)
+    return RandomWindows(ids, **sizes, **growing, seed=plan.record.train_config.seed)
 
 
 def _description(plan: Plan, model: "LanguageModel", num_train: int, num_val: int) -> str:
