@@ -57,9 +57,12 @@ def test_the_limits_of_fast_and_best() -> None:
 
 @pytest.mark.parametrize("name", PRESETS)
 def test_what_was_measured_is_credible(name: str) -> None:
-    """Longer windows, and then a stream, leave less to guess; a text that was read, too."""
+    """Longer windows, and then a stream, leave less to guess; a text that was read, too. But where
+    there are positions, those that were never trained are worse."""
     measured = PRESETS[name].measured
-    assert 1.3 < measured.stream < measured.windows_of_256 < measured.windows_of_64 < 2
+    losses = [measured.stream, measured.windows_of_256, measured.windows_of_64]
+    assert losses == sorted(losses, reverse=PRESETS[name].model.num_positions > 0)
+    assert all(1.3 < loss < 2 for loss in losses)
     assert measured.train < measured.windows_of_256
     if (minutes := PRESETS[name].train.minutes) is not None:
         assert measured.minutes == minutes

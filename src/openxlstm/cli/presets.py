@@ -9,7 +9,7 @@ def list_presets() -> None:
     from rich.table import Table
 
     console, table = Console(), Table(box=None)
-    for name in ("preset", "layers", "width", "text", "minutes", "64", "256", "stream"):
+    for name in ("preset", "layers", "width", "text", "minutes", "64", "256", "stream", "seeds"):
         table.add_column(name, justify="left" if name in ("preset", "text") else "right")
     for name, preset in PRESETS.items():
         model, measured = preset.model, preset.measured
@@ -17,6 +17,7 @@ def list_presets() -> None:
         table.add_row(
             name, model.layers, str(model.embedding_dim), preset.data.source,
             f"{measured.minutes:.1f}", *(f"{loss:.3f}" for loss in losses),
+            str(measured.seeds),
         )  # fmt: skip
     console.print(table)
     console.print()
@@ -24,7 +25,7 @@ def list_presets() -> None:
         console.print(f" {name:<8}{preset.about}", soft_wrap=True, highlight=False)
     console.print(
         "\n Minutes and losses are as measured on two cores of a Zen 5: nats a token on the "
-        "held-out tenth,\n in windows of 64 and 256 tokens and as one stream, the median of three "
+        "held-out tenth,\n in windows of 64 and 256 tokens and as one stream, the median over some "
         "seeds.",
         soft_wrap=True, highlight=False,
     )  # fmt: skip
