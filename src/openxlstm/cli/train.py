@@ -294,11 +294,11 @@ def _batches(plan: Plan, ids: "Tensor", starts: "Tensor | None") -> "RandomWindo
     from openxlstm.data.batches import RandomWindows, Streams
 
     data = plan.record.data_config
-    sizes = {"batch_size": data.batch_size, "window": data.window}
-    growing = {"first_window": data.first_window, "starts": starts}
+    size = data.batch_size, data.window
+    common = {"first_window": data.first_window, "starts": starts}
     if data.sampling == "streams":
-        return Streams(ids, **sizes, **growing)
-    return RandomWindows(ids, **sizes, **growing, seed=plan.record.train_config.seed)
+        return Streams(ids, *size, **common)
+    return RandomWindows(ids, *size, plan.record.train_config.seed, **common)
 
 
 def _description(plan: Plan, model: "LanguageModel", num_train: int, num_val: int) -> str:

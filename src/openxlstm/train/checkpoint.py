@@ -34,10 +34,9 @@ def save_checkpoint(
 ) -> None:
     """Writes model, optimizer, carried state, torch's random state and JSON-ready `values`."""
     names: dict[Tensor, str] = {parameter: name for name, parameter in model.named_parameters()}
-    models = {"model": model} if average is None else {"model": average, "unaveraged": model}
     tensors = {
         f"{prefix}.{name}": tensor
-        for prefix, part in models.items()
+        for prefix, part in _models(model, average).items()
         for name, tensor in part.state_dict().items()
         if not (name == "head.weight" and model.config.tie_weights)
     }
@@ -67,8 +66,7 @@ def load_checkpoint(
         raise UserError(f"{path} is not a training checkpoint") from None
     if version != VERSION:
         raise UserError(f"{path} is a checkpoint of version {version}; this openxlstm reads 1")
-    models = {"model": model} if average is None else {"model": average, "unaveraged": model}
-    for prefix, part in models.items():
+    for prefix, part in _models(model, average).items():
         names = [name for name in tensors if name.startswith(f"{prefix}.")]
         weights = {name.removeprefix(f"{prefix}."): tensors[name] for name in names}
         put_weights(part, weights, path, tied=model.config.tie_weights)
@@ -82,6 +80,11 @@ def load_checkpoint(
     remaining = iter(parts)
     template = model.initial_state(parts[0].shape[0])
     return states.map_state(lambda part: next(remaining).to(part.device), template), values
+
+
+def _models(model: LanguageModel, average: LanguageModel | None) -> dict[str, LanguageModel]:
+    """What a checkpoint holds the weights of, by the first part of their names."""
+    return {"model": model} if average is None else {"model": average, "unaveraged": model}
 
 
 def _load_optimizer(
