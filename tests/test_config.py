@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from openxlstm.cli.runs import RunRecord
+from openxlstm.cli.run_folder import RunRecord
 from openxlstm.config import Config, DataConfig, ModelConfig, StackConfig, TrainConfig, round_up
 from openxlstm.errors import UserError
 

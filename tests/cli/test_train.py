@@ -18,7 +18,7 @@ from safetensors.torch import load_file
 
 import openxlstm
 from openxlstm import __version__
-from openxlstm.cli.runs import free_folder, text_sha256
+from openxlstm.cli.run_folder import free_folder, text_sha256
 from openxlstm.lm.presets import PRESETS
 from openxlstm.train.metrics import MetricsFile, read_metrics
 

@@ -14,7 +14,7 @@ import tyro
 
 from openxlstm.cli.corpus import read_documents, to_tokens
 from openxlstm.cli.options import Quiet, Verbose, parse
-from openxlstm.cli.runs import Checkpoint, RunRecord, load_run
+from openxlstm.cli.run_folder import Checkpoint, RunRecord, load_run
 from openxlstm.errors import UserError
 
 if TYPE_CHECKING:

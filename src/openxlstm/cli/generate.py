@@ -7,7 +7,7 @@ from pathlib import Path
 import tyro
 
 from openxlstm.cli.options import Quiet, Verbose, parse
-from openxlstm.cli.runs import Checkpoint, load_run
+from openxlstm.cli.run_folder import Checkpoint, load_run
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -16,7 +16,14 @@ from openxlstm._version import __version__
 from openxlstm.cli.corpus import read_documents, to_tokens
 from openxlstm.cli.options import Quiet, Verbose, parse
 from openxlstm.cli.presets import list_presets
-from openxlstm.cli.runs import RECORD, RunRecord, free_folder, is_in_use, load_run, text_sha256
+from openxlstm.cli.run_folder import (
+    RECORD,
+    RunRecord,
+    free_folder,
+    is_in_use,
+    load_run,
+    text_sha256,
+)
 from openxlstm.config import Config, DataConfig, ModelConfig, TrainConfig
 from openxlstm.errors import UserError
 from openxlstm.lm.presets import get_preset
