@@ -273,10 +273,16 @@ class TrainConfig(Config):
     ema_decay: float = 0.0
     """Share that an exponential moving average of the weights keeps at each step; it is then what
     is evaluated and saved. 0 for none."""
+    nonfinite: Literal["stop", "skip"] = "stop"
+    """What a loss or gradient that is no number does: end the run, or leave that step out."""
     eval_every: int = 200
-    """Steps between evaluations, each of which also saves a checkpoint."""
+    """Steps between evaluations."""
     eval_batches: int = 20
     """Batches an evaluation takes from each of train and val: the same ones every time."""
+    save_every: int | None = None
+    """Steps between checkpoints; None for one with each evaluation."""
+    keep_checkpoints: int = 3
+    """Newest checkpoints that are kept. The best model is kept besides."""
 
     def __post_init__(self) -> None:
         require(
@@ -306,3 +312,32 @@ class TrainConfig(Config):
         require(self.clip_norm >= 0, "clip_norm must be 0 (no limit) or more")
         require(self.eval_every > 0, f"eval_every must be positive, not {self.eval_every}")
         require(self.eval_batches > 0, f"eval_batches must be positive, not {self.eval_batches}")
+        require(
+            self.save_every is None or self.save_every > 0,
+            f"save_every must be positive, not {self.save_every}",
+        )
+        require(
+            self.keep_checkpoints > 0, f"keep_checkpoints must be 1 or more, not {self.keep_checkpoints}"
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class ComputeConfig(Config):
+    """How a run is computed. Nothing here changes what it learns, but for rounding, so that a run
+    may be resumed with other choices: on another machine, or on more of them."""
+
+    strategy: Literal["ddp", "fsdp"] = "ddp"
+    """Among several processes. ddp: each holds the whole model (arXiv:2006.15704). fsdp: weights,
+    gradients and optimizer are dealt out, and put together block by block (arXiv:2304.11277)."""
+    accumulate: int = 1
+    """Parts that a process computes its share of a batch in, one after another."""
+    precision: Literal["float32", "bfloat16"] = "float32"
+    """Of the matrix products: bfloat16 is torch's autocast. Weights and states stay in float32."""
+    recompute_blocks: bool = False
+    """Keep the input of each block alone, and compute the block again when its gradient is due:
+    less memory for about a third more time (activation checkpointing, arXiv:1604.06174)."""
+    compile: bool = False
+    """Let torch.compile fuse what is between openxlstm's own operators, block by block."""
+
+    def __post_init__(self) -> None:
+        require(self.accumulate > 0, f"accumulate must be positive, not {self.accumulate}")

@@ -32,7 +32,7 @@ def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
         unfinished.replace(path)
     finally:
         unfinished.unlink(missing_ok=True)
-    _sync(path.parent)
+    sync(path.parent)
 
 
 def write_text(path: Path, text: str) -> None:
@@ -62,7 +62,7 @@ def read_json(path: Path) -> dict[str, Any]:
     return values
 
 
-def _sync(folder: Path) -> None:
+def sync(folder: Path) -> None:
     """Makes a rename in `folder` survive a power cut, where the system can."""
     if os.name == "posix":
         descriptor = os.open(folder, os.O_RDONLY)

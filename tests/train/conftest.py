@@ -9,7 +9,7 @@ from torch import Tensor
 
 from openxlstm.config import ModelConfig, TrainConfig
 from openxlstm.lm.model import LanguageModel
-from openxlstm.train.loop import Callback, Evaluated, Progress, Step
+from openxlstm.train.callback import Callback, Evaluated, Progress, Step
 
 
 class Recorder(Callback):

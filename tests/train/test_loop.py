@@ -15,12 +15,12 @@ from torch import Tensor, nn
 from openxlstm.config import TrainConfig
 from openxlstm.data.batches import Batch, RandomWindows, Streams
 from openxlstm.errors import UserError
-from openxlstm.lm.folder import load_weights
 from openxlstm.lm.model import LanguageModel
 from openxlstm.train import loop
-from openxlstm.train.checkpoint import save_checkpoint
+from openxlstm.train.callback import Callback, Evaluated, Progress, Step
+from openxlstm.train.checkpoint import checkpoints, load_model, newest, save_checkpoint
 from openxlstm.train.evaluate import Evaluation, evaluate
-from openxlstm.train.loop import LAST, Callback, Evaluated, Progress, Step, fit
+from openxlstm.train.loop import fit
 from openxlstm.train.metrics import MetricsFile, read_metrics
 from openxlstm.train.schedule import learning_rate
 
@@ -61,13 +61,32 @@ def run(
     config: TrainConfig,
     *callbacks: Callback,
     sampling: str = "windows",
+    folder: Path | None = None,
+    resume: bool = False,
     **options: Any,
 ) -> Progress:
     sample = make_sample(tokens)
     return fit(
         model, make_batches(tokens, sampling), config, callbacks, train_sample=sample,
-        val_sample=sample, carry_state=sampling in ("streams", "growing"), **options,
+        val_sample=sample, carry_state=sampling in ("streams", "growing"), folder=folder,
+        resume=newest(folder) if resume and folder else None, **options,
     )  # fmt: skip
+
+
+def last_model(folder: Path, model: LanguageModel) -> Weights:
+    """The weights in a run's newest checkpoint."""
+    path = newest(folder)
+    assert path is not None
+    load_model(path, model)
+    return weights(model)
+
+
+def tensors(folder: Path) -> Weights:
+    """What a run's newest checkpoint holds."""
+    path = newest(folder)
+    assert path is not None
+    (file,) = path.glob("*.safetensors")
+    return load_file(file)
 
 
 # ---- learning ---------------------------------------------------------------------------------
@@ -310,7 +329,7 @@ def test_a_run_that_was_stopped_goes_on_as_if_it_had_not(
     assert recorder.starts[1].step == last
     assert sorted(recorder.facts()) == sorted(truth.facts())
     assert timeless(tmp_path) == timeless(folder)
-    assert_equal(load_file(tmp_path / LAST), load_file(folder / LAST))
+    assert_equal(tensors(tmp_path), tensors(folder))
     assert (tmp_path / "model.safetensors").read_bytes() == (
         folder / "model.safetensors"
     ).read_bytes()
@@ -331,9 +350,7 @@ def test_a_stop_that_comes_between_two_questions_is_saved(
     for when in range(1, 8):
         model, config = make_model(), make_config(eval_every=100)
         progress = run(model, tokens, config, folder=tmp_path, stop=stop_at(when))
-        saved = make_model(seed=3)
-        load_weights(saved, tmp_path / LAST, prefix="model.")
-        assert_equal(weights(saved), weights(model))
+        assert_equal(last_model(tmp_path, make_model(seed=3)), weights(model))
         assert progress.step == when
 
 
@@ -355,10 +372,10 @@ def test_a_checkpoint_of_another_model_is_refused(
     make_model: MakeModel, make_config: MakeConfig, tokens: Tensor, tmp_path: Path
 ) -> None:
     run(make_model(), tokens, make_config(), folder=tmp_path)
-    before = (tmp_path / LAST).read_bytes()
+    before = tensors(tmp_path)
     with pytest.raises(UserError, match=r"lacks the tensor|does not have|the model needs"):
         run(make_model(layers="s"), tokens, make_config(), folder=tmp_path, resume=True)
-    assert (tmp_path / LAST).read_bytes() == before
+    assert_equal(tensors(tmp_path), before)
 
 
 # ---- time -------------------------------------------------------------------------------------
@@ -435,11 +452,10 @@ def test_divergence_is_said_and_spoils_nothing(
         run(model, tokens, make_config(), Poison(model, after=4), folder=tmp_path)
     assert "\n" not in str(caught.value)
     assert "lower learning rate than 0.01" in str(caught.value)
-    for part in (
-        LanguageModel.from_pretrained(tmp_path),
-        LanguageModel.from_pretrained(tmp_path, LAST, "model."),
-    ):
-        assert all(parameter.isfinite().all() for parameter in part.parameters())
+    for saved in (
+        weights(LanguageModel.from_pretrained(tmp_path)), last_model(tmp_path, make_model())
+    ):  # fmt: skip
+        assert all(tensor.isfinite().all() for tensor in saved.values())
     resumed = run(make_model(), tokens, make_config(), folder=tmp_path, resume=True)
     assert resumed.step == 8
 
@@ -475,16 +491,14 @@ def test_the_model_saved_is_the_best(
 ) -> None:
     """Whatever comes after the lowest validation loss; the training loss says nothing."""
     losses = iter([9, 5.0, 8, 3.0, 7, 3.0, 6, math.nan, 5, 4.0])  # train and val, five times
-    monkeypatch.setattr(loop, "evaluate", lambda *_: Evaluation(loss=next(losses), tokens=1))
+    monkeypatch.setattr(loop, "evaluate", lambda *_, **__: Evaluation(loss=next(losses), tokens=1))
     model = make_model()
     snapshots = Snapshots(model)
     progress = run(model, tokens, make_config(steps=4, eval_every=1), snapshots, folder=tmp_path)
     assert snapshots.best == [0, 1]
     assert (progress.best_loss, progress.best_step) == (3.0, 1)
     assert_equal(weights(LanguageModel.from_pretrained(tmp_path)), snapshots.weights[1])
-    assert_equal(
-        weights(LanguageModel.from_pretrained(tmp_path, LAST, "model.")), snapshots.weights[4]
-    )
+    assert_equal(last_model(tmp_path, make_model()), snapshots.weights[4])
 
 
 def test_the_best_loss_is_remembered_over_a_break(
@@ -495,7 +509,7 @@ def test_the_best_loss_is_remembered_over_a_break(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     losses = iter([9, 2.0, 9, 3.0, 9, 2.5])
-    monkeypatch.setattr(loop, "evaluate", lambda *_: Evaluation(loss=next(losses), tokens=1))
+    monkeypatch.setattr(loop, "evaluate", lambda *_, **__: Evaluation(loss=next(losses), tokens=1))
     config = make_config(steps=2, eval_every=1)
     run(make_model(), tokens, config, folder=tmp_path, stop=stop_at(1))
     before = (tmp_path / "model.safetensors").read_bytes()
@@ -516,10 +530,10 @@ def test_a_kill_during_a_save_leaves_a_run_to_resume(
     options = {"dropout": 0.2, "embedding_dropout": 0.2, "num_positions": 5}
     saves = iter(range(100))
 
-    def killed_at_the_third(*args: Any) -> None:
+    def killed_at_the_third(*args: Any, **options: Any) -> None:
         if next(saves) == 2:
             raise KeyboardInterrupt
-        save_checkpoint(*args)
+        save_checkpoint(*args, **options)
 
     monkeypatch.setattr(loop, "save_checkpoint", killed_at_the_third)
     model = make_model(**options)
@@ -529,5 +543,5 @@ def test_a_kill_during_a_save_leaves_a_run_to_resume(
     with MetricsFile(tmp_path, every=1) as metrics:
         run(make_model(**options), tokens, make_config(), metrics, folder=tmp_path, resume=True)
     _, folder = uninterrupted["windows"]
-    assert_equal(load_file(tmp_path / LAST), load_file(folder / LAST))
+    assert_equal(tensors(tmp_path), tensors(folder))
     assert timeless(tmp_path) == timeless(folder)

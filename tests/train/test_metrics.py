@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from openxlstm.train.evaluate import Evaluation
-from openxlstm.train.loop import Evaluated, Progress, Step
+from openxlstm.train.callback import Evaluated, Progress, Step
 from openxlstm.train.metrics import MetricsFile, TensorBoard, read_metrics
 
 

@@ -6,7 +6,7 @@ from rich.console import Console
 from rich.progress import BarColumn, TextColumn
 from rich.progress import Progress as Bar
 
-from openxlstm.train.loop import Callback, Evaluated, Progress, Step
+from openxlstm.train.callback import Callback, Evaluated, Progress, Step
 
 SMOOTHING = 0.98
 """Share of the shown loss that stays from step to step."""

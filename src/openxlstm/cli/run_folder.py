@@ -1,6 +1,7 @@
 """A run's folder beyond its model: `train.json`, which says how it came to be."""
 
 import hashlib
+import sys
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Self
@@ -91,12 +92,15 @@ def load_run(folder: Path, checkpoint: Checkpoint) -> "tuple[LanguageModel, Toke
         UserError: if something is missing, damaged or does not fit.
     """
     from openxlstm.data.tokenizer import load_tokenizer
-    from openxlstm.lm.folder import WEIGHTS
+    from openxlstm.lm.folder import load_config
     from openxlstm.lm.model import LanguageModel
-    from openxlstm.train.loop import LAST
+    from openxlstm.train.checkpoint import load_model
 
-    weights, prefix = (LAST, "model.") if checkpoint == "last" else (WEIGHTS, "")
-    model = LanguageModel.from_pretrained(folder, weights, prefix)
+    if checkpoint == "best":
+        model = LanguageModel.from_pretrained(folder)
+    else:
+        model = LanguageModel(load_config(folder)).eval()
+        load_model(newest_checkpoint(folder), model)
     tokenizer = load_tokenizer(folder)
     if tokenizer.vocab_size > model.config.vocab_size:
         raise UserError(
@@ -104,3 +108,22 @@ def load_run(folder: Path, checkpoint: Checkpoint) -> "tuple[LanguageModel, Toke
             f"its model {model.config.vocab_size}: they do not belong together"
         )
     return model, tokenizer
+
+
+def newest_checkpoint(folder: Path) -> Path:
+    """The newest checkpoint of a run that is whole; says which newer ones are not.
+
+    Raises:
+        UserError: if there is none.
+    """
+    from openxlstm.train.checkpoint import newest
+
+    def say(message: str) -> None:
+        print(f"openxlstm: {message}", file=sys.stderr)
+
+    path = newest(folder, say)
+    if path is None:
+        raise UserError(
+            f"the run in {folder} has no checkpoint to resume; delete it and start anew"
+        )
+    return path

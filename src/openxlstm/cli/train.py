@@ -34,7 +34,7 @@ if TYPE_CHECKING:
     from openxlstm.data.batches import RandomWindows, Streams
     from openxlstm.data.tokenizer import Tokenizer
     from openxlstm.lm.model import LanguageModel
-    from openxlstm.train.loop import Progress
+    from openxlstm.train.callback import Progress
 
 C = TypeVar("C", bound=Config)
 

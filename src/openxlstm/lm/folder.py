@@ -3,8 +3,8 @@
 from pathlib import Path
 
 import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from openxlstm.config import ModelConfig
@@ -39,57 +39,29 @@ def load_config(folder: str | Path) -> ModelConfig:
         raise UserError(f"{path}: {error}") from None
 
 
-def save_weights(
-    path: Path,
-    tensors: dict[str, Tensor],
-    *,
-    tied: bool = False,
-    metadata: dict[str, str] | None = None,
-) -> None:
+def save_weights(path: Path, tensors: dict[str, Tensor], *, tied: bool = False) -> None:
     """Writes tensors to a safetensors file, atomically. A tied head is stored once."""
     tensors = {
         name: tensor.detach().cpu().contiguous()
         for name, tensor in tensors.items()
         if not (tied and name == "head.weight")
     }
-    write_atomically(path, lambda temporary: save_file(tensors, temporary, metadata=metadata))
+    write_atomically(path, lambda temporary: save_file(tensors, temporary))
 
 
-def read_weights(path: Path, prefix: str = "") -> tuple[dict[str, Tensor], dict[str, str]]:
-    """The tensors of a safetensors file whose names begin with `prefix`, less it, and its metadata.
+def load_weights(model: nn.Module, path: Path, *, tied: bool = False) -> None:
+    """Puts a file's tensors into a model; names and shapes must be the model's.
 
     Raises:
-        UserError: if the file is missing, truncated or no safetensors file.
+        UserError: if the file is missing, truncated or no safetensors file; or that names the first
+            tensor that is missing, unknown or of another shape.
     """
     if not path.is_file():
         raise UserError(f"{path} does not exist")
     try:
-        with safe_open(path, framework="pt") as file:
-            names = [name for name in file.keys() if name.startswith(prefix)]  # noqa: SIM118
-            tensors = {name.removeprefix(prefix): file.get_tensor(name) for name in names}
-            return tensors, file.metadata() or {}
+        tensors = load_file(path)
     except (SafetensorError, OSError, ValueError) as error:
         raise UserError(f"{path} is damaged or no safetensors file ({error})") from None
-
-
-def load_weights(model: nn.Module, path: Path, prefix: str = "", *, tied: bool = False) -> None:
-    """Puts a file's tensors into a model; names and shapes must be the model's.
-
-    Raises:
-        UserError: as `read_weights` and `put_weights`.
-    """
-    tensors, _ = read_weights(path, prefix)
-    put_weights(model, tensors, path, tied=tied)
-
-
-def put_weights(
-    model: nn.Module, tensors: dict[str, Tensor], path: Path, *, tied: bool = False
-) -> None:
-    """Puts tensors that were read from `path` into a model.
-
-    Raises:
-        UserError: that names the first tensor that is missing, unknown or of another shape.
-    """
     expected = model.state_dict()
     if tied:
         expected.pop("head.weight")

@@ -87,21 +87,14 @@ class LanguageModel(nn.Module):
         return parameter_groups(self, weight_decay)
 
     @classmethod
-    def from_pretrained(
-        cls, folder: str | Path, weights: str | Path = WEIGHTS, prefix: str = ""
-    ) -> Self:
+    def from_pretrained(cls, folder: str | Path) -> Self:
         """The model in a folder that `save_pretrained` or `openxlstm train` wrote, for evaluation.
-
-        Args:
-            folder: holds `config.json`.
-            weights: the file in it to read, `model.safetensors` or a checkpoint.
-            prefix: what the tensors' names begin with in that file.
 
         Raises:
             UserError: if a file is missing or damaged, or the weights do not fit the configuration.
         """
         model = cls(load_config(folder))
-        load_weights(model, Path(folder) / weights, prefix, tied=model.config.tie_weights)
+        load_weights(model, Path(folder) / WEIGHTS, tied=model.config.tie_weights)
         return model.eval()
 
     def save_pretrained(self, folder: str | Path) -> None:

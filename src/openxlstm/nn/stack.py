@@ -1,6 +1,8 @@
 """A stack of blocks: what stands between an embedding and a head."""
 
+import torch
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from openxlstm.config import StackConfig
 from openxlstm.nn.block import Block
@@ -10,6 +12,9 @@ from openxlstm.states import StackState
 
 class Stack(nn.Module):
     """One block for each letter of `config.layers`, then a norm. x (B, T, D) → (B, T, D)."""
+
+    recompute_blocks: bool = False
+    """Whether a forward keeps each block's input alone, and the backward computes it again."""
 
     def __init__(self, config: StackConfig) -> None:
         super().__init__()
@@ -34,6 +39,9 @@ class Stack(nn.Module):
         states = [None] * len(self.blocks) if state is None else state.blocks
         after = []
         for block, before in zip(self.blocks, states, strict=True):
-            x, block_state = block(x, before, reset)
+            if self.recompute_blocks and torch.is_grad_enabled():
+                x, block_state = checkpoint(block, x, before, reset, use_reentrant=False)
+            else:
+                x, block_state = block(x, before, reset)
             after.append(block_state)
         return self.norm(x), StackState(tuple(after))

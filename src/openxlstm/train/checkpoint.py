@@ -1,103 +1,307 @@
-"""All that a run needs to go on as if it had never stopped, in one safetensors file.
+"""All that a run needs to go on as if it had never stopped.
 
-Tensors are named `model.…`, `optimizer.KEY.PARAMETER`, `state.…` (the carried recurrent state) and
-`rng`. Where weights are averaged, `model.…` are the averages, which are what others read, and
-`unaveraged.…` the weights that the optimizer steps. The plain values are JSON in the file's
-metadata. One file, replaced atomically: a kill at any moment leaves the old checkpoint or the new.
+A checkpoint is a folder, `checkpoints/step-00000250`, of safetensors files, one from each process
+of the job that wrote it, and of `checkpoint.json`: plain values, and the size and hash of each
+file. torch.distributed.checkpoint writes and reads the tensors, so that a job of any size, or one
+process alone, can go on with what another has written. It is put in its place by one rename: a kill
+at any moment leaves the checkpoints before, or those and the new one.
+
+Tensors are named `model.…`, `optimizer.KEY.PARAMETER` and `state.N` (the carried recurrent state).
+Where weights are averaged, `model.…` are the averages, which are what others read, and
+`unaveraged.…` the weights that the optimizer steps.
 """
 
-import json
+import contextlib
+import hashlib
+import re
+import shutil
+import warnings
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import torch
+import torch.distributed.checkpoint as dcp
 from torch import Tensor
+from torch.distributed.checkpoint.hf_storage import (
+    HuggingFaceStorageReader,
+    HuggingFaceStorageWriter,
+)
 from torch.optim import Optimizer
 
 from openxlstm import states
 from openxlstm.errors import UserError
-from openxlstm.lm.folder import put_weights, read_weights, save_weights
+from openxlstm.files import read_json, sync, write_json
 from openxlstm.lm.model import LanguageModel
 from openxlstm.states import ModelState
+from openxlstm.train.distributed import ALONE, Processes
 
-METADATA = "openxlstm_checkpoint"
-VERSION = 1
+CHECKPOINTS, VALUES = "checkpoints", "checkpoint.json"
+VERSION = 2
+DAMAGED = ".damaged"
+"""What the name of a checkpoint ends in that a run could not go on with."""
 
-
-def save_checkpoint(
-    path: Path,
-    model: LanguageModel,
-    optimizer: Optimizer,
-    state: ModelState | None,
-    values: dict[str, Any],
-    average: LanguageModel | None = None,
-) -> None:
-    """Writes model, optimizer, carried state, torch's random state and JSON-ready `values`."""
-    names: dict[Tensor, str] = {parameter: name for name, parameter in model.named_parameters()}
-    tensors = {
-        f"{prefix}.{name}": tensor
-        for prefix, part in _models(model, average).items()
-        for name, tensor in part.state_dict().items()
-        if not (name == "head.weight" and model.config.tie_weights)
-    }
-    for parameter, slots in optimizer.state.items():
-        for key, slot in slots.items():
-            tensors[f"optimizer.{key}.{names[parameter]}"] = slot
-    for index, part in enumerate(states.tensors(state)):
-        tensors[f"state.{index}"] = part
-    tensors["rng"] = torch.get_rng_state()
-    metadata = {METADATA: json.dumps({"version": VERSION, **values})}
-    save_weights(path, tensors, metadata=metadata)
+Models = dict[str, LanguageModel]
+"""What a checkpoint holds the weights of, by the first part of their names."""
 
 
-def load_checkpoint(
-    path: Path, model: LanguageModel, optimizer: Optimizer, average: LanguageModel | None = None
-) -> tuple[ModelState | None, dict[str, Any]]:
-    """Puts a checkpoint into model, average, optimizer and torch's random state; returns the rest.
-
-    Raises:
-        UserError: if the file is missing, damaged, or of another model.
-    """
-    tensors, metadata = read_weights(path)
-    try:
-        values = json.loads(metadata[METADATA])
-        version = values.pop("version")
-    except (KeyError, ValueError, TypeError, AttributeError):
-        raise UserError(f"{path} is not a training checkpoint") from None
-    if version != VERSION:
-        raise UserError(f"{path} is a checkpoint of version {version}; this openxlstm reads 1")
-    for prefix, part in _models(model, average).items():
-        names = [name for name in tensors if name.startswith(f"{prefix}.")]
-        weights = {name.removeprefix(f"{prefix}."): tensors[name] for name in names}
-        put_weights(part, weights, path, tied=model.config.tie_weights)
-    _load_optimizer(path, tensors, model, optimizer)
-    parts = [tensors[f"state.{i}"] for i in range(sum(n.startswith("state.") for n in tensors))]
-    if "rng" not in tensors:
-        raise UserError(f"{path} is damaged: it lacks the random state")
-    torch.set_rng_state(tensors["rng"])
-    if not parts:
-        return None, values
-    remaining = iter(parts)
-    template = model.initial_state(parts[0].shape[0])
-    return states.map_state(lambda part: next(remaining).to(part.device), template), values
-
-
-def _models(model: LanguageModel, average: LanguageModel | None) -> dict[str, LanguageModel]:
-    """What a checkpoint holds the weights of, by the first part of their names."""
+def models_of(model: LanguageModel, average: LanguageModel | None) -> Models:
+    """The models of a run, under the names that they have in a checkpoint."""
     return {"model": model} if average is None else {"model": average, "unaveraged": model}
 
 
-def _load_optimizer(
-    path: Path, tensors: dict[str, Tensor], model: LanguageModel, optimizer: Optimizer
+# ---- files ------------------------------------------------------------------------------------
+
+
+def checkpoints(folder: Path) -> list[Path]:
+    """The checkpoints of a run, the newest first; some may be damaged."""
+    found = (folder / CHECKPOINTS).glob("step-*")
+    return sorted((path for path in found if re.fullmatch(r"step-\d+", path.name)), reverse=True)
+
+
+def newest(folder: Path, report: Callable[[str], object] = warnings.warn) -> Path | None:
+    """The newest checkpoint of a run that is whole, or None if there is none.
+
+    Args:
+        report: told, in a line each, of newer ones that are damaged.
+    """
+    for path in checkpoints(folder):
+        if (flaw := _flaw(path)) is None:
+            return path
+        report(f"the checkpoint {path} is damaged ({flaw})")
+    return None
+
+
+def set_aside(folder: Path, path: Path | None) -> None:
+    """Renames a run's checkpoints that are newer than `path`, so that they are not met again."""
+    for newer in checkpoints(folder):
+        if path is None or newer > path:
+            damaged = newer.with_name(newer.name + DAMAGED)
+            shutil.rmtree(damaged, ignore_errors=True)
+            newer.rename(damaged)
+
+
+def _flaw(path: Path) -> str | None:
+    """What is wrong with the files of a checkpoint, or None. Reads all of them."""
+    try:
+        values = read_json(path / VALUES)
+    except UserError as error:
+        return str(error)
+    if values.get("version", VERSION) != VERSION:
+        raise UserError(f"{path} has version {values['version']}; this openxlstm reads {VERSION}")
+    try:
+        for name, (size, sha256) in values["files"].items():
+            file = path / name
+            if not file.is_file():
+                return f"{name} is missing"
+            if file.stat().st_size != size:
+                return f"{name} has {file.stat().st_size:,} bytes instead of {size:,}"
+            if _sha256(file) != sha256:
+                return f"{name} has changed"
+    except OSError as error:
+        return str(error)
+    except (KeyError, TypeError, ValueError, AttributeError):
+        return f"{VALUES} is not a checkpoint's"
+    return None
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def write(
+    folder: Path,
+    step: int,
+    tensors: dict[str, Tensor],
+    values: dict[str, Any],
+    *,
+    keep: int,
+    processes: Processes = ALONE,
 ) -> None:
+    """Writes a checkpoint, then removes all but the newest `keep`. For all processes at once.
+
+    Args:
+        folder: the run's, in a file system that all processes share.
+        tensors: whole ones, the same in every process, or DTensors, of which each has its part.
+        values: JSON-ready; those of the first process are kept.
+
+    Raises:
+        OSError: if there is no space or no permission, in every process. What was there is whole.
+    """
+    path = folder / CHECKPOINTS / f"step-{step:08}"
+    unfinished = path.with_name(f".{path.name}.tmp")
+    if processes.is_first:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        for leftover in path.parent.glob(".step-*.tmp"):  # a run was killed while it wrote this
+            shutil.rmtree(leftover)
+        unfinished.mkdir()
+    processes.wait()
+    try:
+        with _in_words():
+            dcp.save(
+                {name: tensor.detach() for name, tensor in tensors.items()},
+                storage_writer=HuggingFaceStorageWriter(str(unfinished), save_distributed=True),
+                no_dist=processes.mesh is None,
+            )
+        mine = unfinished.glob(f"shard-{processes.rank + 1:05}-*")
+        hashes = processes.gather({f.name: (f.stat().st_size, _sha256(f)) for f in mine})
+        if processes.is_first:
+            files = {name: facts for part in hashes for name, facts in part.items()}
+            write_json(unfinished / VALUES, {"version": VERSION, **values, "files": files})
+            if path.exists():  # whole or not, it is of the same step
+                path.rename(unfinished.with_suffix(".old.tmp"))
+            unfinished.rename(path)
+            sync(path.parent)
+            for old in checkpoints(folder)[keep:]:
+                shutil.rmtree(old)
+    finally:
+        if processes.is_first:
+            for leftover in path.parent.glob(".step-*.tmp"):
+                shutil.rmtree(leftover, ignore_errors=True)
+    processes.wait()
+
+
+def read(path: Path, tensors: dict[str, Tensor], *, processes: Processes = ALONE) -> None:
+    """Fills tensors, whole ones or DTensors, with those of the same names in a checkpoint.
+
+    Raises:
+        OSError: if a file cannot be read.
+    """
+    with _in_words():
+        dcp.load(
+            tensors,
+            storage_reader=HuggingFaceStorageReader(str(path)),
+            no_dist=processes.mesh is None,
+        )
+
+
+def shapes(path: Path) -> dict[str, torch.Size]:
+    """Names and shapes of the tensors in a checkpoint."""
+    metadata = HuggingFaceStorageReader(str(path)).read_metadata()
+    return {name: torch.Size(m.size) for name, m in metadata.state_dict_metadata.items()}
+
+
+@contextlib.contextmanager
+def _in_words() -> Iterator[None]:
+    """Lets through what went wrong in one of the processes, where torch wraps all of it up."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "torch.distributed is disabled")  # one process alone
+        try:
+            yield
+        except dcp.CheckpointException as error:
+            causes = [cause for cause, _ in error.failures.values()]
+            raise next((c for c in causes if isinstance(c, OSError)), causes[0]) from None
+
+
+# ---- what a run is made of --------------------------------------------------------------------
+
+
+def save_checkpoint(
+    folder: Path,
+    step: int,
+    models: Models,
+    optimizer: Optimizer,
+    state: ModelState | None,
+    values: dict[str, Any],
+    *,
+    keep: int,
+    processes: Processes = ALONE,
+) -> None:
+    """Writes a run's checkpoint: models, optimizer, carried state and JSON-ready `values`.
+
+    Raises:
+        OSError: as `write`.
+    """
+    names = {parameter: name for name, parameter in _stepped(models).named_parameters()}
+    tensors = _weights(models)
+    for parameter, slots in optimizer.state.items():
+        for key, slot in slots.items():
+            tensors[f"optimizer.{key}.{names[parameter]}"] = slot
+    tensors |= _named(processes.whole_rows(state))
+    write(folder, step, tensors, values, keep=keep, processes=processes)
+
+
+def load_checkpoint(
+    path: Path, models: Models, optimizer: Optimizer, *, processes: Processes = ALONE
+) -> tuple[ModelState | None, dict[str, Any]]:
+    """Puts a checkpoint into models and optimizer; returns this process's part of the carried
+    state, and the values.
+
+    Raises:
+        UserError: if it is of another model, or its batch cannot be dealt out to so many processes.
+    """
+    found = shapes(path)
+    tensors, model = _weights(models), _stepped(models)
+    expected = {name: tensor.shape for name, tensor in tensors.items()}
     parameters = dict(model.named_parameters())
-    for name, tensor in tensors.items():
+    for name, shape in found.items():
         match name.split(".", 2):
-            case ["optimizer", key, parameter_name]:
-                parameter = parameters.get(parameter_name)
-                if parameter is None or tensor.shape not in (parameter.shape, ()):
-                    raise UserError(f"{path}: {name} does not fit the model")
-                optimizer.state[parameter][key] = tensor.to(parameter.device)
+            case ["optimizer", key, parameter] if parameter in parameters:
+                of = parameters[parameter]
+                slot = torch.zeros_like(of) if shape == of.shape else torch.zeros(())
+                optimizer.state[of][key] = tensors[name] = slot
+                expected[name] = slot.shape
+    state = None
+    if rows := found.get("state.0"):
+        if rows[0] % processes.world_size:
+            raise UserError(
+                f"{path} carries the states of {rows[0]} sequences, which cannot be dealt out to "
+                f"{processes.world_size} processes evenly: start another number of them"
+            )
+        empty = model.initial_state(rows[0] // processes.world_size)
+        state = states.map_state(torch.clone, empty)
+        parts = _named(processes.whole_rows(state))
+        tensors |= parts
+        expected |= {name: part.shape for name, part in parts.items()}
+    _compare(path, found, expected)
     kinds = {frozenset(slots) for slots in optimizer.state.values()}
     if len(kinds) > 1 or len(optimizer.state) not in (0, len(parameters)):
         raise UserError(f"{path} is damaged: it lacks a part of the optimizer")
+    read(path, tensors, processes=processes)
+    values = read_json(path / VALUES)
+    return state, {key: value for key, value in values.items() if key not in ("version", "files")}
+
+
+def load_model(path: Path, model: LanguageModel) -> None:
+    """Puts the weights that a checkpoint is evaluated with into a model, in this process alone.
+
+    Raises:
+        UserError: if they are another model's.
+    """
+    tensors = _weights({"model": model})
+    found = {name: shape for name, shape in shapes(path).items() if name.startswith("model.")}
+    _compare(path, found, {name: tensor.shape for name, tensor in tensors.items()})
+    read(path, tensors)
+
+
+def _stepped(models: Models) -> LanguageModel:
+    """The one among the models that the optimizer steps."""
+    return models.get("unaveraged", models["model"])
+
+
+def _weights(models: Models) -> dict[str, Tensor]:
+    return {
+        f"{prefix}.{name}": tensor
+        for prefix, model in models.items()
+        for name, tensor in model.state_dict().items()
+        if not (name == "head.weight" and model.config.tie_weights)
+    }
+
+
+def _named(state: ModelState | None) -> dict[str, Tensor]:
+    return {f"state.{index}": part for index, part in enumerate(states.tensors(state))}
+
+
+def _compare(path: Path, found: dict[str, torch.Size], expected: dict[str, torch.Size]) -> None:
+    """Raises a UserError that names the first tensor that does not fit the model."""
+    for name in sorted(found.keys() | expected.keys()):
+        if name not in found:
+            raise UserError(f"{path} lacks the tensor {name}: it is a checkpoint of another model")
+        if name not in expected:
+            raise UserError(f"{path} holds {name}, which the model does not have")
+        if found[name] != expected[name]:
+            raise UserError(
+                f"{path} has {name} of shape {tuple(found[name])}; "
+                f"the model needs {tuple(expected[name])}"
+            )

@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from openxlstm.lm.model import LanguageModel, evaluation_mode
+from openxlstm.train.distributed import ALONE, Processes
 
 
 class Batch(Protocol):
@@ -59,6 +60,7 @@ def evaluate(
     *,
     carry_state: bool = False,
     characters_per_token: float = 1.0,
+    processes: Processes = ALONE,
 ) -> Evaluation:
     """The mean loss over all tokens of `batches`.
 
@@ -68,6 +70,7 @@ def evaluate(
         carry_state: whether a batch goes on where the one before it stopped; otherwise each of its
             rows starts from the empty state.
         characters_per_token: for bits per character.
+        processes: among which the rows of the batches are dealt out.
 
     Raises:
         ValueError: if there is nothing to evaluate.
@@ -84,6 +87,8 @@ def evaluate(
             loss = F.cross_entropy(logits.flatten(0, 1), y.flatten(), reduction="sum")
             total += loss.item()
             tokens += y.numel()
+    total, num_tokens = processes.totals(total, tokens)
+    tokens = int(num_tokens)
     if tokens == 0:
         raise ValueError("there are no batches to evaluate")
     return Evaluation(loss=total / tokens, tokens=tokens, characters_per_token=characters_per_token)

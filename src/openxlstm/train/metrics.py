@@ -7,7 +7,7 @@ from typing import Any, Self, TextIO
 
 from openxlstm.errors import UserError
 from openxlstm.files import write_text
-from openxlstm.train.loop import Callback, Evaluated, Progress, Step
+from openxlstm.train.callback import Callback, Evaluated, Progress, Step
 
 METRICS = "metrics.jsonl"
 

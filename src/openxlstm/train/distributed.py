@@ -1,0 +1,183 @@
+"""The processes that train one model together, as torchrun starts them.
+
+All that differs between one process and many is here: who this one is, how a model is spread, and
+what all of them have to agree on.
+"""
+
+import contextlib
+import os
+import warnings
+from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from typing import Any, cast
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
+from torch.distributed.fsdp import FSDPModule, fully_shard
+from torch.distributed.tensor import DTensor, Shard
+from torch.nn.parallel import DistributedDataParallel
+
+from openxlstm import states
+from openxlstm.device import get_device
+from openxlstm.errors import UserError
+from openxlstm.lm.model import LanguageModel
+
+
+@dataclass(frozen=True, kw_only=True)
+class Processes:
+    """This process among those of its job; by default the only one."""
+
+    rank: int = 0
+    """Number of this process, from 0."""
+    world_size: int = 1
+    """How many there are."""
+    device: torch.device = torch.device("cpu")
+    """Where this one computes."""
+    mesh: DeviceMesh | None = None
+    """All of them in a row; None for one alone."""
+
+    @property
+    def is_first(self) -> bool:
+        """Whether this is the one that writes files and speaks."""
+        return self.rank == 0
+
+    def totals(self, *values: float) -> list[float]:
+        """The sum of each value over all processes."""
+        if self.mesh is None:
+            return list(values)
+        sums = torch.tensor(values, dtype=torch.float64, device=self.device)
+        dist.all_reduce(sums)
+        return sums.tolist()
+
+    def any(self, said: bool) -> bool:
+        """Whether any process says so."""
+        return self.totals(float(said))[0] > 0
+
+    def wait(self) -> None:
+        """Returns when every process has come here."""
+        if self.mesh is not None:
+            dist.barrier()
+
+    def gather(self, value: Any) -> list[Any]:
+        """The values of all processes, in order, on the first one; an empty list on the others."""
+        if self.mesh is None:
+            return [value]
+        values: list[Any] | None = [None] * self.world_size if self.is_first else None
+        dist.gather_object(value, values)
+        return values or []
+
+    def tell(self, value: Any) -> Any:
+        """The value that the first process has."""
+        if self.mesh is None:
+            return value
+        values = [value]
+        dist.broadcast_object_list(values, src=0, device=torch.device("cpu"))
+        return values[0]
+
+    def whole_rows(self, state: states.S) -> states.S:
+        """A state whose rows are dealt out among the processes, as tensors that know the whole."""
+        mesh = self.mesh
+        if mesh is None:
+            return state
+        return states.map_state(lambda part: DTensor.from_local(part, mesh, [Shard(0)]), state)
+
+
+ALONE = Processes()
+
+
+@contextlib.contextmanager
+def processes(device: str | None = None) -> Iterator[Processes]:
+    """The processes that torchrun started, or one alone where it did not; for a `with` block.
+
+    They talk by gloo on CPUs, and by NCCL between GPUs, each of which serves one process.
+
+    Args:
+        device: name of the device; "cuda" is the GPU of this process's own number.
+
+    Raises:
+        UserError: if there is no such device, or the others cannot be reached.
+    """
+    world_size = int(os.environ.get("WORLD_SIZE", "1"))
+    if world_size == 1:
+        yield Processes(device=get_device(device))
+        return
+    if device == "cuda":
+        device = f"cuda:{os.environ.get('LOCAL_RANK', '0')}"
+    here = get_device(device)
+    if here.type == "cuda":
+        torch.cuda.set_device(here)
+    try:
+        dist.init_process_group("cpu:gloo,cuda:nccl" if here.type == "cuda" else "gloo")
+    except (RuntimeError, ValueError) as error:
+        raise UserError(
+            f"the {world_size} processes of this job cannot reach each other ({error!s:.200}): "
+            "start them with torchrun"
+        ) from None
+    try:
+        yield Processes(
+            rank=dist.get_rank(),
+            world_size=world_size,
+            device=here,
+            mesh=init_device_mesh(here.type, (world_size,)),
+        )
+    except RuntimeError as error:
+        if _is_lost(error):
+            raise UserError(
+                f"process {dist.get_rank()} of {world_size} lost another one of its job, which has "
+                "ended or cannot be reached: see above for why. Checkpoints are whole; go on with "
+                "--resume, with any number of processes"
+            ) from error
+        raise
+    finally:
+        dist.destroy_process_group()
+
+
+def _is_lost(error: RuntimeError) -> bool:
+    """Whether the connection to another process failed."""
+    words = str(error).lower()
+    signs = ("connection closed", "connection reset", "broken pipe", "timed out", "nccl")
+    return isinstance(error, dist.DistError) or any(sign in words for sign in signs)
+
+
+def spread(
+    model: LanguageModel, strategy: str, processes: Processes, *also: LanguageModel
+) -> nn.Module:
+    """What to call in training in place of `model`: the gradients come out as their mean.
+
+    Args:
+        model: the whole model, the same in every process. With "fsdp", it and those `also` given
+            (an average) are turned, in place, into shards.
+        strategy: "ddp" or "fsdp".
+        processes: those that share the work.
+    """
+    if processes.mesh is None:
+        return model
+    if strategy == "ddp":
+        ids = None if processes.device.type == "cpu" else [processes.device]
+        return DistributedDataParallel(model, device_ids=ids, gradient_as_bucket_view=True)
+    # A block's results hold views (the convolution's last inputs), which nobody writes to.
+    warnings.filterwarnings("ignore", "FSDP2-wrapped module .* returned a view tensor")
+    for whole in (model, *also):
+        for block in whole.stack.blocks:
+            fully_shard(block, mesh=processes.mesh)
+        fully_shard(whole, mesh=processes.mesh)
+    return model
+
+
+def sharing(module: nn.Module, *, now: bool) -> AbstractContextManager[None]:
+    """For the forward and backward of a part of a batch. Gradients add up over the parts, and are
+    shared among the processes `now`, which is with the last part."""
+    if isinstance(module, FSDPModule):
+        module.set_requires_gradient_sync(now)
+    elif isinstance(module, DistributedDataParallel) and not now:
+        return cast("AbstractContextManager[None]", module.no_sync())
+    return contextlib.nullcontext()
+
+
+def clip_gradient(parameters: Sequence[Tensor], largest: float) -> float:
+    """Scales the whole gradient down to a norm, and returns the norm that it had."""
+    norm = nn.utils.clip_grad_norm_(parameters, largest)
+    return (norm.full_tensor() if isinstance(norm, DTensor) else norm).item()
