@@ -151,6 +151,10 @@ def test_tinyshakespeare_without_a_network(
         ("--batch-size 0", "batch_size must be positive"),
         ("--window 0", "window must be positive"),
         ("--window 100000", "but a window of 100000 needs 100001"),
+        ("--weights 1 2", "there are 2 weights for 1 sources"),
+        ("--weights 0", "weights must be positive"),
+        ("--bpe-vocab-size 256", "bpe_vocab_size must be more than 256"),
+        ("--tokenizer word", "there is no tokenizer 'word'"),
         ("--learning-rate 0", "learning_rate must be positive"),
         ("--learning-rate inf", "learning_rate must be positive"),
         ("--weight-decay -1", "weight_decay must be 0 or more"),
@@ -289,7 +293,7 @@ def test_the_model_is_no_checkpoint(world: World, cli: Cli, tree: Tree) -> None:
 @pytest.mark.parametrize(
     ("values", "words"),
     [
-        ({"data": {"source": "x", "depth": 3}}, "DataConfig has no option 'depth'"),
+        ({"data": {"sources": ["x"], "depth": 3}}, "DataConfig has no option 'depth'"),
         ({"train": {}}, "how long to train"),
         ({"train": []}, "must be dict"),
         ({"mood": "good"}, "RunRecord has no option 'mood'"),

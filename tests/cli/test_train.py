@@ -1,5 +1,6 @@
 """`openxlstm train`: what a run leaves, what it says, and how it stops and goes on."""
 
+import hashlib
 import json
 import os
 import re
@@ -18,7 +19,7 @@ from safetensors.torch import load_file
 
 import openxlstm
 from openxlstm import __version__
-from openxlstm.cli.run_folder import free_folder, text_sha256
+from openxlstm.cli.run_folder import free_folder
 from openxlstm.lm.presets import PRESETS
 from openxlstm.train.metrics import MetricsFile, read_metrics
 
@@ -72,14 +73,15 @@ def test_its_record(finished: tuple[Path, Any], text_file: Path) -> None:
     assert record["openxlstm"] == __version__
     assert record["preset"] == "demo"
     assert record["data"] == {
-        "source": str(text_file), "tokenizer": "char", "val_fraction": 0.1, "val_split": "last",
+        "sources": [str(text_file)], "weights": [], "field": "text", "tokenizer": "char",
+        "bpe_vocab_size": 4096, "val_fraction": 0.1, "val_split": "last",
         "sampling": "windows", "batch_size": 2, "window": 8, "first_window": None,
         "eval_window": None, "reset_at_documents": True,
     }  # fmt: skip
     assert record["train"]["steps"] == STEPS
     assert record["train"]["minutes"] is None, "steps take the place of the preset's minutes"
     assert record["train"]["learning_rate"] == PRESETS["demo"].train.learning_rate
-    assert record["text_sha256"] == text_sha256(text_file.read_text())
+    assert record["text_sha256"] == hashlib.sha256(text_file.read_bytes()).hexdigest()
     evaluations = list(read_metrics(folder))
     best = min(evaluations, key=lambda record: record["val_loss"])
     result = record["result"]
@@ -176,6 +178,39 @@ def test_the_held_out_end_is_not_trained_on(
         assert cli("train", *options, *tiny, "--learning-rate", 0.05).code == 0
         *_, last = read_metrics(out)
         assert (last["val_loss"] < 0.5) == loss_is_low
+
+
+def test_a_mixture(cli: Cli, text_file: Path, tiny: tuple[str, ...], tmp_path: Path) -> None:
+    """Two texts, each with a held-out end of its own, and one alphabet for both."""
+    other = tmp_path / "other.txt"
+    other.write_text("ABCD " * 100)
+    folder = tmp_path / "run"
+    both = ("--data", text_file, other)
+    options = ("--weights", 1, 3, "--out", folder, "--steps", 3, "--sampling", "streams")
+    result = cli("train", *both, *options, *tiny)
+    assert result.code == 0
+    assert f"text   {text_file}, {other}: " in result.err
+    characters = openxlstm.load_tokenizer(folder).characters  # pyright: ignore[reportAttributeAccessIssue]
+    assert set(characters) == set(text_file.read_text() + "ABCD")
+    record = json.loads((folder / "train.json").read_text())
+    assert (record["data"]["sources"], record["data"]["weights"]) == ([*map(str, both[1:])], [1, 3])
+    figures = json.loads(cli("eval", folder, "--json").out)
+    assert figures["tokens"] == len(text_file.read_text()) // 10 - 1 + 50 - 1
+    assert json.loads(cli("eval", folder, "--json", "--data", other).out)["tokens"] == 49
+    assert cli("train", "--resume", "--out", folder, "--steps", 4, "--quiet").code == 0
+    other.write_text("ABCE " * 100)
+    result = cli("train", "--resume", "--out", folder, "--steps", 5, "--quiet")
+    assert (result.code, "has changed since" in result.err) == (2, True)
+
+
+def test_a_tokenizer_can_be_used_again(
+    cli: Cli, trained: Path, text_file: Path, tiny: tuple[str, ...], tmp_path: Path
+) -> None:
+    folder, text = tmp_path / "run", tmp_path / "text.txt"
+    text.write_text(text_file.read_text()[:900].replace("c", "d"))
+    options = ("--data", text, "--tokenizer", trained, "--out", folder, "--steps", 1, "--quiet")
+    assert cli("train", *options, *tiny).code == 0
+    assert (folder / "tokenizer.json").read_bytes() == (trained / "tokenizer.json").read_bytes()
 
 
 def test_minutes_end_a_run(

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from openxlstm.config import TrainConfig
 from openxlstm.data.batches import Batch, RandomWindows, Streams
+from openxlstm.data.tokens import Tokens
 from openxlstm.errors import UserError
 from openxlstm.lm.folder import load_weights
 from openxlstm.lm.model import LanguageModel
@@ -37,12 +38,12 @@ def make_batches(tokens: Tensor, kind: str = "windows") -> RandomWindows | Strea
     # 60 tokens in 3 rows of 7: a stream comes to the end of the text in its third batch.
     first_window = 2 if kind == "growing" else None
     if kind in ("windows", "averaged"):
-        return RandomWindows(tokens, 3, 7)
-    return Streams(tokens[:60], 3, 7, first_window=first_window)
+        return RandomWindows(Tokens(tokens), 3, 7)
+    return Streams(Tokens(tokens[:60]), 3, 7, first_window=first_window)
 
 
 def make_sample(tokens: Tensor, count: int = 2) -> list[Batch]:
-    return list(islice(RandomWindows(tokens, 4, 8, seed=99), count))
+    return list(islice(RandomWindows(Tokens(tokens), 4, 8, seed=99), count))
 
 
 def weights(model: nn.Module) -> Weights:

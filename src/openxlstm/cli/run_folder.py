@@ -1,6 +1,5 @@
 """A run's folder beyond its model: `train.json`, which says how it came to be."""
 
-import hashlib
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Self
@@ -29,7 +28,7 @@ class RunRecord(Config):
     train: dict[str, Any]
     """A TrainConfig."""
     text_sha256: str
-    """Of the text that it was trained on, as UTF-8."""
+    """Of all that it was trained on; of a single text, as UTF-8."""
     result: dict[str, Any] = field(default_factory=dict)
     """How far it came, and its losses."""
 
@@ -60,10 +59,6 @@ class RunRecord(Config):
 
     def save(self, folder: Path) -> None:
         write_json(folder / RECORD, self.to_dict())
-
-
-def text_sha256(text: str) -> str:
-    return hashlib.sha256(text.encode("utf-8")).hexdigest()
 
 
 def is_in_use(folder: Path) -> bool:

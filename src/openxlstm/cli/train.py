@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 from openxlstm._version import __version__
-from openxlstm.cli.corpus import read_documents, to_tokens
+from openxlstm.cli.corpus import Corpus, open_corpus
 from openxlstm.cli.options import Quiet, Verbose, parse
 from openxlstm.cli.presets import list_presets
 from openxlstm.cli.run_folder import (
@@ -22,17 +22,13 @@ from openxlstm.cli.run_folder import (
     free_folder,
     is_in_use,
     load_run,
-    text_sha256,
 )
 from openxlstm.config import Config, DataConfig, ModelConfig, TrainConfig
 from openxlstm.errors import UserError
 from openxlstm.lm.presets import get_preset
 
 if TYPE_CHECKING:
-    from torch import Tensor
-
     from openxlstm.data.batches import RandomWindows, Streams
-    from openxlstm.data.tokenizer import Tokenizer
     from openxlstm.lm.model import LanguageModel
     from openxlstm.train.loop import Progress
 
@@ -51,8 +47,11 @@ class Options:
 
     Ctrl-C ends a run with everything saved; `openxlstm train --resume --out RUN` goes on."""
 
-    data: str | None = None
-    """A corpus (shakespeare, tinyshakespeare), or a file, a folder or a glob of UTF-8 text."""
+    data: tuple[str, ...] | None = None
+    """Corpora (shakespeare, tinyshakespeare), files, folders or globs of UTF-8 text, or folders
+    that openxlstm tokenize made. Several are mixed."""
+    weights: tuple[float, ...] | None = None
+    """The share of each of --data in the mixture, on any scale; by default by size."""
     preset: str = "demo"
     """The recipe to start from; see --list-presets."""
     out: Path | None = None
@@ -92,12 +91,16 @@ class Options:
     mlstm_proj_factor: float | None = None
     """Inner width of an mLSTM block over the model's."""
 
-    tokenizer: Literal["char", "byte"] | None = None
-    """The unit of text: the characters that occur in it, or UTF-8 bytes."""
+    tokenizer: str | None = None
+    """The unit of text: char, byte, bpe, or the path of a tokenizer to use."""
+    bpe_vocab_size: int | None = None
+    """Number of different tokens that bpe learns."""
+    field: str | None = None
+    """The field of .jsonl and .parquet files that holds the text."""
     val_split: Literal["first", "last"] | None = None
-    """Which end of the text is held out."""
+    """Which end of each text is held out."""
     val_fraction: float | None = None
-    """Share of the text that is held out."""
+    """Share of each text that is held out."""
     sampling: Literal["windows", "streams"] | None = None
     """windows: random places, empty state. streams: read on, and carry the state."""
     batch_size: int | None = None
@@ -163,31 +166,26 @@ class Plan:
 
     folder: Path
     record: RunRecord
-    documents: list[str]
-    tokenizer: "Tokenizer"
+    corpus: Corpus
     model: ModelConfig
 
 
 def _new_plan(options: Options) -> Plan:
-    from openxlstm.data.tokenizer import make_tokenizer
-
     preset = get_preset(options.preset)
-    data = _changed(preset.data, options, source=options.data)
+    data = _changed(preset.data, options, sources=options.data)
     train = _changed(_with_length(preset.train, options), options)
     model = _changed(preset.model, options, embedding_dropout=options.dropout)
     folder = options.out or free_folder(options.preset)
     if is_in_use(folder):
         resume = "go on with it by adding --resume, or " if (folder / RECORD).exists() else ""
         raise UserError(f"the folder {folder} is in use: {resume}choose another --out")
-    documents = read_documents(data.source, quiet=options.quiet)
-    text = "".join(documents)
-    tokenizer = make_tokenizer(data.tokenizer, text)
+    corpus = open_corpus(data, quiet=options.quiet)
     record = RunRecord(
         openxlstm=__version__, preset=options.preset, data=data.to_dict(),
-        train=train.to_dict(), text_sha256=text_sha256(text),
+        train=train.to_dict(), text_sha256=corpus.sha256,
     )  # fmt: skip
-    model = model.replace(vocab_size=tokenizer.vocab_size)
-    return Plan(folder=folder, record=record, documents=documents, tokenizer=tokenizer, model=model)
+    model = model.replace(vocab_size=corpus.tokenizer.vocab_size)
+    return Plan(folder=folder, record=record, corpus=corpus, model=model)
 
 
 def _resumed_plan(options: Options) -> Plan:
@@ -215,16 +213,15 @@ def _resumed_plan(options: Options) -> Plan:
             f"--{changed[0].replace('_', '-')} cannot change in a run that is resumed; "
             f"only {', '.join(f'--{name}' for name in LENGTHS)} can, to make it longer"
         )
-    source = record.data_config.source
-    documents = read_documents(source, quiet=options.quiet)
-    if text_sha256("".join(documents)) != record.text_sha256:
+    data = record.data_config
+    corpus = open_corpus(data, tokenizer=load_tokenizer(folder), quiet=options.quiet)
+    if corpus.sha256 != record.text_sha256:
         raise UserError(
-            f"the text of {source} has changed since the run in {folder} began; "
+            f"the text of {', '.join(data.sources)} has changed since the run in {folder} began; "
             "put the old text back, or start a new run"
         )
     record = record.replace(train=_with_length(record.train_config, options).to_dict())
-    tokenizer, model = load_tokenizer(folder), load_config(folder)
-    return Plan(folder=folder, record=record, documents=documents, tokenizer=tokenizer, model=model)
+    return Plan(folder=folder, record=record, corpus=corpus, model=load_config(folder))
 
 
 def _changed(config: C, options: Options, **others: object) -> C:
@@ -244,7 +241,6 @@ def _with_length(train: TrainConfig, options: Options) -> TrainConfig:
 def _train(plan: Plan, options: Options) -> int:
     from openxlstm.cli.progress import TrainingProgress
     from openxlstm.data.batches import RandomWindows
-    from openxlstm.data.corpora import split_documents
     from openxlstm.device import get_device, seed_everything, set_threads
     from openxlstm.lm.model import LanguageModel
     from openxlstm.train.curve import draw_loss
@@ -255,18 +251,15 @@ def _train(plan: Plan, options: Options) -> int:
     set_threads(options.threads)
     device = get_device(options.device)
     seed_everything(config.seed)
-    train, val = (
-        to_tokens(part, plan.tokenizer, reset=data.reset_at_documents)
-        for part in split_documents(plan.documents, data.val_fraction, data.val_split)
-    )
-    batches = _batches(plan, *train)
+    train, val = plan.corpus.train, plan.corpus.val
+    batches = _batches(plan)
     size = data.batch_size, data.eval_window or data.window
-    in_train = RandomWindows(train[0], *size, starts=train[1])
-    in_val = RandomWindows(val[0], *size, starts=val[1], part="the held-out part")
+    in_train = RandomWindows(train.tokens, *size, weights=data.weights)
+    in_val = RandomWindows(val.tokens, *size, weights=data.weights, part="the held-out part")
     model = LanguageModel(plan.model).to(device)
 
     with contextlib.ExitStack() as stack:
-        description = _description(plan, model, len(train[0]), len(val[0]))
+        description = _description(plan, model)
         progress = stack.enter_context(TrainingProgress(description, quiet=options.quiet))
         callbacks: list[Any] = [_RunFiles(plan), progress, stack.enter_context(MetricsFile(folder))]
         if options.tensorboard:
@@ -280,7 +273,7 @@ def _train(plan: Plan, options: Options) -> int:
             stop=stopped.is_set,
         )  # fmt: skip
     plan.record.replace(result=asdict(result)).save(folder)
-    curve = draw_loss(folder, f"{folder.name} · {plan.model.layers} · {data.source}")
+    curve = draw_loss(folder, f"{folder.name} · {plan.model.layers} · {', '.join(data.sources)}")
     if stopped.is_set():
         _say(
             f"stopped at step {result.step:,} with everything saved; to go on:\n"
@@ -290,36 +283,36 @@ def _train(plan: Plan, options: Options) -> int:
     if not options.quiet:
         _say(f"best val loss {result.best_loss:.4f} at step {result.best_step:,}; curve: {curve}\n")
         _write_sample(folder, config.seed)
-        first_line = "".join(plan.documents).lstrip().partition("\n")[0]
-        prompt = shlex.quote(first_line[:30].rstrip())
+        prompt = shlex.quote(plan.corpus.hint)
         _say(f"\nto read on:\n  openxlstm generate {shlex.quote(str(folder))} --prompt {prompt}")
     return 0
 
 
-def _batches(plan: Plan, ids: "Tensor", starts: "Tensor | None") -> "RandomWindows | Streams":
+def _batches(plan: Plan) -> "RandomWindows | Streams":
     """What the run is trained on, without end."""
     from openxlstm.data.batches import RandomWindows, Streams
 
-    data = plan.record.data_config
+    data, tokens = plan.record.data_config, plan.corpus.train.tokens
     size = data.batch_size, data.window
-    common = {"first_window": data.first_window, "starts": starts}
+    mixture = {"first_window": data.first_window, "weights": data.weights}
     if data.sampling == "streams":
-        return Streams(ids, *size, **common)
-    return RandomWindows(ids, *size, plan.record.train_config.seed, **common)
+        return Streams(tokens, *size, **mixture)
+    return RandomWindows(tokens, *size, plan.record.train_config.seed, **mixture)
 
 
-def _description(plan: Plan, model: "LanguageModel", num_train: int, num_val: int) -> str:
+def _description(plan: Plan, model: "LanguageModel") -> str:
     """The run in four lines, before it starts."""
     from openxlstm.lm.summary import summarize
 
     data, summary = plan.record.data_config, summarize(model)
+    num_train, num_val = len(plan.corpus.train), len(plan.corpus.val)
     return "\n".join(
         [
             f"model  {plan.model.layers}, {plan.model.embedding_dim} wide, "
             f"{summary.num_parameters:,} parameters, {summary.flops_per_token:,} FLOPs a token, "
             f"{summary.state_bytes:,} bytes of state",
-            f"text   {data.source}: {num_train:,} tokens to train on, {num_val:,} held out "
-            f"({data.val_split}), {plan.model.vocab_size} different",
+            f"text   {', '.join(data.sources)}: {num_train:,} tokens to train on, "
+            f"{num_val:,} held out ({data.val_split}), {plan.model.vocab_size} different",
             f"batch  {data.batch_size} × {data.window} tokens, {data.sampling}",
             f"run    {plan.folder}",
         ]
@@ -337,7 +330,7 @@ class _RunFiles:
 
         plan = self._plan
         if progress.seconds == 0:
-            plan.tokenizer.save(plan.folder)
+            plan.corpus.tokenizer.save(plan.folder)
             save_config(plan.model, plan.folder)
         plan.record.save(plan.folder)
 
