@@ -72,6 +72,12 @@ def _checked(cls: type, name: str, hint: Any, value: Any) -> Any:
         choices = typing.get_args(hint)
         require(value in choices, f"{name} must be {_either(choices)}, not {value!r}")
         return value
+    if typing.get_origin(hint) is tuple:  # tuple[kind, ...], which JSON writes as a list
+        kind = typing.get_args(hint)[0]
+        require(
+            isinstance(value, list | tuple), f"{cls.__name__}.{name} must be a list, not {value!r}"
+        )
+        return tuple(_checked(cls, name, kind, item) for item in value)
     accepted = typing.get_args(hint) if isinstance(hint, types.UnionType) else (hint,)
     accepted = tuple(typing.get_origin(kind) or kind for kind in accepted)  # dict[…] is a dict
     if float in accepted and type(value) is int:
@@ -200,14 +206,22 @@ class ModelConfig(StackConfig):
 class DataConfig(Config):
     """What a run reads, and how it is cut into batches."""
 
-    source: str = "shakespeare"
-    """A corpus by name, or a file, a folder or a glob of text."""
-    tokenizer: Literal["char", "byte"] = "char"
-    """The unit of text: the characters that occur in it, or UTF-8 bytes."""
+    sources: tuple[str, ...] = ("shakespeare",)
+    """What is mixed: each a corpus by name, a file, a folder or a glob of text, or a folder that
+    `openxlstm tokenize` made."""
+    weights: tuple[float, ...] = ()
+    """The share of each source in what is trained on, on any scale; empty for shares by tokens."""
+    field: str = "text"
+    """The field of .jsonl and .parquet files that holds the text."""
+    tokenizer: str = "char"
+    """The unit of text: char, the characters that occur in it; byte, those of UTF-8; bpe, pieces of
+    words learned from it; or the path of a tokenizer to use."""
+    bpe_vocab_size: int = 4096
+    """Number of different tokens that bpe learns."""
     val_fraction: float = 0.1
-    """Share of the text that is held out."""
+    """Share of each source that is held out."""
     val_split: Literal["first", "last"] = "last"
-    """Which end of the text is held out."""
+    """Which end of each source is held out."""
     sampling: Literal["windows", "streams"] = "windows"
     """windows: random places, each from an empty state. streams: each row of a batch reads on
     where it stopped, and the state is carried."""
@@ -223,6 +237,20 @@ class DataConfig(Config):
     """Whether the state is emptied where a document (a file, a play) begins."""
 
     def __post_init__(self) -> None:
+        require(bool(self.sources), "there is nothing to read: name at least one source")
+        require(
+            len(self.weights) in (0, len(self.sources)),
+            f"there are {len(self.weights)} weights for {len(self.sources)} sources: "
+            "give one for each, or none",
+        )
+        require(
+            all(0 < weight < math.inf for weight in self.weights),
+            f"weights must be positive, not {', '.join(map(str, self.weights))}",
+        )
+        require(
+            self.bpe_vocab_size > 256,  # there is a token for each byte
+            f"bpe_vocab_size must be more than 256, not {self.bpe_vocab_size}",
+        )
         require(
             0 < self.val_fraction < 1, f"val_fraction must be in (0, 1), not {self.val_fraction}"
         )
@@ -317,7 +345,8 @@ class TrainConfig(Config):
             f"save_every must be positive, not {self.save_every}",
         )
         require(
-            self.keep_checkpoints > 0, f"keep_checkpoints must be 1 or more, not {self.keep_checkpoints}"
+            self.keep_checkpoints > 0,
+            f"keep_checkpoints must be 1 or more, not {self.keep_checkpoints}",
         )
 
 

@@ -2,7 +2,6 @@
 
 import functools
 import json
-import shutil
 import socket
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -14,11 +13,12 @@ from safetensors.torch import load_file, save_file
 
 from openxlstm.data import corpora
 from openxlstm.data.tinyshakespeare import tinyshakespeare
+from openxlstm.train.checkpoint import checkpoints
 
 Cli = Callable[..., Any]
 Tree = Callable[[Path], dict[str, str]]
 
-LAST = Path("checkpoints", "last.safetensors")
+SHARD = "shard-00001-model-00001-of-00001.safetensors"
 
 
 @dataclass(frozen=True)
@@ -151,6 +151,10 @@ def test_tinyshakespeare_without_a_network(
         ("--batch-size 0", "batch_size must be positive"),
         ("--window 0", "window must be positive"),
         ("--window 100000", "but a window of 100000 needs 100001"),
+        ("--weights 1 2", "there are 2 weights for 1 sources"),
+        ("--weights 0", "weights must be positive"),
+        ("--bpe-vocab-size 256", "bpe_vocab_size must be more than 256"),
+        ("--tokenizer word", "there is no tokenizer 'word'"),
         ("--learning-rate 0", "learning_rate must be positive"),
         ("--learning-rate inf", "learning_rate must be positive"),
         ("--weight-decay -1", "weight_decay must be 0 or more"),
@@ -257,39 +261,42 @@ def test_a_broken_model(how: str, world: World, cli: Cli, tree: Tree) -> None:
     assert tree(world.run) == before
 
 
-@pytest.mark.parametrize(
-    ("break_it", "words"),
-    [
-        (truncate, "is damaged"),
-        (reshape, "the model needs (16,)"),
-        (write("hello"), "is damaged"),
-        (write(""), "is damaged"),
-    ],
-    ids=["truncated", "of another shape", "text", "empty"],
-)
-def test_a_broken_checkpoint(
-    break_it: Callable[[Path], object], words: str, world: World, cli: Cli, tree: Tree
-) -> None:
-    break_it(world.run / LAST)
+def test_a_broken_checkpoint(world: World, cli: Cli, tree: Tree) -> None:
+    """It is said, and the one before is used; without one, the run cannot go on."""
+    saved = checkpoints(world.run)
+    truncate(saved[0] / SHARD)
+    result = cli("generate", world.run, "--checkpoint", "last", "--max-tokens", 1)
+    assert (result.code, result.err.count("\n")) == (0, 1)
+    assert f"the checkpoint {saved[0]} is damaged" in result.err
+    for path in saved[1:]:
+        truncate(path / SHARD)
     before = tree(world.run)
-    assert_refused(cli("train", "--resume", "--out", world.run, "--quiet"), words, LAST.name)
-    assert_refused(cli("generate", world.run, "--checkpoint", "last"), words, LAST.name)
+    result = cli("train", "--resume", "--out", world.run, "--quiet")
+    assert result.code == 2
+    assert result.err.count("is damaged") == len(saved)
+    assert "has no checkpoint to resume" in result.err
+    result = cli("generate", world.run, "--checkpoint", "last")
+    assert (result.code, result.out) == (2, "")
+    assert "no checkpoint that is whole" in result.err
     assert tree(world.run) == before
     assert cli("generate", world.run, "--max-tokens", 1).code == 0, "the best model still works"
 
 
-def test_the_model_is_no_checkpoint(world: World, cli: Cli, tree: Tree) -> None:
-    shutil.copy(world.run / "model.safetensors", world.run / LAST)
+def test_a_checkpoint_of_another_model(world: World, cli: Cli, tree: Tree) -> None:
+    """Whole, but for a model that the run's configuration does not describe."""
+    config = json.loads((world.run / "config.json").read_text())
+    config["model"]["embedding_dim"] = 32
+    (world.run / "config.json").write_text(json.dumps(config))
     before = tree(world.run)
-    result = cli("train", "--resume", "--out", world.run, "--quiet")
-    assert_refused(result, "is not a training checkpoint")
+    assert_refused(cli("train", "--resume", "--out", world.run, "--quiet"), "the model needs")
+    assert_refused(cli("generate", world.run, "--checkpoint", "last"), "the model needs")
     assert tree(world.run) == before
 
 
 @pytest.mark.parametrize(
     ("values", "words"),
     [
-        ({"data": {"source": "x", "depth": 3}}, "DataConfig has no option 'depth'"),
+        ({"data": {"sources": ["x"], "depth": 3}}, "DataConfig has no option 'depth'"),
         ({"train": {}}, "how long to train"),
         ({"train": []}, "must be dict"),
         ({"mood": "good"}, "RunRecord has no option 'mood'"),

@@ -13,6 +13,7 @@ from safetensors.torch import load_file, save_file
 import openxlstm
 from openxlstm.data.batches import windows_in_order
 from openxlstm.data.corpora import split
+from openxlstm.data.tokens import Tokens
 from openxlstm.train.evaluate import evaluate
 
 Cli = Callable[..., Any]
@@ -40,7 +41,7 @@ def expect(trained: Path, text_file: Path) -> Callable[..., float]:
     def loss(window: int, *, end: str = "last", part: int = 1, stream: bool = False) -> float:
         text = text_file.read_text()
         text = split(text, 0.1, end)[part]  # pyright: ignore[reportArgumentType]
-        ids = torch.from_numpy(tokenizer.encode(text))
+        ids = Tokens(tokenizer.encode(text))
         batch_size = 1 if stream else 16
         return evaluate(
             model, windows_in_order(ids, window, batch_size), carry_state=stream

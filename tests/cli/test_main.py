@@ -98,7 +98,7 @@ def test_help_of_a_command_names_what_scripts_rely_on(command: str, cli: Cli) ->
         ("train --minutes soon", "--minutes"),
         ("train --seed", "--seed"),
         ("train --val-split middle", "--val-split"),
-        ("train --tokenizer bpe", "--tokenizer"),
+        ("train --sampling bpe", "--sampling"),
         ("train something", "something"),
         ("eval", "PATH"),
         ("eval run --window x", "--window"),

@@ -1,5 +1,6 @@
 """`openxlstm train`: what a run leaves, what it says, and how it stops and goes on."""
 
+import hashlib
 import json
 import os
 import re
@@ -15,11 +16,13 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file
+from torch import Tensor
 
 import openxlstm
 from openxlstm import __version__
-from openxlstm.cli.run_folder import free_folder, text_sha256
+from openxlstm.cli.run_folder import free_folder
 from openxlstm.lm.presets import PRESETS
+from openxlstm.train.checkpoint import newest
 from openxlstm.train.metrics import MetricsFile, read_metrics
 
 Cli = Callable[..., Any]
@@ -27,11 +30,21 @@ Tree = Callable[[Path], dict[str, str]]
 Train = Callable[..., Any]
 
 STEPS = 6
-LAST = Path("checkpoints", "last.safetensors")
+SHARD = "shard-00001-model-00001-of-00001.safetensors"
 FILES = {
     "config.json", "model.safetensors", "tokenizer.json", "train.json", "metrics.jsonl", "loss.png",
-    str(LAST),
+    *(
+        f"checkpoints/step-{step:08}/{name}"
+        for step in (0, 3, 6) for name in ("checkpoint.json", SHARD)
+    ),
 }  # fmt: skip
+
+
+def last_checkpoint(folder: Path) -> dict[str, Tensor]:
+    """The tensors of a run's newest checkpoint."""
+    path = newest(folder)
+    assert path is not None
+    return load_file(path / SHARD)
 
 
 @pytest.fixture(scope="module")
@@ -72,14 +85,15 @@ def test_its_record(finished: tuple[Path, Any], text_file: Path) -> None:
     assert record["openxlstm"] == __version__
     assert record["preset"] == "demo"
     assert record["data"] == {
-        "source": str(text_file), "tokenizer": "char", "val_fraction": 0.1, "val_split": "last",
+        "sources": [str(text_file)], "weights": [], "field": "text", "tokenizer": "char",
+        "bpe_vocab_size": 4096, "val_fraction": 0.1, "val_split": "last",
         "sampling": "windows", "batch_size": 2, "window": 8, "first_window": None,
         "eval_window": None, "reset_at_documents": True,
     }  # fmt: skip
     assert record["train"]["steps"] == STEPS
     assert record["train"]["minutes"] is None, "steps take the place of the preset's minutes"
     assert record["train"]["learning_rate"] == PRESETS["demo"].train.learning_rate
-    assert record["text_sha256"] == text_sha256(text_file.read_text())
+    assert record["text_sha256"] == hashlib.sha256(text_file.read_bytes()).hexdigest()
     evaluations = list(read_metrics(folder))
     best = min(evaluations, key=lambda record: record["val_loss"])
     result = record["result"]
@@ -176,6 +190,39 @@ def test_the_held_out_end_is_not_trained_on(
         assert cli("train", *options, *tiny, "--learning-rate", 0.05).code == 0
         *_, last = read_metrics(out)
         assert (last["val_loss"] < 0.5) == loss_is_low
+
+
+def test_a_mixture(cli: Cli, text_file: Path, tiny: tuple[str, ...], tmp_path: Path) -> None:
+    """Two texts, each with a held-out end of its own, and one alphabet for both."""
+    other = tmp_path / "other.txt"
+    other.write_text("ABCD " * 100)
+    folder = tmp_path / "run"
+    both = ("--data", text_file, other)
+    options = ("--weights", 1, 3, "--out", folder, "--steps", 3, "--sampling", "streams")
+    result = cli("train", *both, *options, *tiny)
+    assert result.code == 0
+    assert f"text   {text_file}, {other}: " in result.err
+    characters = openxlstm.load_tokenizer(folder).characters  # pyright: ignore[reportAttributeAccessIssue]
+    assert set(characters) == set(text_file.read_text() + "ABCD")
+    record = json.loads((folder / "train.json").read_text())
+    assert (record["data"]["sources"], record["data"]["weights"]) == ([*map(str, both[1:])], [1, 3])
+    figures = json.loads(cli("eval", folder, "--json").out)
+    assert figures["tokens"] == len(text_file.read_text()) // 10 - 1 + 50 - 1
+    assert json.loads(cli("eval", folder, "--json", "--data", other).out)["tokens"] == 49
+    assert cli("train", "--resume", "--out", folder, "--steps", 4, "--quiet").code == 0
+    other.write_text("ABCE " * 100)
+    result = cli("train", "--resume", "--out", folder, "--steps", 5, "--quiet")
+    assert (result.code, "has changed since" in result.err) == (2, True)
+
+
+def test_a_tokenizer_can_be_used_again(
+    cli: Cli, trained: Path, text_file: Path, tiny: tuple[str, ...], tmp_path: Path
+) -> None:
+    folder, text = tmp_path / "run", tmp_path / "text.txt"
+    text.write_text(text_file.read_text()[:900].replace("c", "d"))
+    options = ("--data", text, "--tokenizer", trained, "--out", folder, "--steps", 1, "--quiet")
+    assert cli("train", *options, *tiny).code == 0
+    assert (folder / "tokenizer.json").read_bytes() == (trained / "tokenizer.json").read_bytes()
 
 
 def test_minutes_end_a_run(
@@ -275,7 +322,7 @@ def uninterrupted(train: Train, tmp_path_factory: pytest.TempPathFactory) -> dic
     for sampling, folder in folders.items():
         options = ("--quiet", "--dropout", 0.1, "--sampling", sampling)
         assert train(folder, *options).code == 0
-        carried = [name for name in load_file(folder / LAST) if name.startswith("state.")]
+        carried = [name for name in last_checkpoint(folder) if name.startswith("state.")]
         assert bool(carried) == (sampling == "streams")
     return folders
 
@@ -284,7 +331,7 @@ def assert_same_run(actual: Path, expected: Path) -> None:
     """Bit for bit, but for the time."""
     for name in ("config.json", "tokenizer.json", "model.safetensors"):
         assert (actual / name).read_bytes() == (expected / name).read_bytes(), name
-    ours, theirs = load_file(actual / LAST), load_file(expected / LAST)
+    ours, theirs = last_checkpoint(actual), last_checkpoint(expected)
     assert ours.keys() == theirs.keys()
     for name, tensor in ours.items():
         assert torch.equal(tensor, theirs[name]), name
@@ -302,6 +349,7 @@ def assert_same_run(actual: Path, expected: Path) -> None:
 SEND_ITSELF_A_SIGNAL = """
 import os, sys
 from openxlstm.cli import main
+from openxlstm.train.checkpoint import newest
 from openxlstm.train.metrics import MetricsFile
 
 on_step = MetricsFile.on_step
@@ -417,7 +465,7 @@ def test_a_signal_from_outside(text_file: Path, tiny: tuple[str, ...], tmp_path:
         assert process.wait(timeout=60) == 130
     step = int(re.search(r"stopped at step ([\d,]+)", rest)[1].replace(",", ""))  # pyright: ignore
     assert step >= 3
-    assert openxlstm.LanguageModel.from_pretrained(folder, LAST, "model.")
+    assert last_checkpoint(folder)
     assert json.loads((folder / "train.json").read_text())["result"]["step"] == step
 
 
@@ -478,7 +526,7 @@ def test_what_cannot_be_resumed(trained_copy: Path, cli: Cli, tmp_path: Path) ->
     result = cli("train", "--resume", "--out", tmp_path / "nowhere")
     assert (result.code, result.out) == (2, "")
     assert "is not a run: it has no train.json" in result.err
-    (trained_copy / LAST).unlink()
+    shutil.rmtree(trained_copy / "checkpoints")
     result = cli("train", "--resume", "--out", trained_copy)
     assert result.code == 2
     assert "has no checkpoint to resume" in result.err

@@ -31,7 +31,7 @@ def test_text_is_there_without_torch():
         "import sys; sys.modules['torch'] = None\n"
         "from openxlstm.data.corpora import load_documents\n"
         "from openxlstm.data.tokenizer import make_tokenizer\n"
-        "make_tokenizer('char', load_documents(sys.argv[1])[0])"
+        "make_tokenizer('char', load_documents(sys.argv[1]))"
     )
     subprocess.run([sys.executable, "-c", code, __file__], check=True)
 

@@ -15,6 +15,7 @@ from openxlstm.data.tokenizer import (
     CharTokenizer,
     Tokenizer,
     encode_documents,
+    find_tokenizer,
     load_tokenizer,
     make_tokenizer,
 )
@@ -31,7 +32,7 @@ kinds = pytest.mark.parametrize("kind", ["char", "byte"])
 @given(WELL_FORMED.filter(bool), st.data())
 @kinds
 def test_decode_undoes_encode(kind: str, text: str, data: st.DataObject):
-    tokenizer = make_tokenizer(kind, text)
+    tokenizer = make_tokenizer(kind, [text])
     ids = tokenizer.encode(text)
     assert ids.ndim == 1
     assert ids.max() < tokenizer.vocab_size
@@ -44,7 +45,7 @@ def test_decode_undoes_encode(kind: str, text: str, data: st.DataObject):
 @given(text=WELL_FORMED.filter(bool))
 def test_file_keeps_the_tokenizer(tmp_path_factory: pytest.TempPathFactory, kind: str, text: str):
     folder = tmp_path_factory.getbasetemp() / "run" / kind
-    tokenizer = make_tokenizer(kind, text)
+    tokenizer = make_tokenizer(kind, [text])
     tokenizer.save(folder)
     again = load_tokenizer(folder)
     assert type(again) is type(tokenizer)
@@ -54,7 +55,7 @@ def test_file_keeps_the_tokenizer(tmp_path_factory: pytest.TempPathFactory, kind
 
 
 def test_characters_are_sorted():
-    tokenizer = CharTokenizer.from_text("to be, or not")
+    tokenizer = CharTokenizer.from_texts(["to be,", " or not"])
     assert tokenizer.characters == " ,benort"
     assert tokenizer.vocab_size == 8
     assert tokenizer.encode("bento").tolist() == [2, 3, 4, 7, 5]
@@ -76,13 +77,13 @@ def test_ids_are_as_small_as_they_can_be(size: int, dtype: type):
 
 @kinds
 def test_ids_can_be_written_to(kind: str):
-    ids = torch.from_numpy(make_tokenizer(kind, TEXT).encode(TEXT))  # warns if they are read-only
+    ids = torch.from_numpy(make_tokenizer(kind, [TEXT]).encode(TEXT))  # warns if they are read-only
     ids[0] = 1
 
 
 @kinds
 def test_decode_takes_any_sequence(kind: str):
-    tokenizer = make_tokenizer(kind, TEXT)
+    tokenizer = make_tokenizer(kind, [TEXT])
     ids = tokenizer.encode(TEXT)
     for same in (ids.tolist(), iter(ids.tolist()), tuple(ids), ids.astype(np.int64)):
         assert tokenizer.decode(same) == TEXT
@@ -99,7 +100,7 @@ def test_decode_takes_any_sequence(kind: str):
 )
 def test_decode_refuses_what_is_no_id(kind: str, ids: list[int]):
     with pytest.raises(UserError, match=r"no token id|one sequence of whole numbers"):
-        make_tokenizer(kind, TEXT).decode(ids)
+        make_tokenizer(kind, [TEXT]).decode(ids)
 
 
 @pytest.mark.parametrize("place", [0, 1000, 200_000])
@@ -109,7 +110,7 @@ def test_decode_refuses_what_is_no_id(kind: str, ids: list[int]):
      ("\udce9", r"'\udce9' (U+DCE9)"), ("\U0010ffff", r"'\U0010ffff' (U+10FFFF)")],
 )  # fmt: skip
 def test_unknown_character(character: str, name: str, place: int):
-    tokenizer = CharTokenizer.from_text(LONG)
+    tokenizer = CharTokenizer.from_texts([LONG])
     with pytest.raises(UserError) as caught:
         tokenizer.encode(LONG[:place] + character + LONG[place:])
     assert f"has never seen {name}: leave it out" in str(caught.value)
@@ -119,17 +120,19 @@ def test_unknown_character(character: str, name: str, place: int):
 @pytest.mark.parametrize("text", ["a\ud800", chr(0xD83D) + chr(0xDE00)])
 def test_half_characters_are_refused(kind: str, text: str):
     with pytest.raises(UserError, match=r"U\+D8(00|3D) in it, which is half a character"):
-        make_tokenizer(kind, text).encode(text)
+        make_tokenizer(kind, [text]).encode(text)
 
 
 def test_nothing_to_make_it_from():
     with pytest.raises(UserError, match="at least one character"):
-        make_tokenizer("char", "")
+        make_tokenizer("char", [])
 
 
 def test_unknown_kind():
-    with pytest.raises(UserError, match="no tokenizer 'word': choose char or byte"):
-        make_tokenizer("word", TEXT)
+    with pytest.raises(
+        UserError, match="no tokenizer 'word': choose char or byte, or give the path"
+    ):
+        make_tokenizer("word", [TEXT])
 
 
 def test_file_is_what_others_read(tmp_path: Path):
@@ -190,7 +193,7 @@ def test_bad_file(tmp_path: Path, content: str | dict[str, object] | None, reaso
 
 @kinds
 def test_is_fast(kind: str):
-    tokenizer: Tokenizer = make_tokenizer(kind, LONG)
+    tokenizer: Tokenizer = make_tokenizer(kind, [LONG])
     seconds = []
     for _ in range(5):
         start = perf_counter()
@@ -202,11 +205,27 @@ def test_is_fast(kind: str):
 @kinds
 def test_documents_make_one_row(kind: str):
     documents = ["ab", "ä", "bba"]
-    tokenizer = make_tokenizer(kind, "".join(documents))
-    ids, starts = encode_documents(tokenizer, documents)
+    tokenizer = make_tokenizer(kind, documents)
+    tokens = encode_documents(tokenizer, documents)
+    ids, begins = np.zeros(len(tokens), np.int64), np.zeros(len(tokens), np.bool_)
+    tokens.read(0, ids, begins)
     assert np.array_equal(ids, tokenizer.encode("abäbba"))
-    assert starts is not None
     places = [len(tokenizer.encode(text)) for text in ("", "ab", "abä")]
-    assert np.flatnonzero(starts).tolist() == places
-    assert len(starts) == len(ids)
-    assert encode_documents(tokenizer, documents[:1])[1] is None
+    assert np.flatnonzero(begins).tolist() == places
+    begins[:] = False
+    encode_documents(tokenizer, documents[:1]).read(0, ids[:2], begins)
+    assert not begins.any(), "a document that is alone"
+
+
+@kinds
+def test_a_configuration_names_a_kind_or_a_path(
+    kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / kind).mkdir()
+    assert find_tokenizer(kind, ["ab"]).vocab_size == (2 if kind == "char" else 256)
+    CharTokenizer("xyz").save(tmp_path / "run")
+    for path in ("run", "run/tokenizer.json"):
+        assert find_tokenizer(path, ["ab"]).decode([0, 1, 2]) == "xyz"
+    with pytest.raises(UserError, match="no tokenizer 'nowhere'"):
+        find_tokenizer("nowhere", ["ab"])

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from openxlstm.errors import UserError
 from openxlstm.lm import folder as folder_module
-from openxlstm.lm.folder import load_config, read_weights, save_weights
+from openxlstm.lm.folder import load_config, save_weights
 from openxlstm.lm.model import LanguageModel
 
 MakeModel = Callable[..., LanguageModel]
@@ -94,19 +94,10 @@ def test_what_was_loaded_no_longer_needs_the_file(folder: Path) -> None:
     assert torch.equal(loaded.head.weight, before)
 
 
-def test_a_prefix_picks_a_part_of_a_file(model: LanguageModel, folder: Path) -> None:
-    tensors = {f"model.{name}": tensor for name, tensor in model.state_dict().items()}
-    save_weights(folder / "both.safetensors", {**tensors, "other": torch.zeros(3)})
-    loaded = LanguageModel.from_pretrained(folder, "both.safetensors", prefix="model.")
-    assert torch.equal(loaded.head.weight, model.head.weight)
-
-
-def test_metadata_and_strided_tensors_are_kept(tmp_path: Path) -> None:
+def test_strided_tensors_are_kept(tmp_path: Path) -> None:
     tensors = {"x": torch.arange(6.0).view(2, 3).T}
-    save_weights(tmp_path / "x.safetensors", tensors, metadata={"a": "b"})
-    read, metadata = read_weights(tmp_path / "x.safetensors")
-    assert torch.equal(read["x"], tensors["x"])
-    assert metadata == {"a": "b"}
+    save_weights(tmp_path / "x.safetensors", tensors)
+    assert torch.equal(load_file(tmp_path / "x.safetensors")["x"], tensors["x"])
 
 
 @pytest.mark.skipif(os.name != "posix", reason="permissions are posix's")
@@ -125,7 +116,7 @@ def test_a_failed_save_leaves_the_old_model(
 ) -> None:
     before = {path.name: path.read_bytes() for path in folder.iterdir()}
 
-    def half(tensors: dict[str, Tensor], path: Path, metadata: object) -> None:
+    def half(tensors: dict[str, Tensor], path: Path) -> None:
         path.write_bytes(b"half of it")
         raise OSError(28, "No space left on device")
 

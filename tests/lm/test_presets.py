@@ -27,7 +27,7 @@ def test_the_articles_hyperparameters() -> None:
         8,
     )
     assert preset.model.num_positions == 124
-    assert preset.data.source == "tinyshakespeare"
+    assert preset.data.sources == ("tinyshakespeare",)
     assert (preset.data.batch_size, preset.data.window) == (24, 124)
     assert (preset.data.val_fraction, preset.data.val_split) == (0.1, "first")
     train = preset.train
@@ -41,7 +41,7 @@ def test_the_articles_hyperparameters() -> None:
 
 def test_the_demo_needs_no_network_and_two_minutes() -> None:
     preset = get_preset("demo")
-    assert preset.data.source == "shakespeare"
+    assert preset.data.sources == ("shakespeare",)
     assert preset.train.minutes == 2
     assert set(preset.model.layers) == {"m", "s"}
 

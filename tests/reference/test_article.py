@@ -16,6 +16,7 @@ from torch.optim.optimizer import register_optimizer_step_pre_hook
 from openxlstm.config import ModelConfig
 from openxlstm.data.batches import RandomWindows
 from openxlstm.data.corpora import split
+from openxlstm.data.tokens import Tokens
 from openxlstm.lm.model import LanguageModel
 from openxlstm.lm.presets import get_preset
 from openxlstm.ops import mlstm, slstm
@@ -233,7 +234,7 @@ class TestScheduler:
             rates.append({group["lr"] for group in optimizer.param_groups})
 
         config = self.train.replace(steps=4, eval_every=10)
-        batches = RandomWindows(torch.arange(40) % 11, batch_size=2, window=4)
+        batches = RandomWindows(Tokens(torch.arange(40) % 11), batch_size=2, window=4)
         sample = [next(batches)]
         handle = register_optimizer_step_pre_hook(hear)
         try:

@@ -265,9 +265,7 @@ def test_a_kill_while_it_is_written(
     ]  # fmt: skip
 
 
-def test_no_space(
-    model: LanguageModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_no_space(model: LanguageModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     before = save(tmp_path, 1, {"model": model})
 
     def full(*_: object, **__: object) -> None:

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from openxlstm.data.batches import Batch, windows_in_order
+from openxlstm.data.tokens import Tokens
 from openxlstm.lm.model import LanguageModel, evaluation_mode
 from openxlstm.train.evaluate import Evaluation, evaluate
 
@@ -40,7 +41,7 @@ def test_windows_each_start_empty(model: LanguageModel, text: Tensor, batch_size
     """A window for itself; the last, shorter one counts by its tokens."""
     windows = [text[i : i + 9] for i in range(0, 49, 8)]
     expected = torch.cat([losses(model, w[:-1], w[1:]) for w in windows])
-    result = evaluate(model, windows_in_order(text, window=8, batch_size=batch_size))
+    result = evaluate(model, windows_in_order(Tokens(text), window=8, batch_size=batch_size))
     assert result.tokens == len(expected) == 49
     assert result.loss == pytest.approx(expected.mean().item(), rel=1e-5)
 
@@ -49,10 +50,10 @@ def test_windows_each_start_empty(model: LanguageModel, text: Tensor, batch_size
 def test_a_stream_carries_the_state(model: LanguageModel, text: Tensor, window: int) -> None:
     """However it is cut, it is one sequence."""
     expected = losses(model, text[:-1], text[1:]).mean().item()
-    batches = windows_in_order(text, window, batch_size=1)
+    batches = windows_in_order(Tokens(text), window, batch_size=1)
     result = evaluate(model, batches, carry_state=True)
     assert result.loss == pytest.approx(expected, rel=1e-5)
-    apart = evaluate(model, windows_in_order(text, 8, batch_size=1)).loss
+    apart = evaluate(model, windows_in_order(Tokens(text), 8, batch_size=1)).loss
     assert abs(apart - expected) > 1e-4, "the two ways differ"
 
 
@@ -75,10 +76,10 @@ def test_tokens_weigh_alike_whatever_their_batch(model: LanguageModel, text: Ten
 @pytest.mark.parametrize("training", [False, True])
 def test_the_mode_is_as_it_was(model: LanguageModel, text: Tensor, training: bool) -> None:
     model.train(training)
-    first = evaluate(model, windows_in_order(text, 8, 4)).loss
+    first = evaluate(model, windows_in_order(Tokens(text), 8, 4)).loss
     assert model.training == training
     assert model.stack.training == training
-    assert evaluate(model, windows_in_order(text, 8, 4)).loss == first, "no dropout inside"
+    assert evaluate(model, windows_in_order(Tokens(text), 8, 4)).loss == first, "no dropout inside"
     with pytest.raises(ValueError, match="no batches"):
         evaluate(model, [])
     assert model.training == training
@@ -93,7 +94,7 @@ def test_the_mode_is_as_it_was_after_an_error(model: LanguageModel) -> None:
 
 def test_nothing_is_left_behind(model: LanguageModel, text: Tensor) -> None:
     before = torch.get_rng_state()
-    evaluate(model, windows_in_order(text, 8, 4))
+    evaluate(model, windows_in_order(Tokens(text), 8, 4))
     assert torch.equal(torch.get_rng_state(), before)
     assert all(parameter.grad is None for parameter in model.parameters())
     assert torch.is_grad_enabled()

@@ -14,11 +14,12 @@ from torch import Tensor, nn
 
 from openxlstm.config import TrainConfig
 from openxlstm.data.batches import Batch, RandomWindows, Streams
+from openxlstm.data.tokens import Tokens
 from openxlstm.errors import UserError
 from openxlstm.lm.model import LanguageModel
 from openxlstm.train import loop
 from openxlstm.train.callback import Callback, Evaluated, Progress, Step
-from openxlstm.train.checkpoint import checkpoints, load_model, newest, save_checkpoint
+from openxlstm.train.checkpoint import load_model, newest, save_checkpoint
 from openxlstm.train.evaluate import Evaluation, evaluate
 from openxlstm.train.loop import fit
 from openxlstm.train.metrics import MetricsFile, read_metrics
@@ -37,12 +38,12 @@ def make_batches(tokens: Tensor, kind: str = "windows") -> RandomWindows | Strea
     # 60 tokens in 3 rows of 7: a stream comes to the end of the text in its third batch.
     first_window = 2 if kind == "growing" else None
     if kind in ("windows", "averaged"):
-        return RandomWindows(tokens, 3, 7)
-    return Streams(tokens[:60], 3, 7, first_window=first_window)
+        return RandomWindows(Tokens(tokens), 3, 7)
+    return Streams(Tokens(tokens[:60]), 3, 7, first_window=first_window)
 
 
 def make_sample(tokens: Tensor, count: int = 2) -> list[Batch]:
-    return list(islice(RandomWindows(tokens, 4, 8, seed=99), count))
+    return list(islice(RandomWindows(Tokens(tokens), 4, 8, seed=99), count))
 
 
 def weights(model: nn.Module) -> Weights:

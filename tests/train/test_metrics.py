@@ -6,8 +6,8 @@ from typing import Any
 
 import pytest
 
-from openxlstm.train.evaluate import Evaluation
 from openxlstm.train.callback import Evaluated, Progress, Step
+from openxlstm.train.evaluate import Evaluation
 from openxlstm.train.metrics import MetricsFile, TensorBoard, read_metrics
 
 

@@ -8,16 +8,17 @@ from dataclasses import dataclass
 from functools import partial
 from itertools import islice
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import tyro
 
-from openxlstm.cli.corpus import read_documents, to_tokens
+from openxlstm.cli.corpus import open_corpus
 from openxlstm.cli.options import Quiet, Verbose, parse
 from openxlstm.cli.run_folder import Checkpoint, RunRecord, load_run
 from openxlstm.errors import UserError
 
 if TYPE_CHECKING:
+    from openxlstm.cli.corpus import Part
     from openxlstm.train.evaluate import Batch, Evaluation
 
 
@@ -29,10 +30,11 @@ class Options:
 
     run: tyro.conf.Positional[Path]
     """The run's folder."""
-    data: str | None = None
-    """A corpus, or a file, a folder or a glob of text; without it, what the run was trained on."""
+    data: tuple[str, ...] | None = None
+    """Corpora, files, folders or globs of text, or folders of tokens; without it, what the run was
+    trained on."""
     part: Literal["val", "train", "all"] = "val"
-    """Which part of the text."""
+    """Which part of it."""
     val_split: Literal["first", "last"] | None = None
     """Which end of the text is held out; without it, as in the run."""
     val_fraction: float | None = None
@@ -67,7 +69,6 @@ def run(arguments: list[str]) -> int:
         raise UserError("--stream has no windows: give --window or --random, or --stream")
 
     from openxlstm.data.batches import RandomWindows, windows_in_order
-    from openxlstm.data.corpora import split_documents
     from openxlstm.device import get_device, set_threads
     from openxlstm.train.evaluate import evaluate
 
@@ -76,33 +77,34 @@ def run(arguments: list[str]) -> int:
     model, tokenizer = load_run(options.run, options.checkpoint)
     model.to(device)
     record = RunRecord.load(options.run)
-    changes = {"val_split": options.val_split, "val_fraction": options.val_fraction}
+    changes: dict[str, Any] = {
+        "val_split": options.val_split, "val_fraction": options.val_fraction,
+    }  # fmt: skip
+    if options.data is not None:
+        changes |= {"sources": options.data, "weights": ()}
     data = record.data_config.replace(**{k: v for k, v in changes.items() if v is not None})
-    source = data.source if options.data is None else options.data
-    documents = read_documents(source, quiet=options.quiet)
-    if options.part != "all":
-        train, val = split_documents(documents, data.val_fraction, data.val_split)
-        documents = val if options.part == "val" else train
-    ids, starts = to_tokens(documents, tokenizer, reset=data.reset_at_documents)
-    characters_per_token = sum(map(len, documents)) / max(len(ids), 1)
+    corpus = open_corpus(data, tokenizer=tokenizer, quiet=options.quiet)
+    part = {"train": "train", "val": "val", "all": "whole"}[options.part]
+    text: Part = getattr(corpus, part)
     batch_size = options.batch_size
 
     def measure(batches: Iterable["Batch"], *, carry_state: bool = False) -> "Evaluation":
         return evaluate(
-            model, batches, carry_state=carry_state, characters_per_token=characters_per_token
+            model, batches, carry_state=carry_state, characters_per_token=text.characters_per_token
         )
 
     def windowed(window: int) -> "Evaluation":
-        return measure(windows_in_order(ids, window, batch_size, starts=starts))
+        return measure(windows_in_order(text.tokens, window, batch_size))
 
     def at_random(window: int) -> "Evaluation":
         batches = RandomWindows(
-            ids, batch_size, window, options.seed, starts=starts, part="the text to evaluate"
-        )
+            text.tokens, batch_size, window, options.seed,
+            weights=data.weights, part="the text to evaluate",
+        )  # fmt: skip
         return measure(islice(batches, math.ceil(RANDOM_WINDOWS / batch_size)))
 
     def streamed() -> "Evaluation":
-        return measure(windows_in_order(ids, STREAM_WINDOW, 1, starts=starts), carry_state=True)
+        return measure(windows_in_order(text.tokens, STREAM_WINDOW, 1), carry_state=True)
 
     window = data.window if options.window is None else options.window
     ways: dict[str, Callable[[], Evaluation]]
@@ -113,7 +115,7 @@ def run(arguments: list[str]) -> int:
     elif options.window is not None or options.json:
         ways = {f"windows of {window}": partial(windowed, window)}
     else:
-        sizes = {window, *(size for size in WINDOWS if size < len(ids))}
+        sizes = {window, *(size for size in WINDOWS if size < len(text))}
         ways = {f"windows of {size}": partial(windowed, size) for size in sorted(sizes)}
         ways["one stream"] = streamed
     results = {name: result() for name, result in ways.items()}

@@ -81,5 +81,7 @@ def _is_out_of_memory(error: RuntimeError) -> bool:
 
 
 def _complain(message: str) -> int:
-    print(f"openxlstm: {message}", file=sys.stderr)
+    size = os.environ.get("WORLD_SIZE", "1")
+    who = f" (process {os.environ.get('RANK')} of {size})" if size != "1" else ""
+    print(f"openxlstm{who}: {message}", file=sys.stderr)
     return 2

@@ -15,7 +15,7 @@ def list_presets() -> None:
         model, measured = preset.model, preset.measured
         losses = measured.windows_of_64, measured.windows_of_256, measured.stream
         table.add_row(
-            name, model.layers, str(model.embedding_dim), preset.data.source,
+            name, model.layers, str(model.embedding_dim), ", ".join(preset.data.sources),
             f"{measured.minutes:.1f}", *(f"{loss:.3f}" for loss in losses),
             str(measured.seeds),
         )  # fmt: skip

@@ -1,7 +1,9 @@
 """A run's folder beyond its model: `train.json`, which says how it came to be."""
 
-import hashlib
+import contextlib
+import os
 import sys
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Self
@@ -9,6 +11,11 @@ from typing import TYPE_CHECKING, Any, Literal, Self
 from openxlstm.config import Config, DataConfig, TrainConfig
 from openxlstm.errors import UserError
 from openxlstm.files import read_json, write_json
+
+try:
+    import fcntl
+except ImportError:  # Windows
+    fcntl = None
 
 if TYPE_CHECKING:
     from openxlstm.data.tokenizer import Tokenizer
@@ -29,8 +36,10 @@ class RunRecord(Config):
     """A DataConfig."""
     train: dict[str, Any]
     """A TrainConfig."""
+    compute: dict[str, Any] = field(default_factory=dict)
+    """A ComputeConfig: how it was computed last."""
     text_sha256: str
-    """Of the text that it was trained on, as UTF-8."""
+    """Of all that it was trained on; of a single text, as UTF-8."""
     result: dict[str, Any] = field(default_factory=dict)
     """How far it came, and its losses."""
 
@@ -61,10 +70,6 @@ class RunRecord(Config):
 
     def save(self, folder: Path) -> None:
         write_json(folder / RECORD, self.to_dict())
-
-
-def text_sha256(text: str) -> str:
-    return hashlib.sha256(text.encode("utf-8")).hexdigest()
 
 
 def is_in_use(folder: Path) -> bool:
@@ -118,12 +123,68 @@ def newest_checkpoint(folder: Path) -> Path:
     """
     from openxlstm.train.checkpoint import newest
 
-    def say(message: str) -> None:
-        print(f"openxlstm: {message}", file=sys.stderr)
-
-    path = newest(folder, say)
+    path = newest(folder, _say)
     if path is None:
-        raise UserError(
-            f"the run in {folder} has no checkpoint to resume; delete it and start anew"
-        )
+        raise UserError(f"the run in {folder} has no checkpoint that is whole")
     return path
+
+
+def checkpoint_to_resume(folder: Path) -> Path | None:
+    """What a run can go on from: None is its beginning, if it was killed before it saved anything.
+
+    Newer checkpoints, which are damaged, are put aside.
+
+    Raises:
+        UserError: if there was a checkpoint, and none is whole.
+    """
+    from openxlstm.train.checkpoint import checkpoints, newest, set_aside
+    from openxlstm.train.metrics import read_metrics
+
+    path = newest(folder, _say)
+    if path is None:
+        if checkpoints(folder) or any(record["step"] > 0 for record in read_metrics(folder)):
+            raise UserError(
+                f"the run in {folder} has no checkpoint to resume; start a new one in another --out"
+            )
+        _say(f"the run in {folder} had not saved anything yet; it begins anew")
+    set_aside(folder, path)
+    return path
+
+
+def clear_unstarted(folder: Path) -> None:
+    """Empties the folder of a run that was killed before its record was written."""
+    from openxlstm.data.tokenizer import FILE_NAME
+    from openxlstm.lm.folder import CONFIG
+
+    files = list(folder.iterdir()) if folder.is_dir() else []
+    if all(file.name in (FILE_NAME, CONFIG) or file.match(".*.tmp") for file in files):
+        for file in files:
+            file.unlink()
+
+
+@contextlib.contextmanager
+def lock(folder: Path) -> Iterator[None]:
+    """Keeps every other process from training the run in `folder` as well, until it is left or this
+    process has ended, however that came about.
+
+    Raises:
+        UserError: if another one is at it.
+    """
+    if fcntl is None:
+        yield
+        return
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise UserError(
+                f"the run in {folder} is being trained by another process: wait for it, or stop it"
+            ) from None
+        yield
+    finally:
+        os.close(descriptor)
+
+
+def _say(message: str) -> None:
+    print(f"openxlstm: {message}", file=sys.stderr, flush=True)

@@ -10,142 +10,35 @@ from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from itertools import islice
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, TypeVar
+from typing import TYPE_CHECKING, Any, Self
 
 from openxlstm._version import __version__
-from openxlstm.cli.corpus import read_documents, to_tokens
-from openxlstm.cli.options import Quiet, Verbose, parse
+from openxlstm.cli.corpus import Corpus, open_corpus
+from openxlstm.cli.options import parse
 from openxlstm.cli.presets import list_presets
 from openxlstm.cli.run_folder import (
     RECORD,
     RunRecord,
+    checkpoint_to_resume,
+    clear_unstarted,
     free_folder,
     is_in_use,
     load_run,
-    text_sha256,
+    lock,
 )
-from openxlstm.config import Config, DataConfig, ModelConfig, TrainConfig
+from openxlstm.cli.train_options import Options, compute_config, new_configs, resumed_config
+from openxlstm.config import ComputeConfig, ModelConfig
 from openxlstm.errors import UserError
 from openxlstm.lm.presets import get_preset
+from openxlstm.train.callback import Callback, Progress
 
 if TYPE_CHECKING:
-    from torch import Tensor
-
     from openxlstm.data.batches import RandomWindows, Streams
-    from openxlstm.data.tokenizer import Tokenizer
     from openxlstm.lm.model import LanguageModel
-    from openxlstm.train.callback import Progress
-
-C = TypeVar("C", bound=Config)
-
-LENGTHS = ("steps", "tokens", "minutes")
-"""What a run's length may be given in."""
+    from openxlstm.train.distributed import Processes
 
 INTERRUPTED = 130
 """Exit code after Ctrl-C, as shells have it."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Options:
-    """Trains a language model on text. What is not said, the preset says.
-
-    Ctrl-C ends a run with everything saved; `openxlstm train --resume --out RUN` goes on."""
-
-    data: str | None = None
-    """A corpus (shakespeare, tinyshakespeare), or a file, a folder or a glob of UTF-8 text."""
-    preset: str = "demo"
-    """The recipe to start from; see --list-presets."""
-    out: Path | None = None
-    """The run's folder. Without it, the first free one of runs/PRESET, runs/PRESET-2, …"""
-    resume: bool = False
-    """Go on with the run in --out. A length, counted from its start, may extend it."""
-    list_presets: bool = False
-    """Show the presets, with what they reached, and stop."""
-
-    steps: int | None = None
-    """Length of the run in optimizer steps."""
-    tokens: int | None = None
-    """Length of the run in tokens trained on."""
-    minutes: float | None = None
-    """Length of the run in minutes, evaluations included."""
-    seed: int | None = None
-    """Seed of the weights, the batches and dropout."""
-
-    layers: str | None = None
-    """One letter a block, from the input up: s for sLSTM, m for mLSTM, e.g. msm."""
-    embedding_dim: int | None = None
-    """Width of the model."""
-    num_heads: int | None = None
-    """Heads of every cell."""
-    dropout: float | None = None
-    """Share of each sub-layer's output, and of the embedding, that is dropped in training."""
-    dropout_kind: Literal["elements", "channels"] | None = None
-    """elements: each number by itself. channels: the same of a sequence at every step."""
-    tie_weights: bool | None = None
-    """One matrix for the token embedding and the head."""
-    slstm_conv_kernel_size: int | None = None
-    """Steps that the convolution before an sLSTM's gates sees; 0 leaves it out."""
-    slstm_ff_factor: float | None = None
-    """Width of the feed-forward after an sLSTM over the model's; 0 leaves it out."""
-    mlstm_conv_kernel_size: int | None = None
-    """Steps that the convolution before an mLSTM's query and key sees; 0 leaves it out."""
-    mlstm_proj_factor: float | None = None
-    """Inner width of an mLSTM block over the model's."""
-
-    tokenizer: Literal["char", "byte"] | None = None
-    """The unit of text: the characters that occur in it, or UTF-8 bytes."""
-    val_split: Literal["first", "last"] | None = None
-    """Which end of the text is held out."""
-    val_fraction: float | None = None
-    """Share of the text that is held out."""
-    sampling: Literal["windows", "streams"] | None = None
-    """windows: random places, empty state. streams: read on, and carry the state."""
-    batch_size: int | None = None
-    """Sequences in a batch."""
-    window: int | None = None
-    """Tokens of each sequence in a batch."""
-    first_window: int | None = None
-    """Tokens of each sequence when the run starts; doubled at equal shares of it, up to --window.
-    """
-    eval_window: int | None = None
-    """Tokens of each sequence in evaluations; by default --window."""
-    reset_at_documents: bool | None = None
-    """Whether the state is emptied where a file or a play begins."""
-
-    learning_rate: float | None = None
-    """Highest rate of the schedule."""
-    schedule: Literal["linear", "cosine", "constant"] | None = None
-    """How the rate falls; constant with the preset article is what the article really ran."""
-    min_learning_rate: float | None = None
-    """Rate at which the schedule ends."""
-    warmup: float | None = None
-    """Share of the run over which the rate rises."""
-    weight_decay: float | None = None
-    """AdamW's, on projection matrices."""
-    beta1: float | None = None
-    """AdamW's decay of the mean gradient."""
-    beta2: float | None = None
-    """AdamW's decay of the mean squared gradient."""
-    clip_norm: float | None = None
-    """Largest norm of the whole gradient; 0 for no limit."""
-    ema_decay: float | None = None
-    """Share that a moving average of the weights keeps at each step; it is what is saved. 0: none.
-    """
-    eval_every: int | None = None
-    """Steps between evaluations and checkpoints."""
-    eval_batches: int | None = None
-    """Batches of each of train and val in an evaluation."""
-
-    tensorboard: bool = False
-    """Also write the losses for TensorBoard, into the run's folder."""
-    device: str = "cpu"
-    """Where to train."""
-    threads: int | None = None
-    """Threads of an operation; by default torch's choice."""
-    quiet: Quiet = False
-    """No progress and no sample."""
-    verbose: Verbose = False
-    """Show the traceback of an error."""
 
 
 def run(arguments: list[str]) -> int:
@@ -153,209 +46,237 @@ def run(arguments: list[str]) -> int:
     if options.list_presets:
         list_presets()
         return 0
-    plan = _resumed_plan(options) if options.resume else _new_plan(options)
-    return _train(plan, options)
+    if options.out is None and (options.resume or options.auto_resume):
+        raise UserError("which run to resume is not said: add --out RUN")
+    get_preset(options.preset)  # a wrong name is told before seconds pass with imports
+
+    from openxlstm.device import set_threads
+    from openxlstm.train.distributed import processes
+
+    set_threads(options.threads)
+    with processes(options.device) as job:
+        plan = make_plan(options, job)
+        result, stopped = _train(plan, options, job)
+    if job.is_first:
+        _conclude(plan, options, result, stopped)
+    return INTERRUPTED if stopped else 0
 
 
 @dataclass(frozen=True, kw_only=True)
 class Plan:
-    """All that is decided before anything is written."""
+    """All that is decided before anything is written, the same in every process."""
 
     folder: Path
     record: RunRecord
-    documents: list[str]
-    tokenizer: "Tokenizer"
+    corpus: Corpus
     model: ModelConfig
+    compute: ComputeConfig
+    resumed: bool
+    """Whether the run has been here before."""
 
 
-def _new_plan(options: Options) -> Plan:
-    from openxlstm.data.tokenizer import make_tokenizer
+def make_plan(options: Options, job: "Processes") -> Plan:
+    """What the options ask for.
 
-    preset = get_preset(options.preset)
-    data = _changed(preset.data, options, source=options.data)
-    train = _changed(_with_length(preset.train, options), options)
-    model = _changed(preset.model, options, embedding_dropout=options.dropout)
-    folder = options.out or free_folder(options.preset)
+    Raises:
+        UserError: if it cannot be done.
+    """
+    folder = options.out or job.tell(free_folder(options.preset))
+    resumed = options.resume or (options.auto_resume and (folder / RECORD).exists())
+    if options.auto_resume and not resumed and job.is_first:
+        clear_unstarted(folder)
+    job.wait()
+    make = _resumed_plan if resumed else _new_plan
+    plan = make(folder, options, quiet=options.quiet or not job.is_first)
+    share, rest = divmod(plan.record.data_config.batch_size, job.world_size)
+    if rest or share % plan.compute.accumulate:
+        raise UserError(
+            f"a batch of {plan.record.data_config.batch_size} cannot be dealt out evenly to "
+            f"{job.world_size} processes in {plan.compute.accumulate} parts each: make "
+            f"--batch-size a multiple of {job.world_size * plan.compute.accumulate}"
+        )
+    return plan
+
+
+def _new_plan(folder: Path, options: Options, *, quiet: bool) -> Plan:
+    model, data, train = new_configs(options, get_preset(options.preset))
     if is_in_use(folder):
         resume = "go on with it by adding --resume, or " if (folder / RECORD).exists() else ""
         raise UserError(f"the folder {folder} is in use: {resume}choose another --out")
-    documents = read_documents(data.source, quiet=options.quiet)
-    text = "".join(documents)
-    tokenizer = make_tokenizer(data.tokenizer, text)
+    compute = compute_config(options)
+    corpus = open_corpus(data, quiet=quiet)
     record = RunRecord(
         openxlstm=__version__, preset=options.preset, data=data.to_dict(),
-        train=train.to_dict(), text_sha256=text_sha256(text),
+        train=train.to_dict(), compute=compute.to_dict(), text_sha256=corpus.sha256,
     )  # fmt: skip
-    model = model.replace(vocab_size=tokenizer.vocab_size)
-    return Plan(folder=folder, record=record, documents=documents, tokenizer=tokenizer, model=model)
+    model = model.replace(vocab_size=corpus.tokenizer.vocab_size)
+    return Plan(
+        folder=folder, record=record, corpus=corpus, model=model, compute=compute, resumed=False
+    )
 
 
-def _resumed_plan(options: Options) -> Plan:
+def _resumed_plan(folder: Path, options: Options, *, quiet: bool) -> Plan:
     from openxlstm.data.tokenizer import load_tokenizer
     from openxlstm.lm.folder import load_config
-    from openxlstm.train.loop import LAST
 
-    folder = options.out
-    if folder is None:
-        raise UserError("which run to resume is not said: add --out RUN")
-    record = RunRecord.load(folder)
-    if not (folder / LAST).exists():
+    record, compute = RunRecord.load(folder), compute_config(options)
+    data, model = record.data_config, load_config(folder)
+    train = resumed_config(options, record.preset, model, data, record.train_config)
+    corpus = open_corpus(data, tokenizer=load_tokenizer(folder), quiet=quiet)
+    if corpus.sha256 != record.text_sha256:
         raise UserError(
-            f"the run in {folder} has no checkpoint to resume; delete it and start anew"
-        )
-    changed = [
-        name
-        for name in ("data", *ModelConfig.names(), *DataConfig.names(), *TrainConfig.names())
-        if getattr(options, name, None) is not None and name not in LENGTHS
-    ]
-    if options.preset not in (Options.preset, record.preset):
-        changed.append("preset")
-    if changed:
-        raise UserError(
-            f"--{changed[0].replace('_', '-')} cannot change in a run that is resumed; "
-            f"only {', '.join(f'--{name}' for name in LENGTHS)} can, to make it longer"
-        )
-    source = record.data_config.source
-    documents = read_documents(source, quiet=options.quiet)
-    if text_sha256("".join(documents)) != record.text_sha256:
-        raise UserError(
-            f"the text of {source} has changed since the run in {folder} began; "
+            f"the text of {', '.join(data.sources)} has changed since the run in {folder} began; "
             "put the old text back, or start a new run"
         )
-    record = record.replace(train=_with_length(record.train_config, options).to_dict())
-    tokenizer, model = load_tokenizer(folder), load_config(folder)
-    return Plan(folder=folder, record=record, documents=documents, tokenizer=tokenizer, model=model)
+    record = record.replace(train=train.to_dict(), compute=compute.to_dict())
+    return Plan(
+        folder=folder, record=record, corpus=corpus, model=model, compute=compute, resumed=True
+    )
 
 
-def _changed(config: C, options: Options, **others: object) -> C:
-    """The preset's configuration with what the options, and `others`, say about its fields."""
-    said = {name: getattr(options, name, None) for name in config.names()} | others
-    said = {name: value for name, value in said.items() if value is not None}
-    return config.replace(**said)
-
-
-def _with_length(train: TrainConfig, options: Options) -> TrainConfig:
-    """A length that is given takes the place of the preset's, whatever its unit."""
-    lengths = {name: getattr(options, name) for name in LENGTHS}
-    given = any(length is not None for length in lengths.values())
-    return train.replace(**lengths) if given else train
-
-
-def _train(plan: Plan, options: Options) -> int:
+def _train(plan: Plan, options: Options, job: "Processes") -> tuple[Progress, bool]:
+    """How far the run came, and whether it was told to stop."""
     from openxlstm.cli.progress import TrainingProgress
     from openxlstm.data.batches import RandomWindows
-    from openxlstm.data.corpora import split_documents
-    from openxlstm.device import get_device, seed_everything, set_threads
+    from openxlstm.device import seed_everything
     from openxlstm.lm.model import LanguageModel
-    from openxlstm.train.curve import draw_loss
     from openxlstm.train.loop import fit
     from openxlstm.train.metrics import MetricsFile, TensorBoard
 
     folder, data, config = plan.folder, plan.record.data_config, plan.record.train_config
-    set_threads(options.threads)
-    device = get_device(options.device)
     seed_everything(config.seed)
-    train, val = (
-        to_tokens(part, plan.tokenizer, reset=data.reset_at_documents)
-        for part in split_documents(plan.documents, data.val_fraction, data.val_split)
-    )
-    batches = _batches(plan, *train)
+    own = {"rank": job.rank, "world_size": job.world_size}
+    batches = _batches(plan, own)
     size = data.batch_size, data.eval_window or data.window
-    in_train = RandomWindows(train[0], *size, starts=train[1])
-    in_val = RandomWindows(val[0], *size, starts=val[1], part="the held-out part")
-    model = LanguageModel(plan.model).to(device)
+    train, val = plan.corpus.train.tokens, plan.corpus.val.tokens
+    in_train = RandomWindows(train, *size, weights=data.weights, **own)
+    in_val = RandomWindows(val, *size, weights=data.weights, part="the held-out part", **own)
+    model = LanguageModel(plan.model).to(job.device)
 
     with contextlib.ExitStack() as stack:
-        description = _description(plan, model, len(train[0]), len(val[0]))
-        progress = stack.enter_context(TrainingProgress(description, quiet=options.quiet))
-        callbacks: list[Any] = [_RunFiles(plan), progress, stack.enter_context(MetricsFile(folder))]
-        if options.tensorboard:
-            callbacks.append(stack.enter_context(TensorBoard(folder)))
-        stopped = stack.enter_context(_stop_on_signals())
+        callbacks: list[Any] = []
+        checkpoint = None
+        if job.is_first:
+            files = stack.enter_context(_RunFiles(plan))
+            checkpoint = checkpoint_to_resume(folder) if plan.resumed else None
+            description = _description(plan, model, job)
+            progress = stack.enter_context(TrainingProgress(description, quiet=options.quiet))
+            callbacks = [files, progress, stack.enter_context(MetricsFile(folder))]
+            if options.tensorboard:
+                callbacks.append(stack.enter_context(TensorBoard(folder)))
+        stopped = stack.enter_context(_stop_on_signals(alone=job.world_size == 1))
         result = fit(
-            model, batches, config, callbacks,
+            model, batches, config, callbacks, compute=plan.compute, processes=job,
             train_sample=list(islice(in_train, config.eval_batches)),
             val_sample=list(islice(in_val, config.eval_batches)),
-            carry_state=data.sampling == "streams", folder=folder, resume=options.resume,
+            carry_state=data.sampling == "streams", folder=folder, resume=job.tell(checkpoint),
             stop=stopped.is_set,
         )  # fmt: skip
+        return result, job.any(stopped.is_set())
+
+
+def _conclude(plan: Plan, options: Options, result: Progress, stopped: bool) -> None:
+    """What is written and said at the end."""
+    from openxlstm.train.curve import draw_loss
+
+    folder, sources = plan.folder, ", ".join(plan.record.data_config.sources)
     plan.record.replace(result=asdict(result)).save(folder)
-    curve = draw_loss(folder, f"{folder.name} · {plan.model.layers} · {data.source}")
-    if stopped.is_set():
+    curve = draw_loss(folder, f"{folder.name} · {plan.model.layers} · {sources}")
+    if stopped:
         _say(
             f"stopped at step {result.step:,} with everything saved; to go on:\n"
             f"  openxlstm train --resume --out {folder}"
         )
-        return INTERRUPTED
-    if not options.quiet:
+    elif not options.quiet:
         _say(f"best val loss {result.best_loss:.4f} at step {result.best_step:,}; curve: {curve}\n")
-        _write_sample(folder, config.seed)
-        first_line = "".join(plan.documents).lstrip().partition("\n")[0]
-        prompt = shlex.quote(first_line[:30].rstrip())
+        _write_sample(folder, plan.record.train_config.seed)
+        prompt = shlex.quote(plan.corpus.hint)
         _say(f"\nto read on:\n  openxlstm generate {shlex.quote(str(folder))} --prompt {prompt}")
-    return 0
 
 
-def _batches(plan: Plan, ids: "Tensor", starts: "Tensor | None") -> "RandomWindows | Streams":
+def _batches(plan: Plan, own: dict[str, int]) -> "RandomWindows | Streams":
     """What the run is trained on, without end."""
     from openxlstm.data.batches import RandomWindows, Streams
 
-    data = plan.record.data_config
+    data, tokens = plan.record.data_config, plan.corpus.train.tokens
     size = data.batch_size, data.window
-    common = {"first_window": data.first_window, "starts": starts}
+    mixture: dict[str, Any] = {"first_window": data.first_window, "weights": data.weights, **own}
     if data.sampling == "streams":
-        return Streams(ids, *size, **common)
-    return RandomWindows(ids, *size, plan.record.train_config.seed, **common)
+        return Streams(tokens, *size, **mixture)
+    return RandomWindows(tokens, *size, plan.record.train_config.seed, **mixture)
 
 
-def _description(plan: Plan, model: "LanguageModel", num_train: int, num_val: int) -> str:
+def _description(plan: Plan, model: "LanguageModel", job: "Processes") -> str:
     """The run in four lines, before it starts."""
     from openxlstm.lm.summary import summarize
 
     data, summary = plan.record.data_config, summarize(model)
+    num_train, num_val = len(plan.corpus.train), len(plan.corpus.val)
     return "\n".join(
         [
             f"model  {plan.model.layers}, {plan.model.embedding_dim} wide, "
             f"{summary.num_parameters:,} parameters, {summary.flops_per_token:,} FLOPs a token, "
             f"{summary.state_bytes:,} bytes of state",
-            f"text   {data.source}: {num_train:,} tokens to train on, {num_val:,} held out "
-            f"({data.val_split}), {plan.model.vocab_size} different",
-            f"batch  {data.batch_size} × {data.window} tokens, {data.sampling}",
+            f"text   {', '.join(data.sources)}: {num_train:,} tokens to train on, "
+            f"{num_val:,} held out ({data.val_split}), {plan.model.vocab_size} different",
+            f"batch  {data.batch_size} × {data.window} tokens, {data.sampling}{_shared(plan, job)}",
             f"run    {plan.folder}",
         ]
     )
 
 
-class _RunFiles:
-    """Writes what a run's folder says of the run, as soon as it can start and not before."""
+def _shared(plan: Plan, job: "Processes") -> str:
+    """How a batch is dealt out, if it is."""
+    parts = plan.compute.accumulate
+    among = f", among {job.world_size} processes ({plan.compute.strategy})"
+    return (among if job.world_size > 1 else "") + (f", in {parts} parts" if parts > 1 else "")
+
+
+class _RunFiles(Callback):
+    """Writes what a run's folder says of the run, as soon as it can start and not before; keeps
+    other runs out of it."""
 
     def __init__(self, plan: Plan) -> None:
         self._plan = plan
+        self._lock = contextlib.ExitStack()
 
-    def on_start(self, progress: "Progress") -> None:
+    def __enter__(self) -> Self:
+        if self._plan.resumed:
+            self._lock.enter_context(lock(self._plan.folder))
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._lock.close()
+
+    def on_start(self, progress: Progress) -> None:
         from openxlstm.lm.folder import save_config
 
         plan = self._plan
-        if progress.seconds == 0:
-            plan.tokenizer.save(plan.folder)
+        if not plan.resumed:
+            plan.folder.mkdir(parents=True, exist_ok=True)
+            self._lock.enter_context(lock(plan.folder))
+            plan.corpus.tokenizer.save(plan.folder)
             save_config(plan.model, plan.folder)
+        for leftover in plan.folder.glob(".*.tmp"):  # the run was killed while it wrote this
+            leftover.unlink()
         plan.record.save(plan.folder)
-
-    def on_step(self, step: object) -> None: ...
-    def on_evaluated(self, evaluated: object) -> None: ...
 
 
 @contextlib.contextmanager
-def _stop_on_signals() -> Iterator[threading.Event]:
-    """An event that the first Ctrl-C, or SIGTERM, sets; the second Ctrl-C stops at once."""
+def _stop_on_signals(*, alone: bool) -> Iterator[threading.Event]:
+    """An event that the first Ctrl-C, or SIGTERM, sets. The second stops at once, unless there are
+    other processes: torchrun passes on what the terminal has sent to each of them already."""
     stopped = threading.Event()
 
     def stop(number: int, _: object) -> None:
         if stopped.is_set():
-            raise KeyboardInterrupt
+            if alone:
+                raise KeyboardInterrupt
+            return
         stopped.set()
         # os.write, since print may be under way in the very step that the signal interrupts.
-        os.write(2, b"\nstopping after this step; once more stops without saving\n")
+        hint = b"; once more stops without saving" if alone else b""
+        os.write(2, b"\nstopping after this step" + hint + b"\n")
 
     before = {number: signal.signal(number, stop) for number in (signal.SIGINT, signal.SIGTERM)}
     try:

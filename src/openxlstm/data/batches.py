@@ -3,17 +3,21 @@
 An iterator is resumable: its state is a few whole numbers, and what comes after `load_state_dict`
 is bit for bit what would have come without a break.
 
-B batch · T window · N tokens in a part of the text
+Several processes share a batch: each reads its own rows, and no others, of the batch that one
+process would have read. The state knows nothing of that, so that another number can go on.
+
+B batch · T window · N tokens in a part of a corpus
 """
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple, Self
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from openxlstm.data.tokens import Tokens
 from openxlstm.errors import UserError
 
 
@@ -29,41 +33,59 @@ class Batch(NamedTuple):
 
 
 class _Batches:
-    """What random windows and streams have in common: a text, and the sizes of a batch."""
+    """What random windows and streams have in common: corpora, and the sizes of a batch."""
 
     def __init__(
         self,
-        tokens: Tensor,
+        tokens: Tokens | Sequence[Tokens],
         batch_size: int,
         window: int,
         *,
+        weights: Sequence[float] = (),
         first_window: int | None = None,
-        starts: Tensor | None = None,
+        rank: int = 0,
+        world_size: int = 1,
         part: str = "the training part",
     ) -> None:
         """
         Args:
-            tokens: one row of ids, (N,), of any integer dtype, on any device.
-            batch_size: sequences in a batch, B.
+            tokens: a corpus, or several to be mixed.
+            batch_size: sequences in a batch, B, of all processes together.
             window: tokens of each of them in a batch, T; the last one has a target too.
+            weights: the share of each corpus, on any scale; none for shares by size.
             first_window: T when the run starts, to be doubled by `advance`; None for `window`.
-            starts: (N,) bool, the tokens that begin a document; None where there is only one.
+            rank: which of the processes this is.
+            world_size: processes that share a batch: each has B / world_size of the rows.
             part: what error messages call `tokens`.
 
         Raises:
-            UserError: if the text is shorter than T + 1, or a size is not positive.
+            UserError: if a corpus is shorter than T + 1, a size or a weight is not positive, there
+                are more or fewer weights than corpora, or B cannot be shared equally.
         """
-        _check(tokens, batch_size, window)
-        if len(tokens) < window + 1:
+        _check_sizes(batch_size, window)
+        self.corpora = _as_corpora(tokens)
+        for number, corpus in enumerate(self.corpora, 1):
+            if len(corpus) < window + 1:
+                which = f" of corpus {number}" if len(self.corpora) > 1 else ""
+                raise UserError(
+                    f"{part}{which} has {len(corpus)} tokens, but a window of {window} needs "
+                    f"{window + 1}: give more text or a smaller --window"
+                )
+        if weights and (len(weights) != len(self.corpora) or min(weights) <= 0):
             raise UserError(
-                f"{part} has {len(tokens)} tokens, but a window of {window} needs {window + 1}: "
-                "give more text or a smaller --window"
+                f"there are {len(self.corpora)} corpora, and the weights {list(weights)}: "
+                "give each corpus one that is positive"
             )
-        self.tokens = tokens
-        self.starts = starts
+        if batch_size % world_size:
+            raise UserError(
+                f"a batch of {batch_size} cannot be shared equally by {world_size} processes: "
+                f"make --batch-size a multiple of {world_size}"
+            )
+        self.weights = tuple(weights or map(len, self.corpora))
         self.batch_size = batch_size
         self.window = self._last_window = window
         self._first_window = first_window or window
+        self._rank, self._world_size = rank, world_size
         self.advance(0.0)
 
     def __iter__(self) -> Self:
@@ -77,16 +99,27 @@ class _Batches:
         doublings = math.ceil(math.log2(self._last_window / self._first_window))
         self.window = min(self._first_window << int(share * (doublings + 1)), self._last_window)
 
+    def _own(self, rows: int) -> slice:
+        """Which of a batch's rows are this process's."""
+        each = rows // self._world_size
+        return slice(self._rank * each, (self._rank + 1) * each)
+
 
 class RandomWindows(_Batches):
     """Batches of windows at random places, without end.
 
     The places depend on the seed and on the number of the batch alone. While windows are shorter
-    than they will be, there are more of them: a batch has B × `window` tokens from the start.
+    than they will be there are more of them: as many times B as fit into the last window. Of
+    several corpora, each window picks one by weight, and then a place in it.
     """
 
     def __init__(
-        self, tokens: Tensor, batch_size: int, window: int, seed: int = 0, **options: Any
+        self,
+        tokens: Tokens | Sequence[Tokens],
+        batch_size: int,
+        window: int,
+        seed: int = 0,
+        **options: Any,
     ) -> None:
         """
         Args:
@@ -103,10 +136,17 @@ class RandomWindows(_Batches):
         key = np.array([self.seed % 2**64, self.step], np.uint64)
         random = np.random.Generator(np.random.Philox(key=key))
         self.step += 1
-        num_places = len(self.tokens) - self.window  # the last target of the last one is N - 1
-        rows = self.batch_size * self._last_window // self.window
-        start = torch.from_numpy(random.integers(num_places, size=(rows, 1)))
-        return _gather(self.tokens, self.starts, start + torch.arange(self.window))
+        rows = self.batch_size * (self._last_window // self.window)
+        which = np.zeros(rows, np.int64)
+        if len(self.corpora) > 1:
+            shares = np.cumsum(self.weights)
+            which = (shares / shares[-1]).searchsorted(random.random(rows), side="right")
+        # The last target of the last place is token N - 1.
+        num_places = np.array([len(corpus) - self.window for corpus in self.corpora])
+        places = random.integers(num_places[which])
+        own = self._own(rows)
+        chosen = zip(which[own], places[own].tolist(), strict=True)
+        return _gather([(self.corpora[int(k)], place) for k, place in chosen], self.window)
 
     def state_dict(self) -> dict[str, int]:
         """Where the iterator is."""
@@ -120,18 +160,36 @@ class RandomWindows(_Batches):
 class Streams(_Batches):
     """Batches in which each row reads on where it stopped, so that the state can be carried.
 
-    Row b starts at token b × (N - 1) / B. At the end of the text a row goes on with the first token
-    again, and `reset` is true there: in a lap it has read every token, with every target, once.
+    The rows are dealt out to the corpora by weight. Of a corpus's R rows, row r starts at token
+    r × (N - 1) / R. At the end a row goes on with the first token again, and `reset` is true there:
+    in a lap it has read every token, with every target, once.
     """
 
     read = 0
 
+    def __init__(
+        self, tokens: Tokens | Sequence[Tokens], batch_size: int, window: int, **options: Any
+    ) -> None:
+        """
+        Args:
+            options: as for every kind of batches.
+
+        Raises:
+            UserError: if there are more corpora than rows, besides.
+        """
+        super().__init__(tokens, batch_size, window, **options)
+        places: list[tuple[Tokens, int]] = [
+            (corpus, row * (len(corpus) - 1) // rows)
+            for corpus, rows in zip(self.corpora, deal(batch_size, self.weights), strict=True)
+            for row in range(rows)
+        ]
+        self._first = places[self._own(batch_size)]
+
     def __next__(self) -> Batch:
-        num_inputs = len(self.tokens) - 1  # the last token is a target alone
-        first = torch.arange(self.batch_size) * num_inputs // self.batch_size
-        places = (first[:, None] + self.read + torch.arange(self.window)) % num_inputs
+        # A corpus's last token is a target alone.
+        rows = [(corpus, (first + self.read) % (len(corpus) - 1)) for corpus, first in self._first]
         self.read += self.window
-        return _gather(self.tokens, self.starts, places, begins=places == 0)
+        return _gather(rows, self.window, laps=True)
 
     def state_dict(self) -> dict[str, int]:
         """Where the iterator is: tokens that each row has read."""
@@ -142,63 +200,89 @@ class Streams(_Batches):
         self.read = int(state["read"])
 
 
-def windows_in_order(
-    tokens: Tensor, window: int, batch_size: int, *, starts: Tensor | None = None
-) -> Iterator[Batch]:
-    """The whole text as windows side by side: each token but the first is a target exactly once.
-
-    The last batch may have fewer rows. What is left after the last whole window comes as a batch of
-    its own, of shape (1, less than T). For evaluation.
-
-    Args:
-        tokens: one row of ids, (N,), of any integer dtype, on any device.
-        window: tokens in a window, T.
-        batch_size: windows in a batch, B.
-        starts: (N,) bool, the tokens that begin a document; None where there is only one.
+def deal(rows: int, weights: Sequence[float]) -> list[int]:
+    """How many of `rows` each corpus gets: by weight and largest remainder, but at least one.
 
     Raises:
-        UserError: if there are fewer than two tokens, or a size is not positive.
+        UserError: if there are not enough for that.
     """
-    _check(tokens, batch_size, window)
-    if len(tokens) < 2:
-        raise UserError("the text to evaluate needs at least two tokens: give more text")
-    return _in_order(tokens, window, batch_size, starts)
-
-
-def _in_order(
-    tokens: Tensor, window: int, batch_size: int, starts: Tensor | None
-) -> Iterator[Batch]:
-    places = torch.arange(len(tokens) - 1)
-    rest = len(places) % window
-    whole = places[: len(places) - rest].view(-1, window)
-    for first in range(0, len(whole), batch_size):
-        yield _gather(tokens, starts, whole[first : first + batch_size])
-    if rest:
-        yield _gather(tokens, starts, places[None, -rest:])
-
-
-def _gather(
-    tokens: Tensor, starts: Tensor | None, places: Tensor, begins: Tensor | None = None
-) -> Batch:
-    """The batch that reads the tokens at `places` (B, T), and is told the one after each.
-
-    The state is emptied where a document starts, and where `begins` (B, T) is true.
-    """
-    places = places.to(tokens.device)
-    reset = None if begins is None else begins.to(tokens.device)
-    if starts is not None:
-        reset = starts[places] if reset is None else reset | starts[places]
-    if reset is not None and not reset.any():
-        reset = None
-    return Batch(tokens[places].long(), tokens[places + 1].long(), reset)
-
-
-def _check(tokens: Tensor, batch_size: int, window: int) -> None:
-    if tokens.dim() != 1 or tokens.is_floating_point() or tokens.dtype == torch.bool:
+    if rows < len(weights):
         raise UserError(
-            f"tokens must be one row of whole numbers, not {tokens.dtype} "
-            f"of shape {tuple(tokens.shape)}"
+            f"a batch of {rows} has no row for each of {len(weights)} corpora: "
+            "raise --batch-size, or give fewer corpora"
         )
+    wanted = [rows * weight / sum(weights) for weight in weights]
+    dealt = [max(1, int(share)) for share in wanted]
+    while sum(dealt) != rows:
+        short = [share - given for share, given in zip(wanted, dealt, strict=True)]
+        if sum(dealt) < rows:
+            dealt[short.index(max(short))] += 1
+        else:
+            dealt[short.index(min(s for s, d in zip(short, dealt, strict=True) if d > 1))] -= 1
+    return dealt
+
+
+def windows_in_order(
+    tokens: Tokens | Sequence[Tokens], window: int, batch_size: int
+) -> Iterator[Batch]:
+    """A whole corpus as windows side by side: each token but the first is a target exactly once.
+
+    The last batch may have fewer rows. What is left after the last whole window comes as a batch of
+    its own, of shape (1, less than T). Several corpora come one after another, each from an empty
+    state. For evaluation.
+
+    Args:
+        tokens: a corpus, or several.
+        window: tokens in a window, T.
+        batch_size: windows in a batch, B.
+
+    Raises:
+        UserError: if there are fewer than two tokens in one, or a size is not positive.
+    """
+    _check_sizes(batch_size, window)
+    corpora = _as_corpora(tokens)
+    if min(map(len, corpora)) < 2:
+        raise UserError("the text to evaluate needs at least two tokens: give more text")
+    return _in_order(corpora, window, batch_size)
+
+
+def _in_order(corpora: Sequence[Tokens], window: int, batch_size: int) -> Iterator[Batch]:
+    several = len(corpora) > 1
+    for corpus in corpora:
+        rest = (len(corpus) - 1) % window
+        places = range(0, len(corpus) - 1 - rest, window)
+        for first in range(0, len(places), batch_size):
+            rows = [(corpus, place) for place in places[first : first + batch_size]]
+            yield _gather(rows, window, laps=several)
+        if rest:
+            yield _gather([(corpus, len(corpus) - 1 - rest)], rest, laps=several)
+
+
+def _gather(rows: Sequence[tuple[Tokens, int]], window: int, *, laps: bool = False) -> Batch:
+    """The batch that reads `window` tokens of each row's corpus, from the row's place on.
+
+    The state is emptied where a document begins. Where only the last token is left, which is a
+    target alone, a row goes on with the first; with `laps`, the state is emptied at that too.
+    """
+    ids = np.empty((2, len(rows), window), np.int64)
+    reset = np.zeros((len(rows), window), np.bool_)
+    for (corpus, place), x, y, begins in zip(rows, *ids, reset, strict=True):
+        done = 0
+        while done < window:
+            stop = min(window, done + len(corpus) - 1 - place)
+            corpus.read(place, x[done:stop], begins[done:stop])
+            corpus.read(place + 1, y[done:stop])
+            begins[done] |= laps and place == 0
+            done, place = stop, 0
+    x, y = torch.from_numpy(ids)
+    return Batch(x, y, torch.from_numpy(reset) if reset.any() else None)
+
+
+def _as_corpora(tokens: Tokens | Iterable[Tokens]) -> tuple[Tokens, ...]:
+    return (tokens,) if isinstance(tokens, Tokens) else tuple(tokens)
+
+
+def _check_sizes(batch_size: int, window: int) -> None:
     for name, size in (("batch_size", batch_size), ("window", window)):
         if size < 1:
             raise UserError(f"{name} must be positive, not {size}")

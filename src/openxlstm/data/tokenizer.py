@@ -8,6 +8,7 @@ from typing import Any, Protocol, Self
 
 import numpy as np
 
+from openxlstm.data.tokens import Tokens
 from openxlstm.errors import UserError
 from openxlstm.files import write_json
 
@@ -75,9 +76,9 @@ class CharTokenizer:
         self._ids[self._codes] = np.arange(len(characters))
 
     @classmethod
-    def from_text(cls, text: str) -> Self:
-        """The characters that occur in `text`, sorted."""
-        return cls("".join(sorted(set(text))))
+    def from_texts(cls, texts: Iterable[str]) -> Self:
+        """The characters that occur in `texts`, sorted."""
+        return cls("".join(sorted(set().union(*texts))))
 
     @property
     def vocab_size(self) -> int:
@@ -119,7 +120,7 @@ class ByteTokenizer:
     vocab_size = 256
 
     @classmethod
-    def from_text(cls, text: str) -> Self:
+    def from_texts(cls, texts: Iterable[str]) -> Self:
         """The tokenizer for any text."""
         return cls()
 
@@ -149,40 +150,45 @@ KINDS: dict[str, type[CharTokenizer | ByteTokenizer]] = {
 """What a tokenizer is called in a configuration and in tokenizer.json."""
 
 
-def make_tokenizer(kind: str, text: str) -> Tokenizer:
-    """A new tokenizer for `text`.
+def make_tokenizer(kind: str, texts: Iterable[str]) -> Tokenizer:
+    """A new tokenizer for all of some texts.
 
     Raises:
-        UserError: if there is no such kind, or the text does not do for it.
+        UserError: if there is no such kind, or the texts do not do for it.
     """
-    return _class(kind).from_text(text)
+    return _class(kind).from_texts(texts)
 
 
-def encode_documents(
-    tokenizer: Tokenizer, documents: Sequence[str]
-) -> tuple[np.ndarray, np.ndarray | None]:
-    """The ids of all documents in one row (N,), and which of them begin a document, (N,) bool.
+def find_tokenizer(name: str, texts: Iterable[str]) -> Tokenizer:
+    """The tokenizer that a configuration names: a new one of a kind, or the one at a path.
 
-    None in place of the second where there is only one document.
+    Raises:
+        UserError: as `make_tokenizer` and `load_tokenizer`.
+    """
+    is_path = name not in KINDS and Path(name).exists()
+    return load_tokenizer(name) if is_path else make_tokenizer(name, texts)
+
+
+def encode_documents(tokenizer: Tokenizer, documents: Sequence[str]) -> Tokens:
+    """All documents in one row. One that is alone does not count as a document that begins.
 
     Raises:
         UserError: if something in the text has no id.
     """
     pieces = [tokenizer.encode(document) for document in documents]
-    if len(pieces) == 1:
-        return pieces[0], None
-    starts = np.zeros(sum(map(len, pieces)), np.bool_)
-    starts[[0, *accumulate(map(len, pieces[:-1]))]] = True
-    return np.concatenate(pieces), starts
+    starts = [0, *accumulate(map(len, pieces[:-1]))] if len(pieces) > 1 else None
+    ids = np.concatenate(pieces) if len(pieces) != 1 else pieces[0]
+    return Tokens(ids, starts=[] if starts is None else [starts])
 
 
 def load_tokenizer(folder: str | Path) -> Tokenizer:
-    """The tokenizer that was saved to `folder`.
+    """The tokenizer that was saved to `folder`; a path of its file does as well.
 
     Raises:
         UserError: if there is none, or its file is damaged; the message names the file.
     """
-    path = Path(folder) / FILE_NAME
+    path = Path(folder)
+    path = path if path.is_file() else path / FILE_NAME
     try:
         values = json.loads(path.read_bytes())
     except OSError as error:
@@ -206,7 +212,9 @@ def load_tokenizer(folder: str | Path) -> Tokenizer:
 
 def _class(kind: Any) -> type[CharTokenizer | ByteTokenizer]:
     if not isinstance(kind, str) or kind not in KINDS:
-        raise UserError(f"there is no tokenizer {kind!r}: choose {' or '.join(KINDS)}")
+        raise UserError(
+            f"there is no tokenizer {kind!r}: choose {' or '.join(KINDS)}, or give the path of one"
+        )
     return KINDS[kind]
 
 

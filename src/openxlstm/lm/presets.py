@@ -45,7 +45,7 @@ PRESETS = {
     "demo": Preset(
         about="two minutes on two CPU cores: learns the shape and many words of a play",
         model=ModelConfig(vocab_size=CHARACTERS, embedding_dim=128, layers="ms", num_heads=4),
-        data=DataConfig(source="shakespeare", batch_size=24, window=64),
+        data=DataConfig(sources=("shakespeare",), batch_size=24, window=64),
         train=TrainConfig(
             minutes=2.0,
             learning_rate=5e-3,
@@ -67,7 +67,7 @@ PRESETS = {
             num_heads=4,
             slstm_conv_kernel_size=0,
         ),
-        data=DataConfig(source="tinyshakespeare", batch_size=24, window=64),
+        data=DataConfig(sources=("tinyshakespeare",), batch_size=24, window=64),
         train=TrainConfig(
             minutes=98 / 60,
             learning_rate=4e-3,
@@ -92,7 +92,7 @@ PRESETS = {
             embedding_dropout=0.05,
             dropout_kind="channels",
         ),
-        data=DataConfig(source="tinyshakespeare", batch_size=16, window=128, eval_window=256),
+        data=DataConfig(sources=("tinyshakespeare",), batch_size=16, window=128, eval_window=256),
         train=TrainConfig(
             minutes=8.0,
             learning_rate=3e-3,
@@ -115,7 +115,7 @@ PRESETS = {
             num_positions=124,
         ),
         data=DataConfig(
-            source="tinyshakespeare",
+            sources=("tinyshakespeare",),
             val_split="first",
             batch_size=24,
             window=124,

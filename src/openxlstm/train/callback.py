@@ -1,10 +1,12 @@
-"""What a run tells those who watch it."""
+"""What a run tells those who watch it. Imports no torch."""
 
 import math
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
-from openxlstm.lm.model import LanguageModel
-from openxlstm.train.evaluate import Evaluation
+if TYPE_CHECKING:
+    from openxlstm.lm.model import LanguageModel
+    from openxlstm.train.evaluate import Evaluation
 
 
 @dataclass
@@ -50,11 +52,11 @@ class Evaluated:
     step: int
     tokens: int
     seconds: float
-    train: Evaluation
-    val: Evaluation
+    train: "Evaluation"
+    val: "Evaluation"
     best: bool
     """Whether this is the lowest validation loss so far."""
-    model: LanguageModel | None = None
+    model: "LanguageModel | None" = None
     """What was measured. Of a model in shards a whole copy, and that only if a callback
     `wants_model`."""
 
@@ -68,4 +70,3 @@ class Callback:
     def on_start(self, progress: Progress) -> None: ...
     def on_step(self, step: Step) -> None: ...
     def on_evaluated(self, evaluated: Evaluated) -> None: ...
-

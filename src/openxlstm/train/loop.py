@@ -232,7 +232,9 @@ class _Run:
         step, rate = self.progress.step, self.config.learning_rate
         hint = f"try a lower learning rate than {rate:g} (what was saved before is untouched)"
         if self.config.nonfinite == "stop":
-            raise UserError(f"the loss or its gradient stopped being a number at step {step}; {hint}")
+            raise UserError(
+                f"the loss or its gradient stopped being a number at step {step}; {hint}"
+            )
         self.progress.skipped += 1
         self.skipped_in_a_row += 1
         if self.skipped_in_a_row == PATIENCE:
@@ -319,9 +321,7 @@ def _prepare(model: LanguageModel, compute: ComputeConfig) -> None:
             block.compile()
 
 
-def _parts(
-    batch: Batch, num_parts: int
-) -> Iterator[tuple[Tensor, Tensor, Tensor | None]]:
+def _parts(batch: Batch, num_parts: int) -> Iterator[tuple[Tensor, Tensor, Tensor | None]]:
     """The rows of a batch in equal parts.
 
     Raises:

@@ -1,0 +1,84 @@
+"""A row of token ids, in memory or in files mapped into it, and where in it documents begin."""
+
+from bisect import bisect_right
+from collections.abc import Sequence
+from itertools import accumulate
+from typing import Any, Self
+
+import numpy as np
+
+from openxlstm.errors import UserError
+
+
+class Tokens:
+    """N ids in a row. Any span of them can be read; nothing else is ever copied.
+
+    The row may lie in several pieces, arrays in memory or memory-mapped files, and is read as if it
+    were one. A slice of it is a view.
+    """
+
+    def __init__(self, *pieces: Any, starts: Sequence[Any] = ()) -> None:
+        """
+        Args:
+            pieces: arrays or tensors of ids, each 1-D and of any integer dtype.
+            starts: for each piece the places in it at which a document begins, 1-D, int64 and
+                ascending. Without it, the state is never emptied: all is one document.
+
+        Raises:
+            UserError: if a piece is no row of whole numbers.
+        """
+        # As plain arrays: slicing one takes a third of the time that a np.memmap's takes.
+        self._pieces = tuple(np.asarray(piece) for piece in pieces)
+        self._starts = tuple(np.asarray(places, np.int64) for places in starts)
+        assert len(starts) in (0, len(pieces))
+        for piece in self._pieces:
+            if piece.ndim != 1 or piece.dtype.kind not in "iu":
+                raise UserError(
+                    f"tokens must be one row of whole numbers, not {piece.dtype} "
+                    f"of shape {piece.shape}"
+                )
+        self._ends = tuple(accumulate(map(len, self._pieces)))
+        self._span = range(self._ends[-1] if self._ends else 0)  # of all pieces, what this is
+
+    def __len__(self) -> int:
+        return len(self._span)
+
+    def __getitem__(self, part: slice) -> Self:
+        """The tokens from one place to another, as a view."""
+        span = self._span[part]
+        if span.step != 1:
+            raise ValueError("tokens are sliced in steps of one")
+        return self._like(_span=span)
+
+    def as_one_document(self) -> Self:
+        """The same tokens, in which no document begins."""
+        return self._like(_starts=())
+
+    def read(self, place: int, ids: np.ndarray, begins: np.ndarray | None = None) -> None:
+        """Copies the tokens from `place` on.
+
+        Args:
+            place: the first of them, from 0.
+            ids: (T,), is filled with as many as it holds.
+            begins: (T,) bool, is set to true where a document begins, and else left as it is.
+        """
+        if not 0 <= place <= len(self) - len(ids):
+            raise IndexError(f"{place} to {place + len(ids)} is not within {len(self)} tokens")
+        place += self._span.start
+        number, done = bisect_right(self._ends, place), 0
+        while done < len(ids):
+            piece = self._pieces[number]
+            inside = place + done - (self._ends[number] - len(piece))
+            found = piece[inside : inside + len(ids) - done]
+            ids[done : done + len(found)] = found
+            if begins is not None and self._starts:
+                starts = self._starts[number]
+                first, stop = starts.searchsorted((inside, inside + len(found)))
+                begins[starts[first:stop] + (done - inside)] = True
+            done += len(found)
+            number += 1
+
+    def _like(self, **changes: Any) -> Self:
+        other = object.__new__(type(self))
+        other.__dict__.update(self.__dict__, **changes)
+        return other
