@@ -17,8 +17,10 @@ class CausalConv1d(nn.Module):
         self.bias = nn.Parameter(uniform_init_(torch.empty(dim), kernel_size))
 
     def initial_state(self, batch_size: int) -> ConvState:
-        dim, kernel_size = self.weight.shape
-        return ConvState(self.weight.new_zeros(batch_size, kernel_size - 1, dim))
+        (dim, kernel_size), weight = self.weight.shape, self.weight
+        return ConvState(
+            torch.zeros(batch_size, kernel_size - 1, dim, dtype=weight.dtype, device=weight.device)
+        )
 
     def forward(
         self, x: Tensor, state: ConvState | None = None, reset: Tensor | None = None

@@ -77,7 +77,8 @@ def evaluate(
     """
     total, tokens, state = 0.0, 0, None
     device = next(model.parameters()).device
-    with evaluation_mode(model), torch.inference_mode():
+    # Not inference_mode: what a model in shards gathers then could not be trained with later.
+    with evaluation_mode(model), torch.no_grad():
         for batch in batches:
             x, y = batch.x.to(device), batch.y.to(device)
             reset = None if batch.reset is None else batch.reset.to(device)
