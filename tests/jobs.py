@@ -7,6 +7,7 @@ imports take. It has one thread, so that a fork copies a whole program.
 import contextlib
 import json
 import os
+import resource
 import signal
 import socket
 import subprocess
@@ -47,6 +48,7 @@ class Jobs:
         world_size: int = 1,
         kill: tuple[int, float] | None = None,
         send: tuple[int, float] | None = None,
+        largest_file: int | None = None,
     ) -> Ended:
         """Runs one command of openxlstm in each process of a job.
 
@@ -54,11 +56,13 @@ class Jobs:
             world_size: how many there are.
             kill: a process, by rank, and the seconds after which it is killed.
             send: a process, and the seconds after which it is told to stop (SIGTERM).
+            largest_file: bytes that no file may grow beyond.
         """
         self._count += 1
         errors = [str(self._folder / f"{self._count}-{rank}.txt") for rank in range(world_size)]
         job = {
             "arguments": [str(argument) for argument in arguments], "errors": errors,
+            "largest_file": largest_file,
             "signals": [
                 (rank, seconds, number)
                 for said, number in ((kill, signal.SIGKILL), (send, signal.SIGTERM)) if said
@@ -97,10 +101,13 @@ def serve() -> None:
         print(json.dumps(_run(**json.loads(line))), flush=True)
 
 
-def _run(arguments: list[str], errors: Sequence[str], signals: list[Any]) -> list[int]:
+def _run(
+    arguments: list[str], errors: Sequence[str], largest_file: int | None, signals: list[Any]
+) -> list[int]:
     port, world_size = _free_port(), len(errors)
     children = [
-        _fork(arguments, rank, world_size, port, error) for rank, error in enumerate(errors)
+        _fork(arguments, rank, world_size, port, error, largest_file)
+        for rank, error in enumerate(errors)
     ]
     began = time.monotonic()
     for rank, seconds, number in sorted(signals, key=lambda signal: signal[1]):
@@ -110,7 +117,10 @@ def _run(arguments: list[str], errors: Sequence[str], signals: list[Any]) -> lis
     return [os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) for child in children]
 
 
-def _fork(arguments: list[str], rank: int, world_size: int, port: int, error: str) -> int:
+def _fork(
+    arguments: list[str], rank: int, world_size: int, port: int, error: str,
+    largest_file: int | None,
+) -> int:  # fmt: skip
     child = os.fork()
     if child:
         return child
@@ -125,6 +135,8 @@ def _fork(arguments: list[str], rank: int, world_size: int, port: int, error: st
         said = os.open(error, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
         os.dup2(said, 1)
         os.dup2(said, 2)
+        if largest_file is not None:
+            resource.setrlimit(resource.RLIMIT_FSIZE, (largest_file, largest_file))
         code = run(arguments)
     except BaseException:
         traceback.print_exc()

@@ -40,13 +40,20 @@ def load_config(folder: str | Path) -> ModelConfig:
 
 
 def save_weights(path: Path, tensors: dict[str, Tensor], *, tied: bool = False) -> None:
-    """Writes tensors to a safetensors file, atomically. A tied head is stored once."""
+    """Writes tensors to a safetensors file, atomically. A tied head is stored once.
+
+    Raises:
+        OSError: if it cannot be written: no space, no permission.
+    """
     tensors = {
         name: tensor.detach().cpu().contiguous()
         for name, tensor in tensors.items()
         if not (tied and name == "head.weight")
     }
-    write_atomically(path, lambda temporary: save_file(tensors, temporary))
+    try:
+        write_atomically(path, lambda temporary: save_file(tensors, temporary))
+    except SafetensorError as error:
+        raise OSError(f"{path} cannot be written ({error})") from None
 
 
 def load_weights(model: nn.Module, path: Path, *, tied: bool = False) -> None:

@@ -1,0 +1,211 @@
+"""A run that is killed again and again ends, bit for bit, as one that never was."""
+
+import json
+import random
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from jobs import Jobs, server
+from safetensors.torch import load_file
+from torch import Tensor, equal
+
+from openxlstm.cli.run_folder import lock
+from openxlstm.train.checkpoint import checkpoints, newest
+from openxlstm.train.metrics import read_metrics
+
+OPTIONS = (
+    "--layers", "ms", "--embedding-dim", 16, "--num-heads", 2, "--batch-size", 4, "--window", 8,
+    "--eval-every", 40, "--eval-batches", 1, "--quiet", "--auto-resume",
+)  # fmt: skip
+CARRIES_ALL = ("--sampling", "streams", "--ema-decay", 0.9, "--dropout", 0.1)
+"""States, averages and random numbers, besides what every run has."""
+
+
+@pytest.fixture(scope="module")
+def jobs(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Jobs]:
+    with server(tmp_path_factory.mktemp("jobs")) as jobs:
+        yield jobs
+
+
+def tensors(folder: Path) -> dict[str, Tensor]:
+    """All that the newest checkpoint holds."""
+    path = newest(folder)
+    assert path is not None
+    shards = sorted(path.glob("*.safetensors"))
+    return {f"{shard.name} {name}": part
+            for shard in shards for name, part in load_file(shard).items()}  # fmt: skip
+
+
+def metrics(folder: Path) -> list[dict[str, Any]]:
+    return [{**record, "seconds": None} for record in read_metrics(folder)]
+
+
+def kill_again_and_again(
+    jobs: Jobs, text: Path, folder: Path, *options: object, kills: int, longest: float,
+    world_size: int = 1, seed: int = 0,
+) -> None:  # fmt: skip
+    """Starts a run, kills one of its processes after a random time, and so on; then lets it end.
+
+    Args:
+        longest: seconds, below which a run lives before it is killed.
+    """
+    draw, done = random.Random(seed), 0
+    command = ("train", "--data", text, "--out", folder, *OPTIONS, *options)
+    while done < kills:
+        moment = draw.randrange(world_size), draw.uniform(0, longest)
+        ended = jobs.run(*command, world_size=world_size, kill=moment)
+        assert ended.codes[moment[0]] == -9, "make it longer, so that it cannot end before"
+        assert {code for code in ended.codes if code != -9} <= {2}, ended.errors
+        done += 1
+    ended = jobs.run(*command, world_size=world_size)
+    assert ended.codes == [0] * world_size, ended.errors
+
+
+def assert_same(killed: Path, whole: Path) -> None:
+    """Bit for bit, but for the time."""
+    ours, theirs = tensors(killed), tensors(whole)
+    assert ours.keys() == theirs.keys()
+    for name, tensor in ours.items():
+        assert equal(tensor, theirs[name]), name
+    assert metrics(killed) == metrics(whole)
+    for name in ("model.safetensors", "config.json", "tokenizer.json"):
+        assert (killed / name).read_bytes() == (whole / name).read_bytes(), name
+    results = [json.loads((f / "train.json").read_text())["result"] for f in (killed, whole)]
+    assert results[0] | {"seconds": 0} == results[1] | {"seconds": 0}
+    left = {path.name for path in (killed / "checkpoints").iterdir()}
+    assert left == {path.name for path in (whole / "checkpoints").iterdir()}
+    assert not list(killed.glob(".*")), "nothing unfinished is left behind"
+
+
+def compare(
+    jobs: Jobs, text: Path, folder: Path, *options: object, world_size: int = 1, **how: Any
+) -> None:
+    command = ("train", "--data", text, "--out", folder / "whole", *OPTIONS, *options)
+    ended = jobs.run(*command, world_size=world_size)
+    assert ended.codes == [0] * world_size, ended.errors
+    kill_again_and_again(jobs, text, folder / "killed", *options, world_size=world_size, **how)
+    assert_same(folder / "killed", folder / "whole")
+
+
+def test_killed_at_random_moments(jobs: Jobs, text_file: Path, tmp_path: Path) -> None:
+    """A checkpoint with each step: most kills come while one is written."""
+    options = (*CARRIES_ALL, "--steps", 400, "--save-every", 1)
+    compare(jobs, text_file, tmp_path, *options, kills=10, longest=0.5)
+
+
+def test_killed_among_two_processes(jobs: Jobs, text_file: Path, tmp_path: Path) -> None:
+    options = (*CARRIES_ALL, "--steps", 200, "--save-every", 2, "--strategy", "fsdp")
+    compare(jobs, text_file, tmp_path, *options, kills=2, longest=4.0, world_size=2)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1800)
+@pytest.mark.parametrize("save_every", [1, 7])
+def test_killed_sixty_times(save_every: int, jobs: Jobs, text_file: Path, tmp_path: Path) -> None:
+    options = (*CARRIES_ALL, "--steps", 3000, "--save-every", save_every)
+    compare(jobs, text_file, tmp_path, *options, kills=60, longest=0.6, seed=save_every)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1800)
+@pytest.mark.parametrize("strategy", ["ddp", "fsdp"])
+def test_two_processes_killed_twenty_times(
+    strategy: str, jobs: Jobs, text_file: Path, tmp_path: Path
+) -> None:
+    options = (*CARRIES_ALL, "--steps", 1500, "--save-every", 3, "--strategy", strategy)
+    compare(jobs, text_file, tmp_path, *options, kills=20, longest=4.0, world_size=2)
+
+
+# ---- where a checkpoint cannot be written -----------------------------------------------------
+
+
+@pytest.mark.parametrize("limit", [1_000, 20_000, 40_000, 100_000])
+def test_a_full_disk_ends_the_run_with_the_last_checkpoint_whole(
+    limit: int, jobs: Jobs, text_file: Path, tmp_path: Path
+) -> None:
+    """The kernel refuses to let a file grow beyond a limit, as it does on a full disk."""
+    folder = tmp_path / "run"
+    command = ("train", "--data", text_file, "--out", folder, *OPTIONS, "--learning-rate", 1e-5)
+    assert jobs.run(*command, "--steps", 40).codes == [0]
+    saved, before = checkpoints(folder), tensors(folder)
+    ended = jobs.run(*command, "--steps", 80, largest_file=limit)
+    assert ended.codes == [2]
+    assert "File too large" in ended.errors[0]
+    assert ended.errors[0].count("\n") == 1
+    assert checkpoints(folder) == saved
+    assert all(equal(part, before[name]) for name, part in tensors(folder).items())
+    assert not list(folder.rglob(".*")), "nothing is left of what did not fit"
+    assert jobs.run(*command, "--steps", 80).codes == [0]
+
+
+def test_a_folder_that_cannot_be_written(jobs: Jobs, text_file: Path, tmp_path: Path) -> None:
+    """root may write anywhere: a file in the folder's place says no to root as well."""
+    folder = tmp_path / "run"
+    command = ("train", "--data", text_file, "--out", folder, *OPTIONS, "--steps", 30)
+    assert jobs.run(*command, "--save-every", 10).codes == [0]
+    saved = checkpoints(folder)
+    assert len(saved) == 3
+    (folder / "checkpoints").rename(folder / "kept")
+    (folder / "checkpoints").write_text("")
+    ended = jobs.run("train", "--resume", "--out", folder, "--steps", 40, "--quiet")
+    assert ended.codes == [2]
+    (folder / "checkpoints").unlink()
+    (folder / "kept").rename(folder / "checkpoints")
+    assert newest(folder) == saved[0]
+    again = jobs.run("train", "--resume", "--out", folder, "--steps", 40, "--quiet")
+    assert (again.codes, again.errors) == ([0], [""])
+
+
+def test_two_cannot_train_the_same_run(jobs: Jobs, text_file: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "run"
+    command = ("train", "--data", text_file, "--out", folder, *OPTIONS, "--steps", 5)
+    assert jobs.run(*command).codes == [0]
+    resume = ("train", "--resume", "--out", folder, "--steps", 9, "--quiet")
+    with lock(folder):
+        ended = jobs.run(*resume)
+    assert ended.codes == [2]
+    assert "is being trained by another process" in ended.errors[0]
+    assert jobs.run(*resume).codes == [0]
+
+
+def test_the_same_command_starts_and_goes_on(jobs: Jobs, text_file: Path, tmp_path: Path) -> None:
+    """As a scheduler gives it again; what it may not change is refused."""
+    command = ("train", "--data", text_file, "--out", tmp_path / "run", *OPTIONS, "--steps", 5)
+    assert jobs.run(*command).codes == [0]
+    assert jobs.run(*command).codes == [0]
+    assert jobs.run(*command, "--steps", 6).codes == [0]
+    ended = jobs.run(*command, "--window", 9)
+    assert ended.codes == [2]
+    assert "--window cannot change in a run that is resumed (it is 8)" in ended.errors[0]
+
+
+@pytest.mark.parametrize("left", [["tokenizer.json"], ["config.json", ".train.json.1f.tmp"], []])
+def test_a_run_that_was_killed_before_it_began(
+    left: list[str], jobs: Jobs, text_file: Path, tmp_path: Path
+) -> None:
+    folder = tmp_path / "run"
+    folder.mkdir()
+    for name in left:
+        (folder / name).write_text("{")
+    command = ("train", "--data", text_file, "--out", folder, *OPTIONS, "--steps", 5)
+    assert jobs.run(*command).codes == [0]
+    assert not list(folder.glob(".*"))
+
+
+def test_a_run_that_had_saved_nothing(jobs: Jobs, text_file: Path, tmp_path: Path) -> None:
+    """It begins anew, and says so; but not where something was learned."""
+    folder = tmp_path / "run"
+    command = ("train", "--data", text_file, "--out", folder, *OPTIONS, "--steps", 5)
+    assert jobs.run(*command).codes == [0]
+    first = tensors(folder)
+    shutil.rmtree(folder / "checkpoints")
+    assert jobs.run(*command).codes == [2], "it has lost its checkpoints, and still has its model"
+    records = (folder / "metrics.jsonl").read_text().splitlines()
+    (folder / "metrics.jsonl").write_text(records[0] + "\n")
+    ended = jobs.run(*command)
+    assert ended.codes == [0]
+    assert "had not saved anything yet; it begins anew" in ended.errors[0]
+    assert all(equal(part, first[name]) for name, part in tensors(folder).items())
