@@ -45,16 +45,8 @@ def test_nothing_is_changed(make_model: MakeModel, training: bool) -> None:
     assert torch.equal(torch.get_rng_state(), before)
     assert all(module.training == training for module in model.modules())
     assert all(parameter.grad is None for parameter in model.parameters())
-    assert not any(module._forward_pre_hooks for module in model.modules())
     assert gate_statistics(model, ids) == found, "without dropout"
     model(ids)[0].sum().backward()  # and it can be trained on
-
-
-def test_hooks_are_gone_after_a_failure(make_model: MakeModel) -> None:
-    model = make_model()
-    with pytest.raises(IndexError):
-        gate_statistics(model, torch.full((1, 3), 99))
-    assert not any(module._forward_pre_hooks for module in model.modules())
 
 
 def test_an_unknown_block_is_left_out(make_model: MakeModel) -> None:

@@ -12,32 +12,23 @@ __all__ = ["GateStatistics", "gate_statistics"]
 def gate_statistics(
     model: LanguageModel, ids: Tensor, reset: Tensor | None = None
 ) -> dict[str, GateStatistics]:
-    """What the gates of each block did while the model read ids (B, T) from the empty state.
+    """What the gates of each block do while the model reads ids (B, T) from the empty state.
 
     Leaves the model's mode, its gradients and torch's random state alone. It computes every layer
     twice and walks through time in Python: for evaluations, not for every step.
 
     Returns:
-        by block, such as "block 0 (sLSTM)"; a kind of layer that cannot be looked into is left out.
+        by block, such as "block 0 (sLSTM)"; a kind of block that cannot be looked into is left out.
     """
     found: dict[str, GateStatistics] = {}
-    hooks = []
-    for index, block in enumerate(model.stack.blocks):
-        name = f"block {index} ({LAYER_KINDS[model.config.layers[index]]})"
-
-        # Before the layer and not after it: parameters that are gathered to run it are there.
-        def look(layer: nn.Module, inputs: tuple[Tensor, ...], name: str = name) -> None:
-            gates = gates_of(layer, inputs[0], reset)
-            if gates is not None:
-                found[name] = statistics(gates)
-
-        layer = getattr(block, "layer", None)
-        if isinstance(layer, nn.Module):
-            hooks.append(layer.register_forward_pre_hook(look))
-    try:
-        with evaluation_mode(model), inference_mode():
-            model(ids, reset=reset)
-    finally:
-        for hook in hooks:
-            hook.remove()
+    with evaluation_mode(model), inference_mode():
+        x, _ = model.embed(ids, reset=reset)
+        for index, block in enumerate(model.stack.blocks):
+            norm, layer = getattr(block, "norm", None), getattr(block, "layer", None)
+            if isinstance(norm, nn.Module) and isinstance(layer, nn.Module):
+                gates = gates_of(layer, norm(x), reset)
+                if gates is not None:
+                    name = f"block {index} ({LAYER_KINDS[model.config.layers[index]]})"
+                    found[name] = statistics(gates)
+            x, _ = block.forward(x, None, reset)  # as it is, even where it has been compiled
     return found

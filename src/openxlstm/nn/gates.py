@@ -135,11 +135,16 @@ def _slstm(layer: SLSTMLayer, x: Tensor, reset: Tensor | None) -> Gates:
 
 
 def _mlstm(layer: MLSTMLayer, x: Tensor, reset: Tensor | None) -> Gates:
-    inputs, _ = layer.inputs(x, None, reset)
-    q, k, log_i, log_f = (
-        part.transpose(1, 2) for part in (inputs.q, inputs.k, inputs.log_i, inputs.log_f)
-    )  # (B, T, NH, DH) and (B, T, NH)
-    log_i, log_f = log_i[..., None], log_f[..., None]
+    (q, k, _, log_i, log_f, _, z), _ = layer.inputs(x, None, reset)
+    return _of_matrix_memory(q, k, log_i, log_f, z.sigmoid(), reset)
+
+
+def _of_matrix_memory(
+    q: Tensor, k: Tensor, log_i: Tensor, log_f: Tensor, output: Tensor, reset: Tensor | None
+) -> Gates:
+    """Gates of an mLSTM with queries and keys (B, NH, T, DQK), and log gates (B, NH, T)."""
+    q, k = q.transpose(1, 2), k.transpose(1, 2)  # (B, T, NH, DQK)
+    log_i, log_f = log_i.transpose(1, 2)[..., None], log_f.transpose(1, 2)[..., None]
     log_weight = _log_weight(log_i, log_f, reset)
     share = (log_i - log_weight).exp()
     mean_key, mean_keys = torch.zeros_like(k[:, 0]), []
@@ -148,7 +153,7 @@ def _mlstm(layer: MLSTMLayer, x: Tensor, reset: Tensor | None) -> Gates:
         mean_keys.append(mean_key)
     key_by_query = (torch.stack(mean_keys, 1) * q).sum(-1, keepdim=True) * q.shape[-1] ** -0.5
     log_normalizer = log_weight + key_by_query.abs().log()
-    return Gates(log_i, log_f, inputs.z.sigmoid(), log_weight, log_normalizer, has_floor=True)
+    return Gates(log_i, log_f, output, log_weight, log_normalizer, has_floor=True)
 
 
 def _log_weight(log_i: Tensor, log_f: Tensor, reset: Tensor | None) -> Tensor:
