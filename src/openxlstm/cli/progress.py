@@ -49,7 +49,7 @@ class TrainingProgress(Callback):
         self._meter = Meter(STRETCH)
         self._loss: float | None = None
         self._start = Progress()
-        self._start_share: float | None = None
+        self._first: Step | None = None
 
     def __enter__(self) -> Self:
         self._bar.start()
@@ -67,12 +67,11 @@ class TrainingProgress(Callback):
         if math.isfinite(step.loss):
             loss = step.loss if self._loss is None else self._loss
             self._loss = SMOOTHING * loss + (1 - SMOOTHING) * step.loss
-        if self._start_share is None:
-            self._start_share = step.share
+        first = self._first = self._first or step
         self._meter.add(step.tokens, step.seconds)
         speed = self._meter.tokens_per_second
-        done = step.share - self._start_share
-        left = (step.seconds - self._start.seconds) * (1 - step.share) / done if done > 0 else None
+        done = step.share - first.share
+        left = (step.seconds - first.seconds) * (1 - step.share) / done if done > 0 else None
         self._bar.update(
             self._task,
             completed=step.share,

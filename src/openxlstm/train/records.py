@@ -9,16 +9,20 @@ METRICS = "metrics.jsonl"
 
 
 def read_metrics(folder: Path) -> Iterator[dict[str, Any]]:
-    """The records of a run's `metrics.jsonl`; a last line that a kill cut short is left out."""
+    """The records of a run's `metrics.jsonl`, up to a line that is none: a kill may have cut the
+    last one short."""
     path = folder / METRICS
     if not path.exists():
         return
-    with path.open(encoding="utf-8") as file:
+    with path.open(encoding="utf-8", errors="replace") as file:
         for line in file:
             try:
-                yield json.loads(line)
+                record = json.loads(line)
             except ValueError:
                 return
+            if not isinstance(record, dict) or "kind" not in record:
+                return
+            yield record
 
 
 def evaluations(records: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
@@ -27,6 +31,6 @@ def evaluations(records: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
         record
         for record in records
         if record["kind"] == "evaluation"
-        and record["train_loss"] is not None
-        and record["val_loss"] is not None
+        and record.get("train_loss") is not None
+        and record.get("val_loss") is not None
     ]
