@@ -7,8 +7,8 @@ from contextlib import redirect_stderr
 import pytest
 
 from openxlstm.cli.progress import TrainingProgress, clock
+from openxlstm.train.callback import Evaluated, Progress, Step
 from openxlstm.train.evaluate import Evaluation
-from openxlstm.train.loop import Evaluated, Progress, Step
 
 
 @pytest.fixture(params=[True, False], ids=["terminal", "file"])

@@ -11,8 +11,8 @@ from torch import Tensor
 
 from openxlstm.config import TrainConfig
 from openxlstm.lm.model import LanguageModel
-from openxlstm.train.evaluate import Evaluation
 from openxlstm.train.callback import Evaluated, Progress
+from openxlstm.train.evaluate import Evaluation
 from openxlstm.train.loop import fit
 from openxlstm.train.samples import Samples
 

@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING, Any, Self, TextIO
 
 from openxlstm.errors import UserError
 from openxlstm.files import write_text
-from openxlstm.train.gates import GateWatch
 from openxlstm.train.callback import Callback, Evaluated, Progress, Step
+from openxlstm.train.gates import GateWatch
 from openxlstm.train.meter import Meter, peak_memory
 from openxlstm.train.records import METRICS, read_metrics
 
