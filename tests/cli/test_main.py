@@ -20,7 +20,7 @@ SCRIPTS_RELY_ON = {
     "train": "--data --preset --layers --steps --minutes --seed --val-split --out --resume",
     "eval": "--data --val-split --window --stream --json",
     "generate": "--prompt --max-tokens --temperature --top-k --top-p --seed",
-    "runs": "--sort --json --plot --x --diff",
+    "runs": "--sort --json --plot --x --diff --gates",
     "bench": "--part --quick --budget --threads --json --plot",
     "info": "",
 }

@@ -271,6 +271,29 @@ def test_what_differs(cli: Cli, shelf: Path) -> None:
     assert last.startswith("best val loss ")
 
 
+def test_gates(cli: Cli, shelf: Path) -> None:
+    result = cli("runs", shelf, "--gates")
+    assert (result.code, result.out) == (2, "")
+    assert "no gates were looked at" in result.err
+    path = shelf / "good" / "metrics.jsonl"
+    lines = [json.loads(line) for line in path.read_text().splitlines()]
+    for record in lines[:-1]:  # the last was one that nobody looked at
+        record["gates"] = {
+            "block 0 (mLSTM)": {"forget": record["step"] / 9, "half_life": None, "floor": 0.12345}
+        }
+    path.write_text("".join(json.dumps(record) + "\n" for record in lines))
+    result = cli("runs", shelf, "--gates")
+    assert (result.code, result.err) == (0, "")
+    head, line = result.out.splitlines()
+    assert head.split() == [
+        "run", "step", "block", "forget", "half-life", "longest", "input", "output", "log", "n",
+        "floor",
+    ]  # fmt: skip
+    assert line.split() == [
+        f"{shelf}/good", "9", "block", "0", "(mLSTM)", "1", "-", "-", "-", "-", "-", "0.123"
+    ]  # fmt: skip
+
+
 def test_no_run_at_all(cli: Cli, tmp_path: Path) -> None:
     result = cli("runs", tmp_path)
     assert (result.code, result.out) == (2, "")

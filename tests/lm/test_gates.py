@@ -60,3 +60,15 @@ def test_an_unknown_block_is_left_out(make_model: MakeModel) -> None:
     model.stack.blocks[0] = Other()
     model.stack.blocks[2].layer = Other()
     assert list(gate_statistics(model, random_ids())) == ["block 1 (sLSTM)"]
+
+
+def test_compiled_blocks_are_seen_too(make_model: MakeModel) -> None:
+    model = make_model(layers="ms")
+    found = gate_statistics(model, random_ids())
+
+    def backend(*_: object) -> None:
+        raise AssertionError("nothing is compiled for a look")
+
+    for block in model.stack.blocks:
+        block.compile(backend=backend)
+    assert gate_statistics(model, random_ids()) == found

@@ -42,6 +42,8 @@ class Options:
     """What to sort by."""
     diff: bool = False
     """Instead, show the options in which the runs differ."""
+    gates: bool = False
+    """Instead, show what the gates of each block did, where training was asked to look at them."""
     json: bool = False
     """Print a JSON list with an object for each run."""
     plot: Path | None = None
@@ -68,6 +70,8 @@ def run(arguments: list[str]) -> int:
         print(json.dumps([run.to_dict() for run in runs], indent=2))
     elif options.diff:
         _print_differences(runs)
+    elif options.gates:
+        _print_gates(runs)
     else:
         _print_table(runs)
     if options.plot is not None:
@@ -158,12 +162,48 @@ def _print_differences(runs: Sequence[Run]) -> None:
     _console().print(table)
 
 
+GATES = {
+    "forget": "forget",
+    "half_life": "half-life",
+    "longest_half_life": "longest",
+    "input": "input",
+    "output": "output",
+    "log_normalizer": "log n",
+    "floor": "floor",
+}
+"""Of the statistics of gates those that are shown, with their heads."""
+
+
+def _print_gates(runs: Sequence[Run]) -> None:
+    """A line for each block, at the last evaluation whose gates were looked at."""
+    from rich.table import Table
+
+    table = Table(box=None, pad_edge=False)
+    for name in ("run", "step", "block", *GATES.values()):
+        is_word = name in ("run", "block")
+        table.add_column(name, justify="left" if is_word else "right", no_wrap=name != "run")
+    for run in runs:
+        last = next((record for record in reversed(run.curve) if record.get("gates")), None)
+        for block, found in last["gates"].items() if last else ():
+            figures = (found.get(name) for name in GATES)
+            table.add_row(
+                run.name, _count(last["step"]) if last else "", block, *map(_rough, figures)
+            )
+    if not table.row_count:
+        raise UserError("no gates were looked at: openxlstm train --gates does so")
+    _console().print(table)
+
+
 def _console() -> "Console":
     """Of standard output; what reads it from a pipe has no narrow lines to break."""
     from rich.console import Console
 
     width = None if sys.stdout.isatty() else 400
     return Console(file=sys.stdout, width=width, highlight=False, markup=False)
+
+
+def _rough(value: float | None) -> str:
+    return "-" if value is None else f"{value:.3g}"
 
 
 def _said(value: object) -> str:
