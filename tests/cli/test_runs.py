@@ -5,7 +5,7 @@ import json
 import os
 import re
 import shutil
-import time
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -15,6 +15,7 @@ from rich.console import Console
 
 import openxlstm
 from openxlstm.cli import runs
+from openxlstm.cli.run_folder import lock
 from openxlstm.cli.run_list import find_runs, read_run
 
 Cli = Callable[..., Any]
@@ -127,40 +128,45 @@ def test_order(cli: Cli, shelf: Path, order: str, first: str) -> None:
 # ---- states -----------------------------------------------------------------------------------
 
 
-def stop_at(folder: Path, step: int, *, wrote_its_end: bool, age: float = 0.0) -> None:
-    """Makes a finished run of 12 steps one that came to `step` some seconds ago."""
+def stop_at(folder: Path, step: int, *, wrote_its_end: bool) -> None:
+    """Makes a finished run of 12 steps one that came to `step`."""
     metrics = folder / "metrics.jsonl"
     lines = metrics.read_text().splitlines(keepends=True)
     metrics.write_text("".join(line for line in lines if json.loads(line)["step"] <= step))
-    os.utime(metrics, (time.time() - age,) * 2)
     result = {"step": step, "tokens": 16 * step, "seconds": 0.1} if wrote_its_end else {}
     change(folder / "train.json", lambda record: record.update(result=result))
 
 
 @pytest.mark.parametrize(
-    ("step", "wrote_its_end", "age", "state"),
+    ("step", "wrote_its_end", "state"),
     [
-        (6, True, 0, "stopped at 50%"),
-        (6, False, 0, "running? at 50%"),
-        (6, False, 1e6, "killed? at 50%"),
-        (12, False, 1e6, "killed? at 100%"),
-        (0, False, 1e6, "killed? at 0%"),
-        (12, True, 1e6, "finished"),
+        (6, True, "stopped at 50%"),
+        (6, False, "killed? at 50%"),
+        (12, False, "killed? at 100%"),
+        (0, False, "killed? at 0%"),
+        (12, True, "finished"),
     ],
 )
-def test_how_a_run_ended(
-    trained_copy: Path, step: int, wrote_its_end: bool, age: float, state: str
-) -> None:
-    stop_at(trained_copy, step, wrote_its_end=wrote_its_end, age=age)
+def test_how_a_run_ended(trained_copy: Path, step: int, wrote_its_end: bool, state: str) -> None:
+    stop_at(trained_copy, step, wrote_its_end=wrote_its_end)
     run = read_run(trained_copy)
     assert (run.state, run.step) == (state, step)
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="there are no such locks")
+@pytest.mark.parametrize("wrote_its_end", [True, False])
+def test_a_run_that_is_trained_now(trained_copy: Path, wrote_its_end: bool) -> None:
+    """Also one that wrote its end when it was stopped, and now goes on."""
+    stop_at(trained_copy, 6, wrote_its_end=wrote_its_end)
+    with lock(trained_copy):
+        assert read_run(trained_copy).state == "running at 50%"
+    assert read_run(trained_copy).state != "running at 50%"
 
 
 def test_a_run_that_was_resumed_and_killed(trained_copy: Path) -> None:
     """What it wrote when it was stopped the first time is not where it is."""
     change(trained_copy / "train.json", lambda record: record["result"].update(step=6))
     change(trained_copy / "train.json", lambda record: record["train"].update(steps=24))
-    os.utime(trained_copy / "metrics.jsonl", (1e9, 1e9))
     assert read_run(trained_copy).state == "killed? at 50%"
 
 
@@ -221,17 +227,22 @@ def test_missing_or_damaged_metrics(
 
 
 def test_a_run_of_another_version(trained_copy: Path) -> None:
-    """Options that this one does not know, and several sources of text."""
+    """Options that this one does not know, and one of before there were several texts."""
 
-    def newer(record: dict[str, Any]) -> None:
+    def other(record: dict[str, Any]) -> None:
         record.update(machines=3)
         record["train"].update(speed="fast")
-        del record["data"]["source"]
-        record["data"]["sources"] = ["a.txt", "b"]
+        record["data"]["source"] = record["data"].pop("sources")[0]
 
-    change(trained_copy / "train.json", newer)
+    data = read_run(trained_copy).data
+    change(trained_copy / "train.json", other)
     run = read_run(trained_copy)
-    assert (run.state, run.data) == ("finished", "a.txt, b")
+    assert (run.state, run.data) == ("finished", data)
+
+
+def test_several_texts(trained_copy: Path) -> None:
+    change(trained_copy / "train.json", lambda record: record["data"].update(sources=["a", "b"]))
+    assert read_run(trained_copy).data == "a, b"
 
 
 def test_a_loss_that_was_no_number_is_passed_over(cli: Cli, trained_copy: Path) -> None:

@@ -3,19 +3,15 @@
 import json
 import math
 import os
-import time
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from openxlstm.cli.run_folder import RECORD
+from openxlstm.cli.run_folder import RECORD, lock
 from openxlstm.errors import UserError
 from openxlstm.files import read_json
 from openxlstm.train.records import METRICS, evaluations, read_metrics
-
-RECENT = 300.0
-"""Seconds since the last sign of life after which a run without an end was probably killed."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -24,8 +20,8 @@ class Run:
 
     folder: Path
     state: str
-    """finished; stopped at 40%, everything saved; running? or killed? at 40%, since no end is
-    written and the last sign of life is new, or old; damaged: and which file."""
+    """running at 40%; finished; stopped at 40%, everything saved; killed? at 40%, since no end is
+    written and no process here is at it; damaged: and which file."""
     when: float | None = None
     """Time of the last sign of life, in seconds since 1970."""
     preset: str | None = None
@@ -85,7 +81,9 @@ def read_run(folder: Path) -> Run:
 
 def _read(folder: Path) -> Run:
     record = read_json(folder / RECORD)
-    data, train, result = (dict(record.get(name) or {}) for name in ("data", "train", "result"))
+    data, train, compute, result = (
+        dict(record.get(name) or {}) for name in ("data", "train", "compute", "result")
+    )
     records = list(read_metrics(folder))
     curve = evaluations(records)
     last = max((*records, result), key=lambda r: r.get("step", 0))
@@ -94,7 +92,7 @@ def _read(folder: Path) -> Run:
     model = _model(folder)
     return Run(
         folder=folder,
-        state=_state(train, result, last, when),
+        state=_state(folder, train, result, last),
         when=when,
         preset=record.get("preset"),
         layers=model.get("layers"),
@@ -110,14 +108,17 @@ def _read(folder: Path) -> Run:
         val_loss=curve[-1]["val_loss"] if curve else None,
         options={
             "openxlstm": record.get("openxlstm"), "preset": record.get("preset"), **model, **data,
-            **train, "text_sha256": record.get("text_sha256"),
+            **train, **compute, "text_sha256": record.get("text_sha256"),
         },
         curve=curve,
     )  # fmt: skip
 
 
-def _state(train: dict[str, Any], result: dict[str, Any], last: dict[str, Any], when: float) -> str:
-    """The word for where a run is: by its length, by whether it wrote its end, by its age."""
+def _state(
+    folder: Path, train: dict[str, Any], result: dict[str, Any], last: dict[str, Any]
+) -> str:
+    """The word for where a run is: by who holds its lock, its length, and whether it wrote its
+    end."""
     shares = [
         last.get(name, 0) / (length * unit)
         for name, length, unit in (
@@ -128,11 +129,21 @@ def _state(train: dict[str, Any], result: dict[str, Any], last: dict[str, Any], 
         if length
     ]
     share = max(shares, default=0.0)
-    wrote_its_end = result.get("step", -1) >= last.get("step", 0)
-    if share >= 1 and wrote_its_end:
-        return "finished"
-    word = "stopped" if wrote_its_end else "running?" if time.time() - when < RECENT else "killed?"
-    return f"{word} at {math.floor(100 * min(share, 1.0))}%"
+    percent = f"at {math.floor(100 * min(share, 1.0))}%"
+    if _is_running(folder):
+        return f"running {percent}"
+    if result.get("step", -1) < last.get("step", 0):
+        return f"killed? {percent}"
+    return "finished" if share >= 1 else f"stopped {percent}"
+
+
+def _is_running(folder: Path) -> bool:
+    """Whether a process of this machine trains it."""
+    try:
+        with lock(folder):
+            return False
+    except UserError:
+        return True
 
 
 def _model(folder: Path) -> dict[str, Any]:
