@@ -85,7 +85,6 @@ def test_quiet_is_silent(screen: Screen) -> None:
     with redirect_stderr(screen):
         progress = TrainingProgress("the run", quiet=True)
         watch(progress)
-        progress.finish(Progress(step=10))
     assert screen.text == ""
 
 
@@ -100,16 +99,22 @@ def test_a_loss_that_is_no_number_does_not_stick(screen: Screen) -> None:
 
 
 def test_the_end_in_a_line(screen: Screen) -> None:
-    """The speed is that of the part since the resume, in which evaluations count."""
-    result = Progress(step=1005, tokens=100_500, seconds=110.0, best_loss=1.5, best_step=900)
-    with redirect_stderr(screen):
-        progress = TrainingProgress("", quiet=False)
-        progress.on_start(Progress(step=5, tokens=500, seconds=10.0))
-        progress.finish(result)
-    start, *_, end = screen.text.splitlines()[-1].split(" · ")
-    assert start == "1,005 steps"
-    assert end == "best val loss 1.5000 at step 900"
-    assert " · 100,500 tokens · 1:50 · 1,000 tokens/s · " in screen.text
+    """The speed is that of the part since the resume, evaluations and all."""
+    with redirect_stderr(screen), TrainingProgress("", quiet=False) as progress:
+        progress.on_start(Progress(step=5, tokens=5000, seconds=10.0))
+        progress.on_step(step(6, seconds=11.0))
+        progress.on_step(step(105, seconds=110.0))
+    line = r"105 steps · 105,000 tokens · 1:50 · 1,000 tokens/s · \d+ MB"
+    assert bool(re.fullmatch(line, screen.text.splitlines()[-1])) == screen.is_terminal
+
+
+def test_a_run_that_failed_is_not_summed_up(screen: Screen) -> None:
+    with pytest.raises(KeyError), redirect_stderr(screen):  # noqa: SIM117
+        with TrainingProgress("", quiet=False) as progress:
+            progress.on_start(Progress())
+            progress.on_step(step(6))
+            raise KeyError
+    assert "tokens ·" not in screen.text
 
 
 def test_clock() -> None:

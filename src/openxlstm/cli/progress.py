@@ -50,13 +50,16 @@ class TrainingProgress(Callback):
         self._loss: float | None = None
         self._start = Progress()
         self._first: Step | None = None
+        self._last: Step | None = None
 
     def __enter__(self) -> Self:
         self._bar.start()
         return self
 
-    def __exit__(self, *_: object) -> None:
+    def __exit__(self, error: type[BaseException] | None, *_: object) -> None:
         self._bar.stop()
+        if error is None and self._console.is_terminal:
+            self._sum_up()
 
     def on_start(self, progress: Progress) -> None:
         self._start = Progress(**vars(progress))
@@ -68,6 +71,7 @@ class TrainingProgress(Callback):
             loss = step.loss if self._loss is None else self._loss
             self._loss = SMOOTHING * loss + (1 - SMOOTHING) * step.loss
         first = self._first = self._first or step
+        self._last = step
         self._meter.add(step.tokens, step.seconds)
         speed = self._meter.tokens_per_second
         done = step.share - first.share
@@ -103,18 +107,20 @@ class TrainingProgress(Callback):
             seen = "".join(c if c.isprintable() or c in "\n\t" else "\ufffd" for c in text)
             self._console.print(f"\n{seen.strip()}\n", style="dim", soft_wrap=True)
 
-    def finish(self, result: Progress) -> None:
-        """Says in a line what the run came to, after its end."""
-        seconds, tokens = result.seconds - self._start.seconds, result.tokens - self._start.tokens
+    def _sum_up(self) -> None:
+        """What the run came to, in a line; the speed is that since its start or its resume."""
+        if self._last is None:
+            return
+        step, tokens, seconds = self._last.step, self._last.tokens, self._last.seconds
+        elapsed = seconds - self._start.seconds
         parts = [
-            f"{result.step:,} steps",
-            f"{result.tokens:,} tokens",
-            clock(result.seconds),
-            f"{tokens / seconds:,.0f} tokens/s" if seconds > 0 else "",
+            f"{step:,} steps",
+            f"{tokens:,} tokens",
+            clock(seconds),
+            f"{(tokens - self._start.tokens) / elapsed:,.0f} tokens/s" if elapsed > 0 else "",
             megabytes(peak_memory()),
-            f"best val loss {result.best_loss:.4f} at step {result.best_step:,}",
         ]
-        self._console.print(f"\n{' · '.join(filter(None, parts))}", soft_wrap=True)
+        self._console.print(" · ".join(filter(None, parts)), soft_wrap=True)
 
 
 def clock(seconds: float) -> str:

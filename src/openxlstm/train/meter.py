@@ -1,10 +1,8 @@
-"""How fast a run is of late, and the most memory that it has held."""
+"""How fast a run is of late, and the most memory that it has held. Imports no torch."""
 
 import math
 import sys
 from collections import deque
-
-import torch
 
 
 class Meter:
@@ -45,6 +43,8 @@ class Meter:
 def peak_memory() -> int:
     """The most bytes that this process has held at once: of the GPU if it uses one, else of main
     memory; 0 where the system does not say."""
+    import torch
+
     if torch.cuda.is_initialized():
         return torch.cuda.max_memory_allocated()
     try:

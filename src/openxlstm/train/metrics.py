@@ -8,12 +8,13 @@ from typing import TYPE_CHECKING, Any, Self, TextIO
 from openxlstm.errors import UserError
 from openxlstm.files import write_text
 from openxlstm.train.callback import Callback, Evaluated, Progress, Step
-from openxlstm.train.gates import GateWatch
 from openxlstm.train.meter import Meter, peak_memory
 from openxlstm.train.records import METRICS, read_metrics
 
 if TYPE_CHECKING:
     from torch.utils.tensorboard import SummaryWriter
+
+    from openxlstm.train.gates import GateWatch
 
 
 class MetricsFile(Callback):
@@ -26,7 +27,7 @@ class MetricsFile(Callback):
     the lines of a run that never stopped.
     """
 
-    def __init__(self, folder: Path, every: int = 10, gates: GateWatch | None = None) -> None:
+    def __init__(self, folder: Path, every: int = 10, gates: "GateWatch | None" = None) -> None:
         self._folder = folder
         self._every = every
         self._gates = gates
@@ -90,7 +91,7 @@ class TensorBoard(Callback):
         self,
         folder: Path,
         every: int = 10,
-        gates: GateWatch | None = None,
+        gates: "GateWatch | None" = None,
         config: dict[str, Any] | None = None,
     ) -> None:
         """`config` is shown as it is; it must be JSON-ready.
