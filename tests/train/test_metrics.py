@@ -5,11 +5,11 @@ import math
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
-from types import SimpleNamespace
-from typing import Any
+from typing import Any, NamedTuple
 
 import pytest
 import torch
+from torch import Tensor
 
 from openxlstm.lm.model import LanguageModel
 from openxlstm.train import gates
@@ -37,11 +37,17 @@ def evaluated(number: int, val: float = 2.0, model: LanguageModel | None = None)
     )  # fmt: skip
 
 
+class OneBatch(NamedTuple):
+    x: Tensor
+    y: Tensor
+    reset: Tensor | None
+
+
 @pytest.fixture
 def watch() -> GateWatch:
     """Of the gates over a batch with a reset in it."""
     ids = torch.arange(12).view(2, 6) % 5
-    return GateWatch(SimpleNamespace(x=ids, y=ids, reset=ids == 3))
+    return GateWatch(OneBatch(ids, ids, ids == 3))
 
 
 def write(folder: Path, steps: range, every: int = 1, begin: int = 0) -> None:

@@ -72,8 +72,8 @@ def limits(losses: Sequence[float]) -> tuple[float, float]:
 
 
 def save(figure: Any, path: Path) -> None:
-    """Writes a figure in the format that the name ends in, atomically."""
-    kind = path.suffix.removeprefix(".")
+    """Writes a figure in the format that the name ends in, or as PNG, atomically."""
+    kind = path.suffix.removeprefix(".") or "png"
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "Glyph .* missing")  # a title may be in any script
         write_atomically(path, lambda temporary: figure.savefig(temporary, format=kind))
