@@ -23,7 +23,8 @@ from rich.console import Console
 from rich.table import Table
 
 from openxlstm.lm.presets import PRESETS
-from openxlstm.train.metrics import read_metrics
+from openxlstm.train.curve import new_axes, save
+from openxlstm.train.records import evaluations, read_metrics
 
 PLAIN_ADAMW = (
     "--schedule", "constant", "--warmup", "0", "--weight-decay", "0.01", "--beta1", "0.9",
@@ -85,8 +86,7 @@ def train(options: Options, preset: str, seed: int, *extra: str) -> dict[str, An
         )  # fmt: skip
         curve = [
             (record["seconds"], record["val_loss"])
-            for record in read_metrics(Path(run))
-            if record["kind"] == "evaluation"
+            for record in evaluations(read_metrics(Path(run)))
         ]
         losses = {
             name: json_module.loads(openxlstm("eval", run, "--json", *way))["loss"]
@@ -113,12 +113,7 @@ def row(name: str, runs: list[dict[str, Any]]) -> list[str]:
 
 def draw(runs: list[dict[str, Any]], path: Path) -> None:
     """Validation loss against time on the clock: every seed of every preset, and nanoGPT."""
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(8, 5), dpi=120, layout="constrained")
-    FigureCanvasAgg(figure)
-    axes = figure.add_subplot()
+    figure, axes = new_axes()
     spacing = NANOGPT_SECONDS / (len(NANOGPT) - 1)
     axes.plot(
         [spacing * n for n in range(1, len(NANOGPT))], NANOGPT[1:], color="0.35", marker="o", ms=4,
@@ -143,7 +138,7 @@ def draw(runs: list[dict[str, Any]], path: Path) -> None:
     axes.set_title("Tiny Shakespeare, last tenth held out")
     axes.grid(alpha=0.3, which="both")
     axes.legend()
-    figure.savefig(path)
+    save(figure, path)
 
 
 def main() -> None:

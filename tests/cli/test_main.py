@@ -20,6 +20,7 @@ SCRIPTS_RELY_ON = {
     "train": "--data --preset --layers --steps --minutes --seed --val-split --out --resume",
     "eval": "--data --val-split --window --stream --json",
     "generate": "--prompt --max-tokens --temperature --top-k --top-p --seed",
+    "runs": "--sort --json --plot --x --diff --gates",
     "bench": "--part --quick --budget --threads --json --plot",
     "info": "",
 }
@@ -45,6 +46,7 @@ def test_asking_for_help_loads_neither_torch_nor_matplotlib() -> None:
     asked += [[command, "--help"] for command in COMMANDS]
     asked += [["train", "--list-presets"]]
     wrong = [["fly"], ["train", "--wings", "2"], ["train", "--preset", "x"], ["generate"]]
+    wrong += [["runs", "nowhere"], ["runs", "--plot", "curves.pdf"]]
     wrong += [["bench", "--budget", "0"], ["bench", "--plot", "bars.svg"]]
     done = subprocess.run(
         [sys.executable, "-c", WHAT_IS_LOADED, json.dumps(asked + wrong)],
@@ -90,7 +92,7 @@ def test_help_of_a_command_names_what_scripts_rely_on(command: str, cli: Cli) ->
 @pytest.mark.parametrize(
     ("arguments", "names"),
     [
-        ("fly", "there is no command 'fly'; there are: train, eval, generate, bench, info"),
+        ("fly", "there is no command 'fly'; there are: train, eval, generate, runs, bench, info"),
         ("--fly", "'--fly'"),
         ("train --wings 2", "--wings"),
         ("train --steps many", "--steps"),
@@ -108,6 +110,9 @@ def test_help_of_a_command_names_what_scripts_rely_on(command: str, cli: Cli) ->
         ("generate run --max-tokens x", "--max-tokens"),
         ("generate run --temperature hot", "--temperature"),
         ("generate run --checkpoint first", "--checkpoint"),
+        ("runs --sort size", "--sort"),
+        ("runs --x hours", "--x"),
+        ("runs --plot curves.pdf", "must end in .png or .svg"),
         ("bench now", "now"),
         ("bench --part cell", "--part"),
         ("bench --budget soon", "--budget"),

@@ -1,28 +1,53 @@
 """The record of a run, also of one that was killed and resumed."""
 
 import json
+import math
+from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import pytest
+import torch
+from torch import Tensor
 
+from openxlstm.lm.model import LanguageModel
+from openxlstm.train import gates
 from openxlstm.train.callback import Evaluated, Progress, Step
 from openxlstm.train.evaluate import Evaluation
-from openxlstm.train.metrics import MetricsFile, TensorBoard, read_metrics
+from openxlstm.train.gates import GateWatch
+from openxlstm.train.metrics import MetricsFile, TensorBoard
+from openxlstm.train.records import evaluations, read_metrics
+
+MakeModel = Callable[..., LanguageModel]
 
 
-def step(number: int, loss: float = 2.0) -> Step:
+def step(number: int, loss: float = 2.0, skipped: bool = False) -> Step:
     return Step(
         step=number, tokens=10 * number, seconds=0.5 * number, share=number / 100, loss=loss,
-        learning_rate=0.01, gradient_norm=1.5,
+        learning_rate=0.01, gradient_norm=1.5, skipped=skipped,
     )  # fmt: skip
 
 
-def evaluated(number: int, val: float = 2.0) -> Evaluated:
+def evaluated(number: int, val: float = 2.0, model: LanguageModel | None = None) -> Evaluated:
     return Evaluated(
         step=number, tokens=10 * number, seconds=0.5 * number,
         train=Evaluation(loss=1.0, tokens=5), val=Evaluation(loss=val, tokens=5), best=val < 2,
+        model=model,
     )  # fmt: skip
+
+
+class OneBatch(NamedTuple):
+    x: Tensor
+    y: Tensor
+    reset: Tensor | None
+
+
+@pytest.fixture
+def watch() -> GateWatch:
+    """Of the gates over a batch with a reset in it."""
+    ids = torch.arange(12).view(2, 6) % 5
+    return GateWatch(OneBatch(ids, ids, ids == 3))
 
 
 def write(folder: Path, steps: range, every: int = 1, begin: int = 0) -> None:
@@ -101,10 +126,123 @@ def test_a_run_that_never_started_closes(tmp_path: Path) -> None:
     assert not list(tmp_path.iterdir())
 
 
-def test_tensorboard(tmp_path: Path) -> None:
-    pytest.importorskip("tensorboard")
+def test_what_is_no_number_is_null(tmp_path: Path) -> None:
+    """NaN is not JSON: other readers of the file would stop at it."""
+    with MetricsFile(tmp_path, every=1) as metrics:
+        metrics.on_start(Progress())
+        metrics.on_step(step(1, loss=math.nan))
+        metrics.on_evaluated(evaluated(1, val=math.inf))
+    first, second = lines(tmp_path)
+    assert first["loss"] is None
+    assert second["val_loss"] is None
+    assert "NaN" not in (tmp_path / "metrics.jsonl").read_text()
+    assert evaluations(list(read_metrics(tmp_path))) == []
+
+
+def test_a_step_that_was_left_out_is_always_told(tmp_path: Path) -> None:
+    with MetricsFile(tmp_path, every=5) as metrics:
+        metrics.on_start(Progress())
+        for number in range(1, 6):
+            metrics.on_step(step(number, skipped=number == 3))
+    assert [(r["step"], r.get("skipped")) for r in lines(tmp_path)] == [(3, True), (5, None)]
+
+
+def test_gates(tmp_path: Path, watch: GateWatch, make_model: MakeModel) -> None:
+    told = evaluated(0, model=make_model(layers="ms"))
+    with MetricsFile(tmp_path, gates=watch) as metrics:
+        assert metrics.wants_model
+        metrics.on_start(Progress())
+        metrics.on_evaluated(told)
+    (line,) = lines(tmp_path)
+    assert line["kind"] == "evaluation"
+    assert line["gates"] == {name: found.to_dict() for name, found in watch.at(told).items()}
+    assert 0 < line["gates"]["block 0 (mLSTM)"]["forget"] < 1
+    assert line["gates"]["block 1 (sLSTM)"]["floor"] is None
+    assert not MetricsFile(tmp_path).wants_model
+
+
+def test_gates_are_looked_at_once_an_evaluation(
+    watch: GateWatch, monkeypatch: pytest.MonkeyPatch, make_model: MakeModel
+) -> None:
+    looked = []
+    monkeypatch.setattr(gates, "gate_statistics", lambda *_: looked.append(1) or {})
+    for told in (evaluated(0, model=make_model()), evaluated(3, model=make_model())):
+        for _ in range(3):
+            watch.at(told)
+    assert len(looked) == 2
+
+
+def read_board(folder: Path) -> Any:
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
+    return EventAccumulator(str(folder / "tensorboard")).Reload()
+
+
+def test_all_that_tensorboard_shows(
+    tmp_path: Path, watch: GateWatch, make_model: MakeModel
+) -> None:
+    told = evaluated(2, model=make_model(layers="ms"))
+    pytest.importorskip("tensorboard")
+    with TensorBoard(tmp_path, every=2, gates=watch, config={"rate": 0.1}) as board:
+        assert board.wants_model
+        board.on_start(Progress())
+        board.on_step(step(1))
+        board.on_step(step(2))
+        board.on_evaluated(told)
+        board.add_sample(2, "KING:\n  No *more*.")
+    events = read_board(tmp_path)
+    scalars = {tag: events.Scalars(tag)[-1].value for tag in events.Tags()["scalars"]}
+    assert scalars["gradient_norm"] == 1.5
+    assert scalars["skipped_steps"] == 0
+    assert scalars["peak_memory_mb"] > 10
+    assert scalars["perplexity"] == pytest.approx(math.exp(2.0))
+    block = watch.at(told)["block 1 (sLSTM)"]
+    assert scalars["gates/block 1 (sLSTM)/forget"] == pytest.approx(block.forget)
+    assert "gates/block 1 (sLSTM)/floor" not in scalars
+
+    def text(tag: str) -> bytes:
+        return events.Tensors(f"{tag}/text_summary")[0].tensor_proto.string_val[0]
+
+    assert text("sample") == b"    KING:\n      No *more*.\n"
+    assert b'      "rate": 0.1\n' in text("config")
+
+
+def test_tensorboard_shows_the_speed_since_the_point_before(tmp_path: Path) -> None:
+    """A stall shows, an evaluation does not count, nor does the time before a resume."""
+    pytest.importorskip("tensorboard")
+    clocked = {41: 100.5, 42: 101.0, 43: 101.5, 44: 110.0, 45: 130.5, 46: 131.0}
+    with TensorBoard(tmp_path, every=2) as board:
+        board.on_start(Progress(step=40, tokens=400, seconds=100.0))
+        for number, seconds in clocked.items():
+            board.on_step(replace(step(number), seconds=seconds))
+            if number == 44:
+                board.on_evaluated(replace(evaluated(44), seconds=130.0))
+    speeds = [(e.step, e.value) for e in read_board(tmp_path).Scalars("tokens_per_second")]
+    assert speeds == [(42, 20.0), (44, pytest.approx(20 / 9)), (46, 20.0)]
+
+
+def test_tensorboard_counts_steps_that_were_left_out(tmp_path: Path) -> None:
+    pytest.importorskip("tensorboard")
+    with TensorBoard(tmp_path, every=3) as board:
+        board.on_start(Progress())
+        for number in range(1, 10):
+            board.on_step(step(number, skipped=number in (1, 3, 8)))
+    assert [e.value for e in read_board(tmp_path).Scalars("skipped_steps")] == [2, 0, 1]
+
+
+def test_a_resumed_run_doubles_no_point_in_tensorboard(tmp_path: Path) -> None:
+    pytest.importorskip("tensorboard")
+    for begin, end in ((0, 6), (4, 8)):  # the checkpoint was at 4, the kill at 6
+        with TensorBoard(tmp_path, every=1) as board:
+            board.on_start(Progress(step=begin, seconds=0.5 * begin))
+            for number in range(begin + 1, end + 1):
+                board.on_step(step(number, loss=float(begin)))
+    points = [(e.step, e.value) for e in read_board(tmp_path).Scalars("loss/batch")]
+    assert points == [(n, 0.0) for n in (1, 2, 3, 4)] + [(n, 4.0) for n in (5, 6, 7, 8)]
+
+
+def test_tensorboard(tmp_path: Path) -> None:
+    pytest.importorskip("tensorboard")
     with TensorBoard(tmp_path, every=2) as board:
         board.on_start(Progress())
         board.on_evaluated(evaluated(0))
@@ -113,7 +251,7 @@ def test_tensorboard(tmp_path: Path) -> None:
         board.on_evaluated(evaluated(5, val=1.5))
     (file,) = (tmp_path / "tensorboard").iterdir()
     assert "tfevents" in file.name
-    events = EventAccumulator(str(tmp_path / "tensorboard")).Reload()
+    events = read_board(tmp_path)
 
     def points(tag: str) -> list[tuple[int, float]]:
         return [(event.step, event.value) for event in events.Scalars(tag)]

@@ -66,13 +66,23 @@ class LanguageModel(nn.Module):
         if ids.dim() != 2 or 0 in ids.shape:
             raise ValueError(f"ids must be (B, T) with T ≥ 1, not {tuple(ids.shape)}")
         stack_state, start = (None, None) if state is None else state
-        position, next_position = _positions(ids, start, reset)
+        x, position = self.embed(ids, start, reset)
+        x, stack_state = self.stack(x, stack_state, reset)
+        return self.head(x), ModelState(stack_state, position)
+
+    def embed(
+        self, ids: Tensor, position: Tensor | None = None, reset: Tensor | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """What the stack reads for ids (B, T) (B, T, D), and the position of the next token (B,).
+
+        `position` is that of the first token (B,); None is the start.
+        """
+        positions, next_position = _positions(ids, position, reset)
         x = self.token_embedding(ids)
         if self.position_embedding is not None:
             last_row = self.position_embedding.num_embeddings - 1
-            x = x + self.position_embedding(position.clamp(max=last_row))
-        x, stack_state = self.stack(self.dropout(x), stack_state, reset)
-        return self.head(x), ModelState(stack_state, next_position)
+            x = x + self.position_embedding(positions.clamp(max=last_row))
+        return self.dropout(x), next_position
 
     def decoder(self, state: ModelState) -> Decoder | None:
         """What reads one token a sequence at a time, from `state` on, far faster than `forward`.

@@ -11,7 +11,7 @@ from openxlstm.nn.dropout import Dropout
 from openxlstm.nn.init import small_init_, wang_init_, zero_biases_
 from openxlstm.nn.linear import HeadwiseLinear
 from openxlstm.nn.norm import EPS, HeadNorm
-from openxlstm.states import LayerState, MLSTMState, SLSTMState
+from openxlstm.states import ConvState, LayerState, MLSTMState, SLSTMState
 
 
 class MLSTMLayer(nn.Module):
@@ -62,8 +62,21 @@ class MLSTMLayer(nn.Module):
     ) -> tuple[Tensor, LayerState]:
         conv_state, cell_state = (None, None) if state is None else state
         assert not isinstance(cell_state, SLSTMState), "the state is an sLSTM's"
+        inputs, conv_state = self.inputs(x, conv_state, reset)
+        q, k, v, log_i, log_f, c, z = inputs
+        h, cell_state = ops.mlstm(
+            q, k, v, log_i, log_f, cell_state, reset=reset, eps=self.eps
+        )  # (B, NH, T, DH)
+        down = self.down_proj
+        y = ops.mlstm_output(h, c, z, self.norm.weight, self.skip, down.weight, down.bias, eps=EPS)
+        return self.dropout(y), LayerState(conv_state, cell_state)
+
+    def inputs(
+        self, x: Tensor, conv_state: ConvState | None, reset: Tensor | None
+    ) -> tuple[ops.MLSTMInputs, ConvState | None]:
+        """What the cell reads of x (B, T, D), and what joins its output."""
         conv_weight, conv_bias = weights_of(self.conv)
-        inputs, conv_state = ops.mlstm_input(
+        return ops.mlstm_input(
             x,
             self.up_proj.weight,
             self.q_proj.weight,
@@ -77,13 +90,6 @@ class MLSTMLayer(nn.Module):
             reset=reset,
             biases=self._biases(),
         )
-        q, k, v, log_i, log_f, c, z = inputs
-        h, cell_state = ops.mlstm(
-            q, k, v, log_i, log_f, cell_state, reset=reset, eps=self.eps
-        )  # (B, NH, T, DH)
-        down = self.down_proj
-        y = ops.mlstm_output(h, c, z, self.norm.weight, self.skip, down.weight, down.bias, eps=EPS)
-        return self.dropout(y), LayerState(conv_state, cell_state)
 
     def _biases(self) -> tuple[Tensor, Tensor, Tensor, Tensor] | None:
         """Those of the projections up and to query, key and value, if there are any."""

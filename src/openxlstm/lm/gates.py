@@ -1,0 +1,34 @@
+"""The gates of a language model's blocks as it reads: is a memory dead, or full?"""
+
+from torch import Tensor, inference_mode, nn
+
+from openxlstm.config import LAYER_KINDS
+from openxlstm.lm.model import LanguageModel, evaluation_mode
+from openxlstm.nn.gates import GateStatistics, gates_of, statistics
+
+__all__ = ["GateStatistics", "gate_statistics"]
+
+
+def gate_statistics(
+    model: LanguageModel, ids: Tensor, reset: Tensor | None = None
+) -> dict[str, GateStatistics]:
+    """What the gates of each block do while the model reads ids (B, T) from the empty state.
+
+    Leaves the model's mode, its gradients and torch's random state alone. It computes every layer
+    twice and walks through time in Python: for evaluations, not for every step.
+
+    Returns:
+        by block, such as "block 0 (sLSTM)"; a kind of block that cannot be looked into is left out.
+    """
+    found: dict[str, GateStatistics] = {}
+    with evaluation_mode(model), inference_mode():
+        x, _ = model.embed(ids, reset=reset)
+        for index, block in enumerate(model.stack.blocks):
+            norm, layer = getattr(block, "norm", None), getattr(block, "layer", None)
+            if isinstance(norm, nn.Module) and isinstance(layer, nn.Module):
+                gates = gates_of(layer, norm(x), reset)
+                if gates is not None:
+                    name = f"block {index} ({LAYER_KINDS[model.config.layers[index]]})"
+                    found[name] = statistics(gates)
+            x, _ = block.forward(x, None, reset)  # as it is, even where it has been compiled
+    return found

@@ -1,0 +1,85 @@
+"""The loss curves of several runs in one picture."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from itertools import cycle, product
+from pathlib import Path
+from typing import Any, Literal
+
+from openxlstm.train.curve import limits, new_axes, save
+
+X = Literal["step", "tokens", "minutes"]
+
+AXES: dict[str, tuple[str, Callable[[dict[str, Any]], float]]] = {
+    "step": ("step", lambda record: record["step"]),
+    "tokens": ("million tokens", lambda record: record["tokens"] / 1e6),
+    "minutes": ("minutes", lambda record: record["seconds"] / 60),
+}
+"""What losses can be drawn against: the axis' name, and its value of a record."""
+
+COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#56b4e9", "#e69f00", "#4d4d4d")
+"""Masataka Okabe and Kei Ito's, which colour-blind people tell apart too."""
+STYLES = ("-", "--", ":")
+"""How lines are drawn once all colours are in use."""
+ROWS, LETTERS = 14, 40
+"""What the legend has room for in a column, and in a row."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Curve:
+    """One run to draw."""
+
+    name: str
+    evaluations: Sequence[dict[str, Any]]
+    """Its evaluations, at least one, as `records.evaluations` gives them."""
+
+
+def draw_comparison(path: Path, curves: Sequence[Curve], x: X = "step") -> None:
+    """Draws the validation losses of some runs, at least one, and thin their training losses.
+
+    Args:
+        path: the picture; what its name ends in, .png or .svg, says in which format.
+        curves: the runs, in the order of the legend.
+        x: what to draw them against.
+    """
+    label, value = AXES[x]
+    figure, axes = new_axes((9, 5.5))
+    looks = cycle(product(STYLES, COLOURS))
+    for curve, (style, colour) in zip(curves, looks, strict=False):
+        at = [value(record) for record in curve.evaluations]
+        val = [record["val_loss"] for record in curve.evaluations]
+        train = [record["train_loss"] for record in curve.evaluations]
+        line = {"color": colour, "ls": style}
+        axes.plot(at, train, **line, lw=0.8, alpha=0.5)
+        axes.plot(
+            at, val, **line, lw=1.8, marker="o", ms=3, label=f"{min(val):.3f}  {_short(curve.name)}"
+        )
+    axes.set_ylim(_limits(curves))
+    axes.set_xlim(left=0)
+    axes.set_xlabel(label)
+    columns = 1 + (len(curves) - 1) // ROWS
+    legend = axes.legend(
+        title="best val loss (thin: train)", alignment="left", fontsize="small", ncols=columns
+    )
+    legend.set_in_layout(False)
+    for text in legend.get_texts():
+        text.set_parse_math(False)
+    save(figure, path)
+
+
+def _short(name: str) -> str:
+    """A name with its end, where paths differ most."""
+    return name if len(name) <= LETTERS else f"…{name[1 - LETTERS :]}"
+
+
+def _limits(curves: Sequence[Curve]) -> tuple[float, float]:
+    """Of the axis of losses: what came after the starts, and nothing above them."""
+    losses = [
+        (record["step"], record[name])
+        for curve in curves
+        for record in curve.evaluations
+        for name in ("train_loss", "val_loss")
+    ]
+    first = [loss for step, loss in losses if step == 0]
+    later = [loss for step, loss in losses if step > 0] or first
+    return limits([min(loss, max(first, default=loss)) for loss in later])
