@@ -49,6 +49,7 @@ class Jobs:
         kill: tuple[int, float] | None = None,
         send: tuple[int, float] | None = None,
         largest_file: int | None = None,
+        folder: Path | None = None,
     ) -> Ended:
         """Runs one command of openxlstm in each process of a job.
 
@@ -57,12 +58,13 @@ class Jobs:
             kill: a process, by rank, and the seconds after which it is killed.
             send: a process, and the seconds after which it is told to stop (SIGTERM).
             largest_file: bytes that no file may grow beyond.
+            folder: where it works.
         """
         self._count += 1
         errors = [str(self._folder / f"{self._count}-{rank}.txt") for rank in range(world_size)]
         job = {
             "arguments": [str(argument) for argument in arguments], "errors": errors,
-            "largest_file": largest_file,
+            "largest_file": largest_file, "folder": str(folder or Path.cwd()),
             "signals": [
                 (rank, seconds, number)
                 for said, number in ((kill, signal.SIGKILL), (send, signal.SIGTERM)) if said
@@ -102,11 +104,11 @@ def serve() -> None:
 
 
 def _run(
-    arguments: list[str], errors: Sequence[str], largest_file: int | None, signals: list[Any]
+    arguments: list[str], errors: Sequence[str], signals: list[Any], **limits: Any
 ) -> list[int]:
     port, world_size = _free_port(), len(errors)
     children = [
-        _fork(arguments, rank, world_size, port, error, largest_file)
+        _fork(arguments, rank, world_size, port, error, **limits)
         for rank, error in enumerate(errors)
     ]
     began = time.monotonic()
@@ -119,7 +121,7 @@ def _run(
 
 def _fork(
     arguments: list[str], rank: int, world_size: int, port: int, error: str,
-    largest_file: int | None,
+    largest_file: int | None, folder: str,
 ) -> int:  # fmt: skip
     child = os.fork()
     if child:
@@ -132,6 +134,7 @@ def _fork(
             "RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(world_size),
             "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port),
         }  # fmt: skip
+        os.chdir(folder)
         said = os.open(error, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
         os.dup2(said, 1)
         os.dup2(said, 2)

@@ -17,9 +17,11 @@ from openxlstm.cli.main import COMMANDS
 Cli = Callable[..., Any]
 
 SCRIPTS_RELY_ON = {
-    "train": "--data --preset --layers --steps --minutes --seed --val-split --out --resume",
+    "train": "--data --preset --layers --steps --minutes --seed --val-split --out --resume "
+    "--auto-resume --strategy --accumulate",
     "eval": "--data --val-split --window --stream --json",
     "generate": "--prompt --max-tokens --temperature --top-k --top-p --seed",
+    "convert": "--out --checkpoint",
     "runs": "--sort --json --plot --x --diff --gates",
     "bench": "--part --quick --budget --threads --json --plot",
     "info": "",
@@ -92,7 +94,7 @@ def test_help_of_a_command_names_what_scripts_rely_on(command: str, cli: Cli) ->
 @pytest.mark.parametrize(
     ("arguments", "names"),
     [
-        ("fly", "there is no command 'fly'; there are: train, eval, generate, runs, bench, info"),
+        ("fly", f"there is no command 'fly'; there are: {', '.join(COMMANDS)}"),
         ("--fly", "'--fly'"),
         ("train --wings 2", "--wings"),
         ("train --steps many", "--steps"),

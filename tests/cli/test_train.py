@@ -142,6 +142,26 @@ def test_a_seed_repeats_a_run(
     assert first["model.safetensors"] != other["model.safetensors"]
 
 
+def test_watching_changes_nothing(
+    finished: tuple[Path, Any], train: Train, tmp_path: Path, cli: Cli
+) -> None:
+    folder = tmp_path / "watched"
+    watching = ("--gates", "--sample-every", 2, "--sample-prompt", "the", "--tensorboard")
+    result = train(folder, *watching, "--quiet")
+    assert (result.code, result.out, result.err) == (0, "", "")
+    weights = "model.safetensors"
+    assert (folder / weights).read_bytes() == (finished[0] / weights).read_bytes()
+    samples = (folder / "samples.txt").read_text()
+    assert re.fullmatch(r"step 6, val loss \d\.\d{4}\n    the.*\n\n", samples, re.DOTALL)
+    *_, last = read_metrics(folder)
+    assert set(last["gates"]) == {"block 0 (mLSTM)", "block 1 (sLSTM)"}
+    assert "block 1 (sLSTM)" in cli("runs", folder, "--gates").out
+    assert "--sample-every must be 1 or more" in cli("train", "--sample-every", 0).err
+    other = train(tmp_path / "other", "--sample-every", 1, "--sample-prompt", "é")
+    assert (other.code, other.err.count("\n")) == (2, 1)
+    assert not (tmp_path / "other").exists(), "what cannot be written is seen before the start"
+
+
 def test_options_reach_the_run(train: Train, tmp_path: Path) -> None:
     """Those that the model, the text and the training take, each with what was said."""
     folder = tmp_path / "run"

@@ -14,6 +14,7 @@ COMMANDS = {
     "train": "train a language model on your own text, or on Shakespeare",
     "eval": "measure a model: loss, perplexity, bits per character",
     "generate": "let a model write",
+    "convert": "a run's model, of any checkpoint, as a folder of its own",
     "runs": "list what was trained, compare it in a picture",
     "bench": "measure the speed here, beside peers and the machine's limit",
     "info": "versions, threads, and which code runs each operation",

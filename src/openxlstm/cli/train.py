@@ -36,6 +36,7 @@ if TYPE_CHECKING:
     from openxlstm.data.batches import RandomWindows, Streams
     from openxlstm.lm.model import LanguageModel
     from openxlstm.train.distributed import Processes
+    from openxlstm.train.evaluate import Batch
 
 INTERRUPTED = 130
 """Exit code after Ctrl-C, as shells have it."""
@@ -48,6 +49,8 @@ def run(arguments: list[str]) -> int:
         return 0
     if options.out is None and (options.resume or options.auto_resume):
         raise UserError("which run to resume is not said: add --out RUN")
+    if options.sample_every is not None and options.sample_every < 1:
+        raise UserError(f"--sample-every must be 1 or more, not {options.sample_every}")
     get_preset(options.preset)  # a wrong name is told before seconds pass with imports
 
     from openxlstm.device import set_threads
@@ -136,12 +139,10 @@ def _resumed_plan(folder: Path, options: Options, *, quiet: bool) -> Plan:
 
 def _train(plan: Plan, options: Options, job: "Processes") -> tuple[Progress, bool]:
     """How far the run came, and whether it was told to stop."""
-    from openxlstm.cli.progress import TrainingProgress
     from openxlstm.data.batches import RandomWindows
     from openxlstm.device import seed_everything
     from openxlstm.lm.model import LanguageModel
     from openxlstm.train.loop import fit
-    from openxlstm.train.metrics import MetricsFile, TensorBoard
 
     folder, data, config = plan.folder, plan.record.data_config, plan.record.train_config
     seed_everything(config.seed)
@@ -151,6 +152,9 @@ def _train(plan: Plan, options: Options, job: "Processes") -> tuple[Progress, bo
     train, val = plan.corpus.train.tokens, plan.corpus.val.tokens
     in_train = RandomWindows(train, *size, weights=data.weights, **own)
     in_val = RandomWindows(val, *size, weights=data.weights, part="the held-out part", **own)
+    train_sample, val_sample = (
+        list(islice(sample, config.eval_batches)) for sample in (in_train, in_val)
+    )
     model = LanguageModel(plan.model).to(job.device)
 
     with contextlib.ExitStack() as stack:
@@ -160,19 +164,47 @@ def _train(plan: Plan, options: Options, job: "Processes") -> tuple[Progress, bo
             files = stack.enter_context(_RunFiles(plan))
             checkpoint = checkpoint_to_resume(folder) if plan.resumed else None
             description = _description(plan, model, job)
-            progress = stack.enter_context(TrainingProgress(description, quiet=options.quiet))
-            callbacks = [files, progress, stack.enter_context(MetricsFile(folder))]
-            if options.tensorboard:
-                callbacks.append(stack.enter_context(TensorBoard(folder)))
+            watchers = _watchers(plan, options, description, val_sample[0])
+            callbacks = [files, *map(stack.enter_context, watchers)]
         stopped = stack.enter_context(_stop_on_signals(alone=job.world_size == 1))
         result = fit(
             model, batches, config, callbacks, compute=plan.compute, processes=job,
-            train_sample=list(islice(in_train, config.eval_batches)),
-            val_sample=list(islice(in_val, config.eval_batches)),
+            train_sample=train_sample, val_sample=val_sample,
             carry_state=data.sampling == "streams", folder=folder, resume=job.tell(checkpoint),
             stop=stopped.is_set,
         )  # fmt: skip
         return result, job.any(stopped.is_set())
+
+
+def _watchers(plan: Plan, options: Options, description: str, batch: "Batch") -> list[Any]:
+    """Those who tell of the run; `batch` is what the gates are looked at with."""
+    from openxlstm.cli.progress import TrainingProgress
+    from openxlstm.generation.text import generate
+    from openxlstm.train.gates import GateWatch
+    from openxlstm.train.metrics import MetricsFile, TensorBoard
+    from openxlstm.train.samples import Samples
+
+    folder, config = plan.folder, plan.record.train_config
+    gates = GateWatch(batch) if options.gates or options.tensorboard else None
+    progress = TrainingProgress(description, quiet=options.quiet)
+    watchers: list[Any] = [progress, MetricsFile(folder, gates=gates)]
+    listeners = [progress.show_sample]
+    if options.tensorboard:
+        made_with = {**plan.record.to_dict(), "model": plan.model.to_dict()}
+        board = TensorBoard(folder, gates=gates, config=made_with)
+        watchers.append(board)
+        listeners.append(board.add_sample)
+    if options.sample_every is not None:
+        plan.corpus.tokenizer.encode(options.sample_prompt)  # complains now, not in the middle
+
+        def write(model: "LanguageModel") -> str:
+            prompt, seed = options.sample_prompt, config.seed
+            text = generate(model, plan.corpus.tokenizer, prompt, max_tokens=300, seed=seed)
+            return prompt + "".join(text)
+
+        every = options.sample_every * config.eval_every
+        watchers.append(Samples(folder, write, every=every, listeners=listeners))
+    return watchers
 
 
 def _conclude(plan: Plan, options: Options, result: Progress, stopped: bool) -> None:

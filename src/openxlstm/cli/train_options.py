@@ -126,8 +126,14 @@ class Options:
     keep_checkpoints: int | None = None
     """Newest checkpoints that are kept. The best model is kept besides."""
 
+    gates: bool = False
+    """Also keep what the gates of each block do, which openxlstm runs --gates shows."""
+    sample_every: int | None = None
+    """Let the model write after every so many evaluations, into samples.txt in the run's folder."""
+    sample_prompt: str = ""
+    """What it then goes on with."""
     tensorboard: bool = False
-    """Also write the losses for TensorBoard, into the run's folder."""
+    """Also write all of this, gates included, for TensorBoard, into the run's folder."""
     strategy: Literal["ddp", "fsdp"] = "ddp"
     """Among several processes. ddp: each holds the whole model. fsdp: it is dealt out."""
     accumulate: int = 1

@@ -1,0 +1,80 @@
+"""What the README and the pages in docs say to type does what they say."""
+
+import re
+import shlex
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from jobs import Jobs, server
+
+ROOT = Path(__file__).parents[1]
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+LETTERS = (
+    "Once upon a time ROMEO: there was a cat, who sat on The mat and Did not know whY it was\n"
+)
+TEXT = LETTERS * 100
+
+SHORT = {
+    "train": ["--batch-size", "4", "--window", "8", "--embedding-dim", "16", "--eval-batches", "1",
+              "--eval-every", "10", "--quiet"],
+    "bench": None,  # it measures for a minute: tests/cli/test_bench.py
+}  # fmt: skip
+"""What is added to a command, so that it takes a moment; None leaves it out."""
+
+LENGTHS = ("--steps", "--minutes", "--tokens")
+
+
+def commands(page: Path) -> Iterator[list[str]]:
+    """The commands of openxlstm and torchrun in a page's indented lines and `sh` blocks, in order.
+
+    Blocks without a language are for machines that are not here."""
+    text = page.read_text()
+    blocks = re.findall(r"^```sh\n(.*?)^```|((?:^    \S.*\n)+)", text, re.MULTILINE | re.DOTALL)
+    for fenced, indented in blocks:
+        for line in (fenced or indented).replace("\\\n", " ").splitlines():
+            if re.match(r"\s*(openxlstm|torchrun) ", line):
+                yield shlex.split(line, comments=True)
+
+
+def shortened(arguments: list[str]) -> list[str] | None:
+    """The same command, made to take a moment; None if that can't be."""
+    added = SHORT.get(arguments[0], [])
+    if added is None or arguments[0] != "train" or "--list-presets" in arguments:
+        return None if added is None else arguments
+    arguments = list(arguments)
+    for length in LENGTHS:
+        if length in arguments:
+            at = arguments.index(length)
+            steps = int(arguments[at + 1]) if length == "--steps" else 20
+            arguments[at : at + 2] = ["--steps", str(min(steps, 40))]
+            break
+    else:
+        arguments += ["--steps", "20"]
+    if "--resume" in arguments:
+        return [*arguments, "--quiet"]
+    return [*arguments, *added, *([] if "--data" in arguments else ["--data", "my.txt"])]
+
+
+@pytest.fixture(scope="module")
+def jobs(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Jobs]:
+    with server(tmp_path_factory.mktemp("jobs")) as jobs:
+        yield jobs
+
+
+def test_there_are_commands() -> None:
+    assert sum(len(list(commands(page))) for page in PAGES) > 15
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_commands(page: Path, jobs: Jobs, tmp_path: Path) -> None:
+    """In a folder with a text of one's own, one after another, as a reader types them."""
+    (tmp_path / "my.txt").write_text(TEXT)
+    for words in commands(page):
+        many = words[0] == "torchrun"
+        world_size = int(words[words.index("--nproc-per-node") + 1]) if many else 1
+        arguments = shortened(words[words.index("openxlstm") + 1 :])
+        if arguments is not None:
+            ended = jobs.run(*arguments, world_size=world_size, folder=tmp_path)
+            said = shlex.join(words), ended.errors
+            assert ended.codes == [0] * world_size, said
