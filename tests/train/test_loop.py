@@ -12,7 +12,8 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from openxlstm.config import TrainConfig
+from openxlstm import states
+from openxlstm.config import ComputeConfig, TrainConfig
 from openxlstm.data.batches import Batch, RandomWindows, Streams
 from openxlstm.data.tokens import Tokens
 from openxlstm.errors import UserError
@@ -467,6 +468,120 @@ def test_a_rate_that_is_far_too_high_diverges(
     config = make_config(learning_rate=1e30, steps=100)
     with pytest.raises(UserError, match="stopped being a number"):
         run(make_model(), tokens, config)
+
+
+def break_in(model: LanguageModel, *calls: int) -> None:
+    """Makes what the model returns in training NaN, in some of the calls of it, counted from 0."""
+    counter = iter(range(10**6))
+
+    def hook(module: nn.Module, _: object, output: Any) -> Any:
+        if not module.training or next(counter) not in calls:
+            return output
+        logits, state = output
+        return logits * math.nan, states.map_state(lambda part: part * math.nan, state)
+
+    model.register_forward_hook(hook)
+
+
+@pytest.mark.parametrize("sampling", SAMPLINGS)
+def test_a_step_that_is_no_number_can_be_left_out(
+    sampling: str, make_model: MakeModel, make_config: MakeConfig, tokens: Tensor, tmp_path: Path,
+    recorder: Any,
+) -> None:  # fmt: skip
+    """It costs that step, and a state that went with it; all else goes on, also over a break."""
+    config = make_config(nonfinite="skip", eval_every=100)
+    model = make_model()
+    before: list[Weights] = []
+    recorder.on_step = lambda step: (recorder.steps.append(step), before.append(weights(model)))
+    break_in(model, 2, 3)
+    progress = run(
+        model, tokens, config, recorder, sampling=sampling, folder=tmp_path, stop=stop_at(6)
+    )
+    assert [step.skipped for step in recorder.steps] == [False] * 2 + [True] * 2 + [False] * 2
+    assert (progress.step, progress.skipped, progress.tokens) == (6, 2, 6 * 21)
+    assert_equal(before[1], before[3])
+    assert not torch.equal(before[3]["head.weight"], before[4]["head.weight"])
+    assert [math.isfinite(step.loss) for step in recorder.steps] == [True] * 2 + [False] * 2 + [
+        True
+    ] * 2
+    assert all(part.isfinite().all() for part in tensors(tmp_path).values())
+    resumed = run(make_model(), tokens, config, sampling=sampling, folder=tmp_path, resume=True)
+    assert (resumed.step, resumed.skipped) == (8, 2)
+
+
+def test_a_run_that_skips_everything_ends(
+    make_model: MakeModel, make_config: MakeConfig, tokens: Tensor
+) -> None:
+    model = make_model()
+    config = make_config(nonfinite="skip", steps=1000, eval_every=10**6)
+    with pytest.raises(UserError, match="in each of the 100 steps up to 104"):
+        run(model, tokens, config, Poison(model, after=5))
+
+
+# ---- how it is computed -----------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "compute", [ComputeConfig(accumulate=3), ComputeConfig(recompute_blocks=True)], ids=str
+)
+@pytest.mark.parametrize("kind", KINDS)
+def test_parts_and_recomputed_blocks_change_nothing(
+    kind: str, compute: ComputeConfig, make_model: MakeModel, make_config: MakeConfig,
+    tokens: Tensor, make_recorder: Callable[[], Any],
+) -> None:  # fmt: skip
+    told = []
+    for how in (ComputeConfig(), compute):
+        recorder = make_recorder()
+        model = make_model().double()
+        run(model, tokens, make_config(), recorder, sampling=kind, compute=how)
+        told.append((recorder.facts(), weights(model)))
+    (facts, before), (others, after) = told
+    for a, b in zip(facts, others, strict=True):
+        assert a == pytest.approx(b, rel=1e-9)
+    for name, weight in before.items():
+        assert torch.allclose(weight, after[name], atol=1e-9), name
+
+
+def test_recomputed_blocks_drop_the_same(
+    make_model: MakeModel, make_config: MakeConfig, tokens: Tensor
+) -> None:
+    """The second time that a block is computed, its dropout is that of the first."""
+    models = [make_model(dropout=0.3), make_model(dropout=0.3)]
+    for model, recompute in zip(models, (False, True), strict=True):
+        compute = ComputeConfig(recompute_blocks=recompute)
+        run(model, tokens, make_config(), compute=compute)
+    for name, weight in weights(models[0]).items():
+        assert torch.allclose(weight, models[1].state_dict()[name], atol=1e-6), name
+
+
+def test_bfloat16_learns_as_well(
+    make_model: MakeModel, make_config: MakeConfig, tokens: Tensor
+) -> None:
+    config = make_config(steps=60, eval_every=60, learning_rate=0.02)
+    model = make_model()
+    progress = run(model, tokens, config, compute=ComputeConfig(precision="bfloat16"))
+    assert progress.best_loss < 0.7
+    assert {parameter.dtype for parameter in model.parameters()} == {torch.float32}
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore")  # those of torch.compile itself
+def test_compiled_blocks_learn_the_same(
+    make_model: MakeModel, make_config: MakeConfig, tokens: Tensor, make_recorder: Callable[[], Any]
+) -> None:
+    told = []
+    for how in (ComputeConfig(), ComputeConfig(compile=True)):
+        recorder = make_recorder()
+        run(make_model(), tokens, make_config(), recorder, compute=how)
+        told.append([evaluated.val.loss for evaluated in recorder.evaluations])
+    assert told[0] == pytest.approx(told[1], rel=1e-4)
+
+
+def test_parts_that_are_not_equal(
+    make_model: MakeModel, make_config: MakeConfig, tokens: Tensor
+) -> None:
+    with pytest.raises(UserError, match="3 sequences cannot be computed in 2 equal parts"):
+        run(make_model(), tokens, make_config(), compute=ComputeConfig(accumulate=2))
 
 
 class Snapshots(Callback):

@@ -155,7 +155,9 @@ def _train(plan: Plan, options: Options, job: "Processes") -> tuple[Progress, bo
     train_sample, val_sample = (
         list(islice(sample, config.eval_batches)) for sample in (in_train, in_val)
     )
-    model = LanguageModel(plan.model).to(job.device)
+    model = LanguageModel(plan.model)
+    if job.world_size == 1 or plan.compute.strategy != "fsdp":  # which moves it block by block
+        model.to(job.device)
 
     with contextlib.ExitStack() as stack:
         callbacks: list[Any] = []

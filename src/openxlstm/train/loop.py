@@ -77,7 +77,8 @@ def fit(
     rows of the same batches, and the gradient is that of the whole batch.
 
     Args:
-        model: on the device to train on; the same in every process.
+        model: on the device to train on; the same in every process. One that is to be spread by
+            "fsdp" may be elsewhere.
         batches: what to train on.
         config: how, and how long.
         callbacks: told of every step and evaluation, in the first process.
@@ -136,6 +137,8 @@ class _Run:
         self.batches, self.config, self.callbacks = batches, config, callbacks
         self.compute, self.processes, self.folder = compute, processes, folder
         self.model, self.device = model, next(model.parameters()).device
+        if processes.mesh is not None:  # what is spread is moved there, shard by shard
+            self.device = processes.device
         self.averaging, average = _average(model, config.ema_decay)
         self.measured = average or model
         _prepare(model, compute)
