@@ -23,7 +23,8 @@ from openxlstm import __version__
 from openxlstm.cli.run_folder import free_folder
 from openxlstm.lm.presets import PRESETS
 from openxlstm.train.checkpoint import newest
-from openxlstm.train.metrics import MetricsFile, read_metrics
+from openxlstm.train.metrics import MetricsFile
+from openxlstm.train.records import read_metrics
 
 Cli = Callable[..., Any]
 Tree = Callable[[Path], dict[str, str]]

@@ -14,7 +14,7 @@ from torch import Tensor, equal
 
 from openxlstm.cli.run_folder import lock
 from openxlstm.train.checkpoint import checkpoints, newest
-from openxlstm.train.metrics import read_metrics
+from openxlstm.train.records import read_metrics
 
 OPTIONS = (
     "--layers", "ms", "--embedding-dim", 16, "--num-heads", 2, "--batch-size", 4, "--window", 8,

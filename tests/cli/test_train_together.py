@@ -18,7 +18,7 @@ from torch import Tensor
 import openxlstm
 from openxlstm.lm.folder import load_config
 from openxlstm.train.checkpoint import checkpoints, load_model, newest, shapes
-from openxlstm.train.metrics import read_metrics
+from openxlstm.train.records import read_metrics
 
 STEPS = 12
 OPTIONS = (

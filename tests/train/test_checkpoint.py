@@ -14,7 +14,6 @@ from torch import Tensor
 from openxlstm import states
 from openxlstm.errors import UserError
 from openxlstm.lm.model import LanguageModel
-from openxlstm.train import checkpoint
 from openxlstm.train.checkpoint import (
     VALUES,
     Models,
@@ -233,7 +232,15 @@ def test_another_version(path: Path) -> None:
         newest(path.parent.parent)
 
 
-@pytest.mark.parametrize("moment", ["tensors", "hashes", "values", "rename"])
+@pytest.mark.parametrize(
+    "moment",
+    [
+        "openxlstm.train.checkpoint.save",
+        "openxlstm.train.checkpoint._sha256",
+        "openxlstm.train.checkpoint.write_json",
+        "pathlib.Path.rename",
+    ],
+)
 def test_a_kill_while_it_is_written(
     moment: str, model: LanguageModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -247,14 +254,8 @@ def test_a_kill_while_it_is_written(
         raise Killed
 
     with monkeypatch.context() as patch:
-        patch.setattr(checkpoint.shutil, "rmtree", lambda *_, **__: None)  # nobody tidies up
-        where = {
-            "tensors": (checkpoint.dcp, "save"),
-            "hashes": (checkpoint, "_sha256"),
-            "values": (checkpoint, "write_json"),
-            "rename": (Path, "rename"),
-        }
-        patch.setattr(*where[moment], kill)
+        patch.setattr("shutil.rmtree", lambda *_, **__: None)  # nobody tidies up
+        patch.setattr(moment, kill)
         with pytest.raises(Killed):
             save(tmp_path, 2, {"model": model})
     assert newest(tmp_path) == before

@@ -23,7 +23,8 @@ from openxlstm.train.callback import Callback, Evaluated, Progress, Step
 from openxlstm.train.checkpoint import load_model, newest, save_checkpoint
 from openxlstm.train.evaluate import Evaluation, evaluate
 from openxlstm.train.loop import fit
-from openxlstm.train.metrics import MetricsFile, read_metrics
+from openxlstm.train.metrics import MetricsFile
+from openxlstm.train.records import read_metrics
 from openxlstm.train.schedule import learning_rate
 
 MakeModel = Callable[..., LanguageModel]

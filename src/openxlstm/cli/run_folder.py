@@ -138,7 +138,7 @@ def checkpoint_to_resume(folder: Path) -> Path | None:
         UserError: if there was a checkpoint, and none is whole.
     """
     from openxlstm.train.checkpoint import checkpoints, newest, set_aside
-    from openxlstm.train.metrics import read_metrics
+    from openxlstm.train.records import read_metrics
 
     path = newest(folder, _say)
     if path is None:

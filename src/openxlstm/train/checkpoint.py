@@ -21,12 +21,15 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import torch.distributed.checkpoint as dcp
 from torch import Tensor
+from torch.distributed.checkpoint.api import CheckpointException
 from torch.distributed.checkpoint.hf_storage import (
     HuggingFaceStorageReader,
     HuggingFaceStorageWriter,
 )
+from torch.distributed.checkpoint.metadata import TensorStorageMetadata
+from torch.distributed.checkpoint.state_dict_loader import load
+from torch.distributed.checkpoint.state_dict_saver import save
 from torch.optim import Optimizer
 
 from openxlstm import states
@@ -139,7 +142,7 @@ def write(
     processes.wait()
     try:
         with _in_words():
-            dcp.save(
+            save(
                 {name: tensor.detach() for name, tensor in tensors.items()},
                 storage_writer=HuggingFaceStorageWriter(str(unfinished), save_distributed=True),
                 no_dist=processes.mesh is None,
@@ -169,7 +172,7 @@ def read(path: Path, tensors: dict[str, Tensor], *, processes: Processes = ALONE
         OSError: if a file cannot be read.
     """
     with _in_words():
-        dcp.load(
+        load(
             tensors,
             storage_reader=HuggingFaceStorageReader(str(path)),
             no_dist=processes.mesh is None,
@@ -178,8 +181,12 @@ def read(path: Path, tensors: dict[str, Tensor], *, processes: Processes = ALONE
 
 def shapes(path: Path) -> dict[str, torch.Size]:
     """Names and shapes of the tensors in a checkpoint."""
-    metadata = HuggingFaceStorageReader(str(path)).read_metadata()
-    return {name: torch.Size(m.size) for name, m in metadata.state_dict_metadata.items()}
+    found = HuggingFaceStorageReader(str(path)).read_metadata().state_dict_metadata
+    return {
+        name: torch.Size(tensor.size)
+        for name, tensor in found.items()
+        if isinstance(tensor, TensorStorageMetadata)
+    }
 
 
 @contextlib.contextmanager
@@ -189,7 +196,7 @@ def _in_words() -> Iterator[None]:
         warnings.filterwarnings("ignore", "torch.distributed is disabled")  # one process alone
         try:
             yield
-        except dcp.CheckpointException as error:
+        except CheckpointException as error:
             causes = [cause for cause, _ in error.failures.values()]
             raise next((c for c in causes if isinstance(c, OSError)), causes[0]) from None
 
@@ -213,7 +220,7 @@ def save_checkpoint(
     Raises:
         OSError: as `write`.
     """
-    names = {parameter: name for name, parameter in _stepped(models).named_parameters()}
+    names: dict[Tensor, str] = {p: name for name, p in _stepped(models).named_parameters()}
     tensors = _weights(models)
     for parameter, slots in optimizer.state.items():
         for key, slot in slots.items():
