@@ -202,6 +202,7 @@ def test_nothing_is_unpickled(path: Path):
         "openxlstm.cli.main",
         "openxlstm.cli.train",  # its --help
         "openxlstm.cli.bench",
+        "openxlstm.cli.plan",
         "openxlstm.config",
         "openxlstm.lm.presets",
         "openxlstm.data.corpora",

@@ -1,9 +1,9 @@
 """How much arithmetic a language model is: counted once, the same whatever code does it.
 
 Counted are products, a multiply-add as two operations. Not counted are embeddings, which are looked
-up, exponentials and other element-wise arithmetic, norms, softmax, the optimizer, masked halves, and
-all that is computed twice, as activation checkpointing does. What is left are the model's FLOPs, of
-which MFU (arXiv:2204.02311, appendix B) is the share of a device's peak.
+up, exponentials and other element-wise arithmetic, norms, softmax, the optimizer, masked halves,
+and all that is computed twice, as `recompute_blocks` does. What is left are the model's FLOPs; MFU
+(arXiv:2204.02311, appendix B) is their share of what a device could do at its peak.
 
 arXiv:2503.13427, appendix D, counts the same but for three things: it adds an embedding's product
 with one-hot vectors, 2·V·D a token; the masked half of a chunk; and an operation for each
