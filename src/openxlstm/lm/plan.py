@@ -7,7 +7,7 @@ from collections import Counter
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
-from openxlstm.config import ComputeConfig, ModelConfig, require
+from openxlstm.config import ComputeConfig, ModelConfig
 from openxlstm.lm.cost import training_flops_per_token
 from openxlstm.lm.memory import (
     FLOAT,
@@ -16,6 +16,7 @@ from openxlstm.lm.memory import (
     summarize_unbuilt,
     training_memory,
 )
+from openxlstm.strict import require
 
 
 @dataclass(frozen=True, kw_only=True)
