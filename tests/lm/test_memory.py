@@ -15,6 +15,7 @@ from openxlstm.lm.memory import activation_bytes, check_memory, summarize_unbuil
 from openxlstm.lm.model import LanguageModel
 from openxlstm.lm.presets import get_preset
 from openxlstm.lm.summary import Summary, summarize
+from openxlstm.ops import native
 
 B, T, D, V = 3, 70, 32, 11
 KINDS: dict[str, dict[str, Any]] = {
@@ -57,12 +58,17 @@ def test_the_state_of_xlstm_7b(num_heads: int, megabytes: float) -> None:
     bytes_of_n_and_m = 32 * num_heads * (config.mlstm_head_dims[0] + 1) * 4
     position = 8
     bytes_of_C = summarize_unbuilt(config).state_bytes - bytes_of_n_and_m - position
-    assert bytes_of_C == pytest.approx(megabytes * 1e6, rel=1e-3)
+    assert bytes_of_C == pytest.approx(megabytes * 1e6, abs=5e4)
 
 
 @kinds
 @pytest.mark.parametrize("precision", ["float32", "bfloat16"])
-def test_activations_are_what_a_real_step_keeps(kind: str, precision: str) -> None:
+@pytest.mark.parametrize("backend", ["native", "torch"])
+def test_activations_are_what_a_real_step_keeps(
+    kind: str, precision: str, backend: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if backend == "torch":
+        monkeypatch.setattr(native, "_MISSING", "no compiler")
     model, kept = LanguageModel(config_of(kind)), {}
     own = {parameter.data_ptr() for parameter in model.parameters()}
 

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from openxlstm import states
 from openxlstm.lm.model import LanguageModel
+from openxlstm.ops import native
 from openxlstm.states import MLSTMState, ModelState, SLSTMState
 
 Models = dict[str, LanguageModel]
@@ -353,6 +354,24 @@ def test_bfloat16_keeps_the_cells_in_float32(models: Models, layers: str) -> Non
     assert_close(logits, models[layers](ids)[0], tolerance=0.05)
     step, _ = model(ids[:, :1], state)  # the state it gives is one that it takes
     assert step.isfinite().all()
+
+
+@pytest.mark.parametrize("backend", ["native", "torch"])
+@pytest.mark.parametrize("layers", LAYERS)
+def test_autocast_computes_nearly_the_same(
+    models: Models, layers: str, backend: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Products in bfloat16 around cells in float32, whichever code runs; and the way back."""
+    if backend == "torch":
+        monkeypatch.setattr(native, "_MISSING", "no compiler")
+    model, ids = copy.deepcopy(models[layers]).float(), random_ids()
+    with torch.autocast("cpu", torch.bfloat16):
+        logits, state = model(ids)
+        step, _ = model(ids[:, :1], state)
+    assert {part.dtype for _, cell in state.stack.blocks for part in cell} == {torch.float32}
+    assert_close(logits.float(), models[layers](ids)[0], tolerance=0.05)
+    step.float().logsumexp(-1).sum().backward()
+    assert all(parameter.grad is not None for parameter in model.stack.parameters())
 
 
 def test_float64_is_float64_throughout(models: Models) -> None:
