@@ -151,9 +151,9 @@ class StackConfig(Config):
     @property
     def mlstm_head_dims(self) -> tuple[int, int]:
         """DQK and DHV, the widths of a key and of a value in a head of an mLSTM."""
-        if self.block == "large":
-            return self.large_qk_dim // self.num_heads, self.large_v_dim // self.num_heads
-        return (self.mlstm_inner_dim // self.num_heads,) * 2
+        E = self.mlstm_inner_dim
+        widths = (self.large_qk_dim, self.large_v_dim) if self.block == "large" else (E, E)
+        return widths[0] // self.num_heads, widths[1] // self.num_heads
 
 
 def round_up(width: float, multiple: int = 64) -> int:

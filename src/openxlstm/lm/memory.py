@@ -33,7 +33,7 @@ def summarize_unbuilt(config: ModelConfig) -> Summary:
 @dataclass(frozen=True, kw_only=True)
 class Memory:
     """Bytes of one rank in training. The sum is an estimate: not all is there at once, and what an
-    allocator wastes and a backward pass needs for a moment is not counted. Two models of 7 and 9
+    allocator wastes and a backward pass needs for a moment is not counted. Two models of 6 and 11
     million parameters took 11 and 15% more on a CPU (a slow test of `tests/lm/test_memory.py`)."""
 
     weights: int
