@@ -67,17 +67,22 @@ class LargeMLSTMLayer(nn.Module):
     ) -> tuple[Tensor, LayerState]:
         cell_state = None if state is None else state.cell
         assert not isinstance(cell_state, SLSTMState), "the state is an sLSTM's"
-        q, k, v = (self._heads(p(x)) for p in (self.q_proj, self.k_proj, self.v_proj))
-        gates = F.linear(x, self.gate_weight.flatten(0, 1), self.gate_bias.flatten())
-        gates = soft_cap(gates, self.gate_soft_cap)  # (B, T, 2·NH)
-        i_preact, f_preact = gates.transpose(1, 2).chunk(2, dim=1)  # (B, NH, T)
+        q, k, v = (self.heads(p(x)) for p in (self.q_proj, self.k_proj, self.v_proj))
+        log_i, log_f, o = self.gates(x)
         h, cell_state = ops.mlstm(
-            q, k, v, i_preact, F.logsigmoid(f_preact), cell_state, reset=reset, eps=self.eps
+            q, k, v, log_i, log_f, cell_state, reset=reset, eps=self.eps
         )  # (B, NH, T, DHV)
-        y = torch.sigmoid(self.o_proj(x)) * self.norm(h.transpose(1, 2))
+        y = o * self.norm(h.transpose(1, 2))
         return self.dropout(self.out_proj(y)), LayerState(None, cell_state)
 
-    def _heads(self, x: Tensor) -> Tensor:
+    def gates(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """log i and log f (B, NH, T), and the output gate (B, T, NH·DHV)."""
+        gates = F.linear(x, self.gate_weight.flatten(0, 1), self.gate_bias.flatten())
+        gates = soft_cap(gates, self.gate_soft_cap)  # (B, T, 2·NH)
+        log_i, f_preact = gates.transpose(1, 2).chunk(2, dim=1)
+        return log_i, F.logsigmoid(f_preact), torch.sigmoid(self.o_proj(x))
+
+    def heads(self, x: Tensor) -> Tensor:
         """(B, T, NH·DH) → (B, NH, T, DH)."""
         return x.unflatten(-1, (self.num_heads, -1)).transpose(1, 2)
 
