@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 
-from openxlstm.device import get_device, seed_everything, set_threads
+from openxlstm.device import get_device, memory_bytes, seed_everything, set_threads
 from openxlstm.errors import UserError
 
 
@@ -25,6 +25,11 @@ def random_states() -> Iterator[None]:
     yield
     np.random.set_state(numpy_state)  # noqa: NPY002
     random.setstate(python_state)
+
+
+def test_memory_is_that_of_a_machine() -> None:
+    size = memory_bytes()
+    assert size is None or 2**28 < size < 2**50
 
 
 def test_the_cpu_is_home() -> None:

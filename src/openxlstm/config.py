@@ -1,113 +1,39 @@
 """Every choice that a run is made of, as frozen dataclasses: what the model is, what it reads and
 how it is trained. Plain Python, so that reading a configuration never imports torch.
 
-The line under each field is its documentation. `from_dict` is strict: a key that a class does not
-know, or a value of the wrong type, is an error rather than a silent default.
+The line under each field is its documentation.
 """
 
-import dataclasses
 import math
-import types
-import typing
 from dataclasses import dataclass
-from typing import Any, Literal, Self
+from typing import Literal
 
-from openxlstm.errors import UserError
+from openxlstm.strict import Config, require
 
 LAYER_KINDS = {"s": "sLSTM", "m": "mLSTM"}
 
 
-def require(condition: bool, message: str) -> None:
-    """Raises a `UserError` with `message` unless `condition` holds."""
-    if not condition:
-        raise UserError(message)
-
-
-class Config:
-    """Dictionary in, dictionary out, for every configuration class."""
-
-    def to_dict(self) -> dict[str, Any]:
-        """The fields as JSON-ready values."""
-        return dataclasses.asdict(self)  # pyright: ignore[reportArgumentType]
-
-    @classmethod
-    def from_dict(cls, values: dict[str, Any]) -> Self:
-        """The configuration that `to_dict` wrote.
-
-        Raises:
-            UserError: on an unknown or missing key, or on a value of the wrong type.
-        """
-        require(isinstance(values, dict), f"{cls.__name__} needs a table of options")
-        fields = {field.name: field for field in dataclasses.fields(cls)}  # pyright: ignore[reportArgumentType]
-        unknown = sorted(set(values) - set(fields))
-        require(
-            not unknown,
-            f"{cls.__name__} has no option {', '.join(map(repr, unknown))}; it has: "
-            + ", ".join(fields),
-        )
-        missing = [
-            name
-            for name, field in fields.items()
-            if name not in values
-            and field.default is dataclasses.MISSING
-            and field.default_factory is dataclasses.MISSING
-        ]
-        require(not missing, f"{cls.__name__} lacks {', '.join(map(repr, missing))}")
-        hints = typing.get_type_hints(cls)
-        return cls(**{name: _checked(cls, name, hints[name], v) for name, v in values.items()})
-
-    @classmethod
-    def names(cls) -> tuple[str, ...]:
-        """Names of the fields."""
-        return tuple(field.name for field in dataclasses.fields(cls))  # pyright: ignore[reportArgumentType]
-
-    def replace(self, **changes: Any) -> Self:
-        """A copy with some fields changed, checked like a new one."""
-        return dataclasses.replace(self, **changes)  # pyright: ignore[reportArgumentType]
-
-
-def _checked(cls: type, name: str, hint: Any, value: Any) -> Any:
-    """`value` as the type `hint`, or a UserError that names the option."""
-    if typing.get_origin(hint) is Literal:
-        choices = typing.get_args(hint)
-        require(value in choices, f"{name} must be {_either(choices)}, not {value!r}")
-        return value
-    if typing.get_origin(hint) is tuple:  # tuple[kind, ...], which JSON writes as a list
-        kind = typing.get_args(hint)[0]
-        require(
-            isinstance(value, list | tuple), f"{cls.__name__}.{name} must be a list, not {value!r}"
-        )
-        return tuple(_checked(cls, name, kind, item) for item in value)
-    accepted = typing.get_args(hint) if isinstance(hint, types.UnionType) else (hint,)
-    accepted = tuple(typing.get_origin(kind) or kind for kind in accepted)  # dict[…] is a dict
-    if float in accepted and type(value) is int:
-        require(abs(value) <= 2**53, f"{cls.__name__}.{name} is out of range")
-        return float(value)  # JSON writes 1.0 as it likes
-    require(
-        type(value) in accepted,
-        f"{cls.__name__}.{name} must be {_either([t.__name__ for t in accepted])}, not {value!r}",
-    )
-    return value
-
-
-def _either(choices: typing.Sequence[Any]) -> str:
-    return " or ".join(map(str, choices))
-
-
 @dataclass(frozen=True, kw_only=True)
 class StackConfig(Config):
-    """A stack of xLSTM blocks (arXiv:2405.04517, sections 2.4 and 4)."""
+    """A stack of xLSTM blocks (arXiv:2405.04517, sections 2.4 and 4; arXiv:2503.13427, section 3).
+
+    Fields that begin with mlstm_ and slstm_ are about the paper's blocks, those that begin with
+    large_ about large ones; the rest is about both.
+    """
 
     embedding_dim: int = 128
     """Width of the residual stream, D."""
     layers: str = "ms"
     """One letter a block, from the input up: s for sLSTM, m for mLSTM."""
     num_heads: int = 4
-    """Heads of every cell. An sLSTM divides embedding_dim among them, an mLSTM its inner width."""
-    block: Literal["paper"] = "paper"
-    """The kind of block around a cell: those of arXiv:2405.04517, figures 10 and 11."""
+    """Heads of every cell. An sLSTM divides embedding_dim among them, an mLSTM its inner width, a
+    large block's mLSTM the widths of its keys and values."""
+    block: Literal["paper", "large"] = "paper"
+    """The kind of block around a cell. paper: those of arXiv:2405.04517, figures 10 and 11. large:
+    that of xLSTM-7B (arXiv:2503.13427, figure 1), an mLSTM and a feed-forward, no sLSTM."""
     bias: bool = False
-    """Biases in the mLSTM block's projections and the feed-forward. The gates always have them."""
+    """Biases in the projections and feed-forwards, and in the norms of large blocks. The gates of
+    an mLSTM or sLSTM always have them."""
     dropout: float = 0.0
     """Share of each sub-layer's output that is dropped in training."""
     dropout_kind: Literal["elements", "channels"] = "elements"
@@ -120,7 +46,8 @@ class StackConfig(Config):
     mlstm_conv_kernel_size: int = 4
     """Steps that the causal convolution before query and key sees; 0 leaves it out."""
     mlstm_eps: float = 0.0
-    """Added to the mLSTM's denominator: 0 is exact; some checkpoints were trained with 1e-6."""
+    """Added to the mLSTM's denominator, in large blocks too: 0 is exact; some checkpoints, xLSTM-7B
+    among them, were trained with 1e-6."""
     slstm_ff_factor: float = 1.3
     """Width of the feed-forward after an sLSTM over embedding_dim, rounded up to a multiple of 64;
     0 leaves it out."""
@@ -130,6 +57,14 @@ class StackConfig(Config):
     """Activation of the sLSTM's forget gate; the paper allows both."""
     slstm_recurrent_init: Literal["zeros", "uniform"] = "zeros"
     """How recurrent weights start: at 0, or uniform within ±1/√embedding_dim."""
+    large_qk_dim_factor: float = 0.5
+    """Width of queries and keys over embedding_dim, rounded down."""
+    large_v_dim_factor: float = 1.0
+    """Width of values over embedding_dim, rounded down."""
+    large_ff_factor: float = 2.6667
+    """Width of the feed-forward over embedding_dim, rounded up to a multiple of 64."""
+    large_gate_soft_cap: float = 15.0
+    """Pre-activations of the input and forget gates stay within ± this, softly; 0 for no limit."""
 
     def __post_init__(self) -> None:
         letters = sorted(set(self.layers) - set(LAYER_KINDS))
@@ -150,6 +85,28 @@ class StackConfig(Config):
         require(0 < self.mlstm_proj_factor < math.inf, "mlstm_proj_factor must be positive")
         require(0 <= self.mlstm_eps < math.inf, "mlstm_eps must be 0 or more")
         require(self.mlstm_qkv_block_size > 0, "mlstm_qkv_block_size must be positive")
+        for name in ("large_qk_dim_factor", "large_v_dim_factor", "large_ff_factor"):
+            require(0 < getattr(self, name) < math.inf, f"{name} must be positive")
+        require(0 <= self.large_gate_soft_cap < math.inf, "large_gate_soft_cap must be 0 or more")
+        if self.block == "large":
+            self._check_large()
+        else:
+            self._check_paper()
+
+    def _check_large(self) -> None:
+        require(
+            "s" not in self.layers,
+            f"block='large' has no sLSTM, and layers={self.layers!r} asks for one; use m alone, "
+            f"e.g. {'m' * len(self.layers)!r}",
+        )
+        for what, width in (("qk", self.large_qk_dim), ("v", self.large_v_dim)):
+            require(
+                width > 0 and width % self.num_heads == 0,
+                f"large_{what}_dim_factor × embedding_dim={self.embedding_dim} is {width}, not a "
+                f"multiple of num_heads={self.num_heads}",
+            )
+
+    def _check_paper(self) -> None:
         if "s" in self.layers:
             require(
                 self.embedding_dim % self.num_heads == 0,
@@ -175,6 +132,29 @@ class StackConfig(Config):
         """F, the width inside the feed-forward after an sLSTM."""
         return round_up(self.slstm_ff_factor * self.embedding_dim)
 
+    @property
+    def large_qk_dim(self) -> int:
+        """Width of the queries, and of the keys, of all heads of a large block."""
+        return int(self.large_qk_dim_factor * self.embedding_dim)
+
+    @property
+    def large_v_dim(self) -> int:
+        """Width of the values of all heads of a large block."""
+        return int(self.large_v_dim_factor * self.embedding_dim)
+
+    @property
+    def large_ff_dim(self) -> int:
+        """F, the width inside the feed-forward of a large block. A factor of 2.6667 is meant to be
+        8/3: what it has too much, up to one channel, is rounded off first, as xLSTM-7B does."""
+        return int(self.large_ff_factor * self.embedding_dim + 63) // 64 * 64
+
+    @property
+    def mlstm_head_dims(self) -> tuple[int, int]:
+        """DQK and DHV, the widths of a key and of a value in a head of an mLSTM."""
+        E = self.mlstm_inner_dim
+        widths = (self.large_qk_dim, self.large_v_dim) if self.block == "large" else (E, E)
+        return widths[0] // self.num_heads, widths[1] // self.num_heads
+
 
 def round_up(width: float, multiple: int = 64) -> int:
     """`width` rounded up to a multiple of 64, the unit of the paper's inner widths."""
@@ -194,12 +174,15 @@ class ModelConfig(StackConfig):
     """One matrix for the token embedding and the head."""
     embedding_dropout: float = 0.0
     """Share of the embedding that is dropped in training."""
+    large_logit_soft_cap: float = 30.0
+    """Logits of a model of large blocks stay within ± this, softly; 0 for no limit."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
         require(self.vocab_size > 0, f"vocab_size must be positive, not {self.vocab_size}")
         require(self.num_positions >= 0, "num_positions must be 0 (none) or more")
         require(0 <= self.embedding_dropout < 1, "embedding_dropout must be in [0, 1)")
+        require(0 <= self.large_logit_soft_cap < math.inf, "large_logit_soft_cap must be 0 or more")
 
 
 @dataclass(frozen=True, kw_only=True)

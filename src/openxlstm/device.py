@@ -1,6 +1,8 @@
 """Where a run happens: device, threads, seeds."""
 
+import os
 import random
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -21,6 +23,18 @@ def get_device(name: str | None = None) -> torch.device:
         reason = str(error).strip().splitlines()[0]
         raise UserError(f"the device {name!r} cannot be used here: {reason}") from None
     return device
+
+
+def memory_bytes() -> int | None:
+    """Memory that this machine has for a process, or None where the system does not say: what is
+    built in, or what a container is held to (cgroup 2)."""
+    limits = []
+    if hasattr(os, "sysconf") and {"SC_PHYS_PAGES", "SC_PAGE_SIZE"} <= set(os.sysconf_names):
+        limits.append(os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE"))
+    limit = Path("/sys/fs/cgroup/memory.max")
+    if limit.is_file() and (words := limit.read_text().strip()).isdecimal():
+        limits.append(int(words))
+    return min(limits, default=None)
 
 
 def set_threads(count: int | None) -> None:

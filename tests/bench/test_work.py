@@ -8,8 +8,9 @@ from torch.utils.flop_counter import FlopCounterMode
 from openxlstm.bench.limits import Work
 from openxlstm.bench.work import generation_work, mlstm_work, slstm_work, training_work
 from openxlstm.config import ModelConfig
+from openxlstm.lm.cost import flops_per_token
 from openxlstm.lm.model import LanguageModel
-from openxlstm.lm.summary import flops_per_token, summarize
+from openxlstm.lm.summary import summarize
 
 CONFIG = ModelConfig(vocab_size=10, embedding_dim=64, layers="ms", num_heads=4)
 

@@ -23,6 +23,7 @@ SCRIPTS_RELY_ON = {
     "generate": "--prompt --max-tokens --temperature --top-k --top-p --seed",
     "convert": "--out --checkpoint",
     "runs": "--sort --json --plot --x --diff --gates",
+    "plan": "--preset --tokens --world-size --strategy --batch-size --window --json",
     "bench": "--part --quick --budget --threads --json --plot",
     "info": "",
 }

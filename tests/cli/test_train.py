@@ -20,6 +20,7 @@ from torch import Tensor
 
 import openxlstm
 from openxlstm import __version__
+from openxlstm.cli.presets import short
 from openxlstm.cli.run_folder import free_folder
 from openxlstm.lm.presets import PRESETS
 from openxlstm.train.checkpoint import newest
@@ -288,8 +289,9 @@ def test_presets_are_listed(cli: Cli, tmp_path: Path) -> None:
     result = cli("train", "--list-presets")
     assert (result.code, result.err) == (0, "")
     for name, preset in PRESETS.items():
-        loss = f"{preset.measured.windows_of_256:.3f}"
-        line = rf"^ *{name} +{preset.model.layers} +.* {loss} "
+        model, measured = preset.model, preset.measured
+        loss = "–" if measured is None else f"{measured.windows_of_256:.3f}"
+        line = rf"^ *{name} +{short(model.layers)} +{model.embedding_dim} .* {loss} "
         assert re.search(line, result.out, re.MULTILINE), "what it is, and what it reached"
         assert f"{preset.about}\n" in result.out
     assert not list(Path.cwd().iterdir())

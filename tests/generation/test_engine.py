@@ -9,10 +9,12 @@ import pytest
 import torch
 from op_cases import needs_native
 
+from openxlstm.config import ModelConfig
 from openxlstm.errors import UserError
 from openxlstm.generation import engine
 from openxlstm.generation.engine import Steps, decode_batch, prefill, step, stream_tokens
 from openxlstm.generation.sampling import Sampling, sample
+from openxlstm.lm.model import LanguageModel
 from openxlstm.states import select, state_bytes
 
 WARM = Sampling(temperature=0.9, top_k=12, top_p=0.95)
@@ -42,6 +44,15 @@ def test_stream_says_what_recomputing_says(model: Any, sampling: Sampling):
     expected = naive(model, prompt, 40, sampling, seed=11)
     assert list(stream_tokens(model, prompt, max_tokens=40, sampling=sampling, seed=11)) == expected
     assert len(set(expected)) > 1
+
+
+def test_large_blocks_which_have_no_decoder():
+    torch.manual_seed(0)
+    config = ModelConfig(vocab_size=12, embedding_dim=16, layers="mm", num_heads=2, block="large")
+    model = LanguageModel(config).eval()
+    assert model.decoder(model.initial_state(1)) is None
+    said = list(stream_tokens(model, [1, 2, 3], max_tokens=9, sampling=GREEDY, seed=3))
+    assert said == naive(model, [1, 2, 3], 9, GREEDY, seed=3)
 
 
 def test_each_token_reads_one_token(toy: Any):

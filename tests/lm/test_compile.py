@@ -1,5 +1,7 @@
 """`torch.compile` sees through a whole model, as one graph."""
 
+from typing import Literal
+
 import pytest
 import torch
 
@@ -11,11 +13,13 @@ pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")
 
 
 @pytest.mark.parametrize("backend", ["aot_eager", pytest.param("inductor", marks=pytest.mark.slow)])
-@pytest.mark.parametrize("layers", ["m", "s", "ms"])
-def test_compiled_in_one_graph(layers: str, backend: str) -> None:
+@pytest.mark.parametrize(
+    ("layers", "block"), [("m", "paper"), ("s", "paper"), ("ms", "paper"), ("mm", "large")]
+)
+def test_compiled_in_one_graph(layers: str, block: Literal["paper", "large"], backend: str) -> None:
     """Logits, state and gradients, of a sequence with resets and of a step after it."""
     torch.manual_seed(0)
-    config = ModelConfig(vocab_size=17, embedding_dim=32, layers=layers, num_heads=2)
+    config = ModelConfig(vocab_size=17, embedding_dim=32, layers=layers, block=block, num_heads=2)
     model = LanguageModel(config)
     torch._dynamo.reset()
     compiled = torch.compile(model, fullgraph=True, backend=backend)

@@ -66,6 +66,15 @@ def test_round_trip_is_exact(
     assert torch.equal(loaded(ids)[0], saved(ids)[0])
 
 
+def test_round_trip_of_large_blocks(make_model: MakeModel, tmp_path: Path) -> None:
+    model = make_model(layers="mm", block="large", bias=True)
+    model.save_pretrained(tmp_path)
+    loaded = LanguageModel.from_pretrained(tmp_path)
+    assert loaded.config == model.config
+    for name, tensor in model.state_dict().items():
+        assert torch.equal(loaded.state_dict()[name], tensor.float()), name
+
+
 def test_files(folder: Path, make_model: MakeModel, tmp_path: Path) -> None:
     assert sorted(path.name for path in folder.iterdir()) == ["config.json", "model.safetensors"]
     values = json.loads((folder / "config.json").read_text())

@@ -36,6 +36,11 @@ def test_each_block_is_seen_with_what_it_reads(make_model: MakeModel, mask: bool
         assert statistics(gates) == seen
 
 
+def test_large_blocks_are_seen_too(make_model: MakeModel) -> None:
+    found = gate_statistics(make_model(layers="mm", block="large"), random_ids())
+    assert list(found) == ["block 0 (mLSTM)", "block 1 (mLSTM)"]
+
+
 @pytest.mark.parametrize("training", [True, False])
 def test_nothing_is_changed(make_model: MakeModel, training: bool) -> None:
     model, ids = make_model(layers="ms", dropout=0.5).train(training), random_ids()

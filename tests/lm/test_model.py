@@ -13,12 +13,19 @@ from torch import Tensor, nn
 
 from openxlstm import states
 from openxlstm.lm.model import LanguageModel
+from openxlstm.ops import native
 from openxlstm.states import MLSTMState, ModelState, SLSTMState
 
 Models = dict[str, LanguageModel]
 MakeModel = Callable[..., LanguageModel]
 
-LAYERS = ["m", "s", "msm"]
+KINDS = {
+    "m": {"layers": "m"},
+    "s": {"layers": "s"},
+    "msm": {"layers": "msm"},
+    "large": {"layers": "mm", "block": "large"},
+}
+LAYERS = list(KINDS)
 B, T = 3, 12
 seeds = st.integers(0, 2**32 - 1)
 layer_choices = st.sampled_from(LAYERS)
@@ -26,8 +33,8 @@ layer_choices = st.sampled_from(LAYERS)
 
 @pytest.fixture(scope="module")
 def models(make_model: MakeModel) -> Models:
-    """A model for each of LAYERS; the tests that share them leave them as they are."""
-    return {layers: make_model(layers=layers) for layers in LAYERS}
+    """A model for each of KINDS; the tests that share them leave them as they are."""
+    return {name: make_model(**options) for name, options in KINDS.items()}
 
 
 def random_ids(seed: int = 0, shape: tuple[int, int] = (B, T)) -> Tensor:
@@ -283,6 +290,14 @@ def test_the_embedding_of_the_position_is_added(make_model: MakeModel) -> None:
     assert_close(model(ids)[0], expected)
 
 
+def test_logits_of_large_blocks_are_capped(make_model: MakeModel) -> None:
+    free = make_model(**KINDS["large"], large_logit_soft_cap=0.0)
+    capped = make_model(**KINDS["large"], large_logit_soft_cap=2.0)
+    logits, _ = free(random_ids())
+    assert logits.abs().max() > 2
+    assert_close(capped(random_ids())[0], 2 * torch.tanh(logits / 2))
+
+
 # ---- weights ----------------------------------------------------------------------------------
 
 
@@ -301,7 +316,7 @@ def test_a_gradient_reaches_every_parameter(
     layers: str, tie_weights: bool, make_model: MakeModel
 ) -> None:
     """From the loss alone, and from weights as they are at the start of training."""
-    options = {"tie_weights": tie_weights, "bias": True, "layers": layers}
+    options = {"tie_weights": tie_weights, "bias": True, **KINDS[layers]}
     fresh = LanguageModel(make_model(**options).config).double()
     for model in (make_model(**options), fresh):
         logits, _ = model(random_ids(shape=(B, 20)))
@@ -331,14 +346,32 @@ def test_bfloat16_keeps_the_cells_in_float32(models: Models, layers: str) -> Non
     logits, state = model(ids)
     assert logits.dtype == torch.bfloat16
     for conv, cell in state.stack.blocks:
-        assert conv is not None
-        assert conv.x.dtype == torch.bfloat16
+        assert (conv is None) == (layers == "large")
+        assert conv is None or conv.x.dtype == torch.bfloat16
         assert {part.dtype for part in cell} == {torch.float32}
     empty = states.tensors(model.initial_state(B))
     assert [part.dtype for part in empty] == [part.dtype for part in states.tensors(state)]
     assert_close(logits, models[layers](ids)[0], tolerance=0.05)
     step, _ = model(ids[:, :1], state)  # the state it gives is one that it takes
     assert step.isfinite().all()
+
+
+@pytest.mark.parametrize("backend", ["native", "torch"])
+@pytest.mark.parametrize("layers", LAYERS)
+def test_autocast_computes_nearly_the_same(
+    models: Models, layers: str, backend: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Products in bfloat16 around cells in float32, whichever code runs; and the way back."""
+    if backend == "torch":
+        monkeypatch.setattr(native, "_MISSING", "no compiler")
+    model, ids = copy.deepcopy(models[layers]).float(), random_ids()
+    with torch.autocast("cpu", torch.bfloat16):
+        logits, state = model(ids)
+        step, _ = model(ids[:, :1], state)
+    assert {part.dtype for _, cell in state.stack.blocks for part in cell} == {torch.float32}
+    assert_close(logits.float(), models[layers](ids)[0], tolerance=0.05)
+    step.float().logsumexp(-1).sum().backward()
+    assert all(parameter.grad is not None for parameter in model.stack.parameters())
 
 
 def test_float64_is_float64_throughout(models: Models) -> None:
@@ -354,7 +387,7 @@ def test_float64_is_float64_throughout(models: Models) -> None:
 @pytest.mark.parametrize("option", ["dropout", "embedding_dropout"])
 @pytest.mark.parametrize("layers", LAYERS)
 def test_dropout_is_for_training_alone(layers: str, option: str, make_model: MakeModel) -> None:
-    model, plain = make_model(layers=layers, **{option: 0.5}), make_model(layers=layers)
+    model, plain = make_model(**KINDS[layers], **{option: 0.5}), make_model(**KINDS[layers])
     ids = random_ids()
     assert torch.equal(model(ids)[0], plain(ids)[0])
     model.train()

@@ -7,6 +7,7 @@ import pytest
 
 from openxlstm.config import ModelConfig
 from openxlstm.errors import UserError
+from openxlstm.lm.memory import summarize_unbuilt
 from openxlstm.lm.model import LanguageModel
 from openxlstm.lm.presets import PRESETS, get_preset
 
@@ -60,6 +61,9 @@ def test_what_was_measured_is_credible(name: str) -> None:
     """Longer windows, and then a stream, leave less to guess; a text that was read, too. But where
     there are positions, those that were never trained are worse."""
     measured = PRESETS[name].measured
+    if measured is None:
+        assert PRESETS[name].reported is not None, "somebody ran it"
+        return
     losses = [measured.stream, measured.windows_of_256, measured.windows_of_64]
     assert losses == sorted(losses, reverse=PRESETS[name].model.num_positions > 0)
     assert all(1.3 < loss < 2 for loss in losses)
@@ -73,13 +77,12 @@ def test_every_preset_makes_a_model(name: str) -> None:
     preset = PRESETS[name]
     assert preset.about
     assert "\n" not in preset.about
-    model = LanguageModel(preset.model)
-    assert sum(p.numel() for p in model.parameters()) > 100_000
+    assert summarize_unbuilt(preset.model).num_parameters > 100_000
     assert ModelConfig.from_dict(preset.model.to_dict()) == preset.model
 
 
 def test_an_unknown_preset_names_the_others() -> None:
     with pytest.raises(
-        UserError, match="no preset 'dmeo'; choose one of: demo, fast, best, article"
+        UserError, match="no preset 'dmeo'; choose one of: demo, fast, best, article, xlstm-7b"
     ):
         get_preset("dmeo")

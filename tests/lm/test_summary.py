@@ -8,8 +8,9 @@ import torch
 
 from openxlstm import states
 from openxlstm.config import ModelConfig
+from openxlstm.lm.cost import flops_per_token
 from openxlstm.lm.model import LanguageModel
-from openxlstm.lm.summary import flops_per_token, summarize
+from openxlstm.lm.summary import summarize
 
 MakeModel = Callable[..., LanguageModel]
 

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from openxlstm.config import StackConfig
 from openxlstm.nn.gates import Gates, GateStatistics, gates_of, statistics
+from openxlstm.nn.large import LargeMLSTMLayer
 from openxlstm.nn.mlstm import MLSTMLayer
 from openxlstm.nn.slstm import SLSTMLayer
 from openxlstm.reference import mlstm as reference_mlstm
@@ -25,7 +26,7 @@ B, T, D, NH = 2, 9, 16, 2
 
 
 def config(**options: object) -> StackConfig:
-    return StackConfig(embedding_dim=D, num_heads=NH, layers="sm", **options)  # pyright: ignore
+    return StackConfig(**{"embedding_dim": D, "num_heads": NH, "layers": "sm", **options})  # pyright: ignore
 
 
 def inputs(mask: bool) -> tuple[Tensor, Tensor | None]:
@@ -101,6 +102,26 @@ def test_mlstm(randomize: Randomize, kernel_size: int, mask: bool, bias: bool) -
         floor = n_q.abs() < torch.exp(-state.m)
         assert torch.equal(gates.log_normalizer[:, t, :, 0] < 0, floor)
     assert_close(gates.output, z.sigmoid(), "o")
+
+
+@pytest.mark.parametrize("mask", [False, True])
+def test_large(randomize: Randomize, mask: bool) -> None:
+    layer = LargeMLSTMLayer(config(block="large", layers="m", large_gate_soft_cap=2.0)).double()
+    randomize(layer)
+    x, reset = inputs(mask)
+    gates = gates_of(layer, x, reset)
+    assert gates is not None
+    i_preact, f_preact = (
+        2 * torch.tanh((torch.einsum("hd,btd->bth", W, x) + bias) / 2)
+        for W, bias in zip(layer.gate_weight, layer.gate_bias, strict=True)
+    )
+    assert_close(gates.log_i[..., 0], i_preact, "log_i")
+    assert_close(gates.log_f[..., 0], f_preact.sigmoid().log(), "log_f")
+    assert_close(gates.output, (x @ layer.o_proj.weight.T).sigmoid(), "o")
+    _, (_, cell) = layer(x, None, reset)
+    q = (x[:, -1] @ layer.q_proj.weight.T).view(B, NH, -1)
+    n_q = (cell.n * q).sum(-1) / math.sqrt(q.shape[-1])
+    assert_close(gates.log_normalizer[:, -1, :, 0], n_q.abs().log() + cell.m, "n q")
 
 
 def two_steps(f: float, has_floor: bool = False) -> GateStatistics:

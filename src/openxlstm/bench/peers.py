@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from openxlstm.bench.turns import Turn, differentiated, module_turn
-from openxlstm.bench.work import CHUNK
+from openxlstm.lm.cost import CHUNK
 
 T = TypeVar("T")
 

@@ -13,6 +13,7 @@ from openxlstm.lm.folder import WEIGHTS, load_config, load_weights, save_config,
 from openxlstm.nn.decoder import Decoder, refuses
 from openxlstm.nn.dropout import Dropout
 from openxlstm.nn.init import small_init_
+from openxlstm.nn.large import soft_cap
 from openxlstm.nn.parameters import parameter_groups
 from openxlstm.nn.stack import Stack
 from openxlstm.states import ModelState
@@ -22,7 +23,8 @@ class LanguageModel(nn.Module):
     """Embedding → dropout → stack of blocks → norm → head (arXiv:2405.04517, section 4.2).
 
     With `config.num_positions` a learned position embedding is added; its last row serves every
-    later position, so that it limits nothing.
+    later position, so that it limits nothing. Logits of large blocks are softly capped
+    (arXiv:2503.13427, section 3.2).
     """
 
     def __init__(self, config: ModelConfig) -> None:
@@ -34,6 +36,7 @@ class LanguageModel(nn.Module):
         self.dropout = Dropout(config.embedding_dropout, config.dropout_kind)
         self.stack = Stack(config)
         self.head = nn.Linear(D, V, bias=False)
+        self.logit_soft_cap = config.large_logit_soft_cap if config.block == "large" else 0.0
         small_init_(self.token_embedding.weight, D)
         if self.position_embedding is not None:
             small_init_(self.position_embedding.weight, D)
@@ -68,7 +71,8 @@ class LanguageModel(nn.Module):
         stack_state, start = (None, None) if state is None else state
         x, position = self.embed(ids, start, reset)
         x, stack_state = self.stack(x, stack_state, reset)
-        return self.head(x), ModelState(stack_state, position)
+        logits = soft_cap(self.head(x), self.logit_soft_cap)
+        return logits, ModelState(stack_state, position)
 
     def embed(
         self, ids: Tensor, position: Tensor | None = None, reset: Tensor | None = None

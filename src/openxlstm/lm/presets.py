@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from openxlstm.config import DataConfig, ModelConfig, TrainConfig
+from openxlstm.config import ComputeConfig, DataConfig, ModelConfig, TrainConfig
 from openxlstm.errors import UserError
 
 CHARACTERS = 65
@@ -27,6 +27,23 @@ class Measured:
     """Loss on what was trained on, in windows of 256."""
     seeds: int = 3
     """Runs that the figures are the median of."""
+    tokens_per_second: float | None = None
+    """Tokens trained on over the time of the run, where that was noted."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Reported:
+    """How those who made a recipe ran it, as they say; nobody ran it here."""
+
+    source: str
+    """Where they say so."""
+    device: str
+    """What each rank had."""
+    world_size: int
+    """Ranks."""
+    tokens_per_second: float
+    """Of all of them together."""
+    compute: ComputeConfig
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,7 +55,9 @@ class Preset:
     model: ModelConfig
     data: DataConfig
     train: TrainConfig
-    measured: Measured
+    measured: Measured | None = None
+    """What it reached here; None where it was never run here."""
+    reported: Reported | None = None
 
 
 PRESETS = {
@@ -102,7 +121,12 @@ PRESETS = {
             eval_every=500,
         ),
         measured=Measured(
-            minutes=8.0, windows_of_64=1.453, windows_of_256=1.401, stream=1.384, train=1.050
+            minutes=8.0,
+            windows_of_64=1.453,
+            windows_of_256=1.401,
+            stream=1.384,
+            train=1.050,
+            tokens_per_second=55_000,  # docs/lab-notes.md
         ),
     ),
     "article": Preset(
@@ -140,6 +164,36 @@ PRESETS = {
             stream=1.750,
             train=1.626,
             seeds=1,
+        ),
+    ),
+    "xlstm-7b": Preset(
+        about="the 7B model of arXiv:2503.13427, to plan with: never trained here",
+        model=ModelConfig(
+            vocab_size=50304,  # GPT-NeoX's 50257 tokens, rounded up to a multiple of 64
+            embedding_dim=4096,
+            layers="m" * 32,
+            num_heads=8,
+            block="large",
+            mlstm_eps=1e-6,
+        ),
+        data=DataConfig(sources=("dclm",), batch_size=512, window=8192),
+        train=TrainConfig(  # appendix B; its rate decays exponentially, and is then cooled to 0
+            steps=550_000,
+            learning_rate=5e-4,
+            min_learning_rate=5e-5,
+            schedule="cosine",
+            warmup=3000 / 550_000,
+            beta1=0.99,
+            beta2=0.95,
+            weight_decay=0.1,
+            clip_norm=0.5,
+        ),
+        reported=Reported(
+            source="arXiv:2503.13427",  # table 2: 9.15 thousand tokens/s a GPU; appendix B
+            device="NVIDIA H100",
+            world_size=128,
+            tokens_per_second=128 * 9150,
+            compute=ComputeConfig(strategy="fsdp", precision="bfloat16", recompute_blocks=True),
         ),
     ),
 }

@@ -4,6 +4,7 @@ from collections import Counter
 from dataclasses import dataclass
 
 from openxlstm.config import LAYER_KINDS, ModelConfig
+from openxlstm.lm.cost import flops_per_token
 from openxlstm.lm.model import LanguageModel
 from openxlstm.states import state_bytes
 
@@ -59,26 +60,3 @@ def _part(name: str, config: ModelConfig) -> str:
         case [first, *_]:
             return first.replace("_", " ")
     raise AssertionError(name)
-
-
-def flops_per_token(config: ModelConfig) -> int:
-    """Operations of the forward pass for one token in its recurrent form, products only.
-
-    The backward pass takes twice as many. A chunkwise mLSTM adds (DQK + DHV)·chunk_size for each
-    head and step to what the recurrent form does.
-    """
-    D, NH = config.embedding_dim, config.num_heads
-    E, F = config.mlstm_inner_dim, config.slstm_ff_dim
-    multiply_adds = D * config.vocab_size  # head
-    for kind in config.layers:
-        if kind == "s":
-            multiply_adds += D * config.slstm_conv_kernel_size
-            multiply_adds += 2 * 4 * D * (D // NH)  # gates from the input and from the state
-            multiply_adds += 3 * D * F
-        else:
-            multiply_adds += E * config.mlstm_conv_kernel_size
-            multiply_adds += D * 2 * E + E * D  # up, down
-            multiply_adds += 3 * E * config.mlstm_qkv_block_size  # q, k, v
-            multiply_adds += 2 * NH * 3 * E  # gates
-            multiply_adds += 3 * E * (E // NH)  # write k vᵀ with decay, read Cᵀ q
-    return 2 * multiply_adds

@@ -101,6 +101,8 @@ def refuses(
     tokens: nn.Embedding, positions: nn.Embedding | None, stack: Stack, head: nn.Linear
 ) -> str | None:
     """Why a model cannot be decoded natively, or None."""
+    if stack.config.block != "paper":
+        return f"it knows the paper's blocks, and these are {stack.config.block}"
     parts = [part for part in (tokens, positions, stack, head) if part is not None]
     for part in parts:
         for parameter in part.parameters():

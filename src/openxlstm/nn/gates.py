@@ -20,6 +20,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from openxlstm import ops
+from openxlstm.nn.large import LargeMLSTMLayer
 from openxlstm.nn.mlstm import MLSTMLayer
 from openxlstm.nn.slstm import SLSTMLayer
 
@@ -42,7 +43,8 @@ class GateStatistics:
     """Mean i_t / N_t, the share of the memory's weight that the step itself has written: a
     stabilized input gate that no gauge changes. 1 overwrites all, 0 writes nothing."""
     output: float
-    """Mean output gate: σ(õ) of an sLSTM, the σ(z) in the SiLU(z) that gates an mLSTM."""
+    """Mean output gate: σ(õ) of an sLSTM or a large block, the σ(z) in the SiLU(z) that gates the
+    paper's mLSTM."""
     log_normalizer: float
     """Mean logarithm of what h is divided by, without gauge: N_t of an sLSTM, of an mLSTM
     max(|n_tᵀ q_t|·exp(m_t), 1)."""
@@ -83,6 +85,9 @@ def gates_of(layer: nn.Module, x: Tensor, reset: Tensor | None = None) -> Gates 
             return _slstm(layer, x, reset)
         case MLSTMLayer():
             return _mlstm(layer, x, reset)
+        case LargeMLSTMLayer():
+            q, k = layer.heads(layer.q_proj(x)), layer.heads(layer.k_proj(x))
+            return _of_matrix_memory(q, k, *layer.gates(x), reset)
         case _:
             return None
 

@@ -8,6 +8,14 @@
 | sLSTM recurrent weights · forget bias · other biases | 0 or ±1/√D · `powerlaw_forget_bias` · 0 |
 | convolution | ±1/√K |
 | norm scales (stored less 1) · mLSTM skip | 0 · 1 |
+
+The large block starts as xLSTM-7B did (arXiv:2503.13427, section 3.2): the same, but for
+
+| parameter | start |
+|---|---|
+| weights of the output gate | 0 |
+| input gate's biases | -10, so that little is written before the model knows what |
+| norm scales (stored whole) | 1 |
 """
 
 import torch

@@ -1,11 +1,14 @@
-"""Norms of the paper's blocks: a scale that is stored less 1, and no bias."""
+"""Norms. Those of the paper's blocks store their scale less 1 and have no bias; those of the large
+block (arXiv:2503.13427) store it whole. Each is as in the checkpoints of its kind."""
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from openxlstm import ops
 
 EPS = 1e-5
+LARGE_EPS = 1e-6
 
 
 class LayerNorm(nn.Module):
@@ -32,3 +35,41 @@ class HeadNorm(nn.Module):
 
     def forward(self, h: Tensor) -> Tensor:
         return ops.layer_norm(h.flatten(-2), self.weight, self.num_heads, eps=EPS)
+
+
+class RMSNorm(nn.Module):
+    """x over the root of its mean square, times weight (arXiv:1910.07467); x, y (…, D).
+
+    The mean is taken in float32 or wider, and the result is scaled in the dtype of x.
+    """
+
+    def __init__(self, dim: int, *, bias: bool = False) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(dim))
+        self.bias = nn.Parameter(torch.zeros(dim)) if bias else None
+
+    def forward(self, x: Tensor) -> Tensor:
+        wide = x.to(ops.state_dtype(x.dtype))
+        y = wide * torch.rsqrt(wide.square().mean(-1, keepdim=True) + LARGE_EPS)
+        return scale(y.to(x.dtype), self.weight, self.bias)
+
+
+class LargeHeadNorm(nn.Module):
+    """Layer norm of each head's output for itself, times weight; the heads are joined after.
+
+    h (B, T, NH, DHV) → (B, T, NH·DHV).
+    """
+
+    def __init__(self, dim: int, *, bias: bool = False) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(dim))
+        self.bias = nn.Parameter(torch.zeros(dim)) if bias else None
+
+    def forward(self, h: Tensor) -> Tensor:
+        y = F.layer_norm(h, h.shape[-1:], eps=LARGE_EPS)
+        return scale(y.flatten(-2), self.weight, self.bias)
+
+
+def scale(y: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    """y ⊙ weight + bias, if there is one."""
+    return y * weight if bias is None else y * weight + bias

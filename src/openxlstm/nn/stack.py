@@ -6,7 +6,8 @@ from torch.utils.checkpoint import checkpoint
 
 from openxlstm.config import StackConfig
 from openxlstm.nn.block import Block
-from openxlstm.nn.norm import LayerNorm
+from openxlstm.nn.large import LargeBlock
+from openxlstm.nn.norm import LayerNorm, RMSNorm
 from openxlstm.states import StackState
 
 
@@ -19,8 +20,15 @@ class Stack(nn.Module):
     def __init__(self, config: StackConfig) -> None:
         super().__init__()
         self.config = config
-        self.blocks = nn.ModuleList(Block(config, index) for index in range(len(config.layers)))
-        self.norm = LayerNorm(config.embedding_dim)
+        depth, is_large = range(len(config.layers)), config.block == "large"
+        self.blocks = nn.ModuleList(
+            LargeBlock(config) if is_large else Block(config, index) for index in depth
+        )
+        self.norm: LayerNorm | RMSNorm = (
+            RMSNorm(config.embedding_dim, bias=config.bias)
+            if is_large
+            else LayerNorm(config.embedding_dim)
+        )
 
     def initial_state(self, batch_size: int) -> StackState:
         """The empty state, on the parameters' device."""

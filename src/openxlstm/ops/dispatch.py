@@ -50,6 +50,9 @@ def choose(
 ) -> Callable[..., Any]:
     """The function of the first backend that does not refuse, or of the one called `name`.
 
+    It computes in the dtypes that it is given, whether autocast is on around it or not: what casts
+    the products of a backend, but not its sums, would leave it with tensors that do not fit.
+
     Raises:
         ValueError: if no backend has that name.
         BackendError: if the named backend, or every one, refuses.
@@ -59,17 +62,28 @@ def choose(
             if backend.refuses(request) is None:
                 if backend.slow:
                     _announce(op, backend.name)
-                return backend.run
+                return _without_autocast(backend.run, request.device)
         raise BackendError(f"no backend runs {op} here: {_reasons(backends, request)}")
     for backend in backends:
         if backend.name == name:
             reason = backend.refuses(request)
             if reason is not None:
                 raise BackendError(f"the backend {name!r} cannot run {op} here: {reason}")
-            return backend.run
+            return _without_autocast(backend.run, request.device)
     raise ValueError(
         f"{op} has no backend {name!r}; it has: {', '.join(backend.name for backend in backends)}"
     )
+
+
+def _without_autocast(run: Callable[..., Any], device: str) -> Callable[..., Any]:
+    if device not in ("cpu", "cuda") or not torch.is_autocast_enabled(device):
+        return run
+
+    def run_as_given(*arguments: Any, **options: Any) -> Any:
+        with torch.autocast(device, enabled=False):
+            return run(*arguments, **options)
+
+    return run_as_given
 
 
 def _reasons(backends: Sequence[Backend], request: Request) -> str:

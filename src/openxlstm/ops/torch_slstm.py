@@ -58,9 +58,8 @@ class _Scan(torch.autograd.Function):
     ) -> tuple[Tensor, ...]:
         B, T, NH, _, DH = x.shape
         # (T, NH, B, 4·DH): first the pre-activations, gate by gate overwritten with what they do.
-        gates = x.permute(1, 2, 0, 3, 4).reshape(T, NH, B, 4 * DH)
-        gates = gates.clone() if gates.data_ptr() == x.data_ptr() else gates
-        by_gate = gates.view(T, NH, B, 4, DH)
+        by_gate = x.permute(1, 2, 0, 3, 4).clone(memory_format=torch.contiguous_format)
+        gates = by_gate.view(T, NH, B, 4 * DH)
         R = recurrent_weight.reshape(NH, 4 * DH, DH).mT.contiguous()  # (NH, in, gate·out)
         keep = None if reset is None else (~reset).T.to(x.dtype)[:, None, :, None]  # (T, 1, B, 1)
 

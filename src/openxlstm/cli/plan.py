@@ -1,0 +1,292 @@
+"""`openxlstm plan`: what a training run will take, before it is started."""
+
+import json
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Literal
+
+from openxlstm.cli.options import Quiet, Verbose, parse
+from openxlstm.cli.presets import short
+from openxlstm.config import ComputeConfig, TrainConfig
+from openxlstm.errors import UserError
+from openxlstm.lm.presets import Preset, get_preset
+
+if TYPE_CHECKING:
+    from openxlstm.lm.plan import Job, Plan
+
+GIVEN = "as given"
+MEASURE_STEPS = 5
+"""Steps that --measure times, after one that is not."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Options:
+    """Says what training will take: parameters, arithmetic, memory of a rank, steps, and, from a
+    rate, time. Nothing is allocated; only --measure computes. docs/planning.md has the formulas."""
+
+    preset: str = "demo"
+    """The recipe to start from, up to xlstm-7b."""
+    tokens: float | None = None
+    """Tokens to train on, e.g. 1e9; without it, as many as the recipe does."""
+    world_size: int | None = None
+    """Ranks that share the work; without it, as the recipe was run, or 1."""
+    strategy: Literal["ddp", "fsdp"] | None = None
+    """ddp: each rank holds the whole model. fsdp: each holds a share of it."""
+    precision: Literal["float32", "bfloat16"] | None = None
+    """Of the matrix products."""
+    accumulate: int | None = None
+    """Parts that a rank computes its share of a batch in, one after another."""
+    recompute_blocks: bool | None = None
+    """Whether the backward pass computes each block again, to keep less."""
+    ema: bool | None = None
+    """Whether a moving average of the weights is kept."""
+    batch_size: int | None = None
+    """Sequences in a batch, of all ranks together."""
+    window: int | None = None
+    """Tokens of a sequence."""
+    layers: str | None = None
+    """One letter a block: s for sLSTM, m for mLSTM."""
+    embedding_dim: int | None = None
+    """Width of the model."""
+    num_heads: int | None = None
+    """Heads of every cell."""
+    block: Literal["paper", "large"] | None = None
+    """The kind of block."""
+    vocab_size: int | None = None
+    """Number of different tokens."""
+    tokens_per_second: float | None = None
+    """A known rate of the whole job."""
+    flops_per_second: float | None = None
+    """What one rank's device can do at its peak, e.g. 989e12 for an H100 in bfloat16."""
+    mfu: float = 0.4
+    """Share of --flops-per-second that training reaches."""
+    measure: bool = False
+    """Time some training steps of one rank's share here; more ranks are taken to be no slower."""
+    threads: int | None = None
+    """Threads of an operation in --measure; by default torch's choice."""
+    json: bool = False
+    """Print one JSON object."""
+    quiet: Quiet = False
+    """No progress of --measure."""
+    verbose: Verbose = False
+    """Show the traceback of an error."""
+
+
+def run(arguments: list[str]) -> int:
+    options = parse(Options, "plan", arguments)
+    ways = {
+        "--tokens-per-second": options.tokens_per_second is not None,
+        "--flops-per-second": options.flops_per_second is not None,
+        "--measure": options.measure,
+    }
+    given = [name for name, is_given in ways.items() if is_given]
+    if len(given) > 1:
+        raise UserError(f"{' and '.join(given)} are two ways to the same rate: give one")
+    if options.tokens_per_second is not None and not 0 < options.tokens_per_second < float("inf"):
+        raise UserError(f"tokens-per-second must be positive, not {options.tokens_per_second:g}")
+
+    from openxlstm.lm.plan import make_plan
+
+    preset = get_preset(options.preset)
+    job = _job(options, preset)
+    rate, source = _rate(options, preset, job)
+    plan = make_plan(job, rate)
+    if options.json:
+        values = {
+            "preset": options.preset, "model": job.model.to_dict(), "batch_size": job.batch_size,
+            "window": job.window, "world_size": job.world_size, "compute": job.compute.to_dict(),
+            **plan.to_dict(), "rate": source,
+        }  # fmt: skip
+        print(json.dumps(values))
+    else:
+        _print_table(options.preset, job, plan, source)
+    return 0
+
+
+def _job(options: Options, preset: Preset) -> "Job":
+    """The preset's, with what the options change."""
+    from openxlstm.lm.plan import Job
+
+    reported = preset.reported
+    compute = ComputeConfig() if reported is None else reported.compute
+    sizes = {
+        "batch_size": preset.data.batch_size,
+        "window": preset.data.window,
+        "world_size": 1 if reported is None else reported.world_size,
+    }
+    return Job(
+        model=preset.model.replace(
+            **_given(options, "layers", "embedding_dim", "num_heads", "block", "vocab_size")
+        ),
+        tokens=_tokens(options, preset),
+        compute=compute.replace(
+            **_given(options, "strategy", "precision", "accumulate", "recompute_blocks")
+        ),
+        average=preset.train.ema_decay > 0 if options.ema is None else options.ema,
+        **{**sizes, **_given(options, *sizes)},
+    )
+
+
+def _given(options: Options, *names: str) -> dict[str, Any]:
+    """Those of the options that were given."""
+    return {name: v for name in names if (v := getattr(options, name)) is not None}
+
+
+def _tokens(options: Options, preset: Preset) -> int:
+    """Tokens to train on: as given, or as many as the recipe does.
+
+    Raises:
+        UserError: if the recipe's length is a time, and nobody noted how many tokens that were.
+    """
+    train, data, measured = preset.train, preset.data, preset.measured
+    if options.tokens is not None:
+        if not 1 <= options.tokens < float("inf"):
+            raise UserError(f"tokens must be 1 or more, not {options.tokens:g}")
+        return int(options.tokens)
+    if train.tokens is not None:
+        return train.tokens
+    if train.steps is not None:
+        return train.steps * data.batch_size * data.window
+    if train.minutes is not None and measured is not None and measured.tokens_per_second:
+        return int(60 * train.minutes * measured.tokens_per_second)
+    raise UserError(
+        f"the length of the preset {options.preset} is a time: say how many tokens to train on, "
+        "e.g. --tokens 1e7"
+    )
+
+
+def _rate(options: Options, preset: Preset, job: "Job") -> tuple[float | None, str | None]:
+    """Tokens a second of the whole job, and where that is from; None where nobody knows.
+
+    A recipe's own rate counts for its own model, batches of its own shape, and any number of
+    ranks, which are taken to be as fast each."""
+    from openxlstm.lm.plan import rate_of_devices
+
+    if options.tokens_per_second is not None:
+        return options.tokens_per_second, GIVEN
+    if options.flops_per_second is not None:
+        rate = rate_of_devices(job, options.flops_per_second, options.mfu)
+        return rate, f"{options.mfu:.0%} of {options.flops_per_second:.3g} FLOP/s a rank"
+    if options.measure:
+        return job.world_size * _measure(options, job), "measured here"
+    measured, reported = preset.measured, preset.reported
+    if job.model != preset.model or job.window != preset.data.window:
+        return None, None
+    if reported is not None:
+        rate = reported.tokens_per_second * job.world_size / reported.world_size
+        return rate, f"{reported.source}: {reported.world_size} × {reported.device}"
+    if measured is not None and measured.tokens_per_second is not None:
+        return job.world_size * measured.tokens_per_second, "measured on two cores of a Zen 5"
+    return None, None
+
+
+def _measure(options: Options, job: "Job") -> float:
+    """Tokens a second of one rank: the median of some training steps on random tokens here.
+
+    Raises:
+        UserError: if the model cannot be trained in this machine's memory.
+    """
+    import statistics
+    import sys
+    from itertools import pairwise
+
+    import torch
+
+    from openxlstm.data.batches import RandomWindows
+    from openxlstm.data.tokens import Tokens
+    from openxlstm.device import memory_bytes, set_threads
+    from openxlstm.lm.memory import check_memory
+    from openxlstm.lm.model import LanguageModel
+    from openxlstm.train.callback import Callback, Step
+    from openxlstm.train.loop import fit
+
+    check_memory(job.model, memory_bytes(), average=job.average)
+    set_threads(options.threads)
+    rows, seconds = job.batch_size // job.world_size, [0.0]
+
+    class Watch(Callback):
+        def on_step(self, step: Step) -> None:
+            seconds.append(step.seconds)
+            if not options.quiet:
+                print(f"openxlstm: step {step.step} of {MEASURE_STEPS + 1}", file=sys.stderr)
+
+    ids = Tokens(torch.randint(job.model.vocab_size, (rows * job.window + 1,)))
+    batches = RandomWindows(ids, rows, job.window)
+    sample = [next(RandomWindows(ids, 1, 1))]  # a run measures its loss at both ends
+    fit(
+        LanguageModel(job.model),
+        batches,
+        TrainConfig(steps=MEASURE_STEPS + 1, ema_decay=0.999 if job.average else 0.0),
+        [Watch()],
+        compute=job.compute,
+        train_sample=sample,
+        val_sample=sample,
+    )
+    times = [after - before for before, after in pairwise(seconds[1:])]
+    return rows * job.window / statistics.median(times)
+
+
+def _print_table(name: str, job: "Job", plan: "Plan", source: str | None) -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    model, compute, memory = job.model, job.compute, plan.memory
+    table = Table.grid("", "", "", padding=(0, 2))
+    table.columns[1].justify = "right"
+    table.add_row(
+        "model", name, f"{model.embedding_dim} wide, {short(model.layers)}, {model.block}"
+    )
+    table.add_row("parameters", f"{plan.parameters:,}")
+    for part, count in plan.parts.items():
+        table.add_row(f"  {part}", f"{count:,}")
+    table.add_row("state", _bytes(plan.state_bytes), "a sequence, of any length")
+    table.add_row()
+    ratio = _figures(plan.tokens_per_parameter)
+    table.add_row("tokens", f"{plan.tokens:,}", f"{ratio} a parameter (Chinchilla: 20)")
+    table.add_row("steps", f"{plan.steps:,}", f"{job.batch_size} × {job.window} tokens each")
+    a_token = f"{plan.training_flops_per_token:.3g}"
+    table.add_row("FLOPs", f"{plan.training_flops:.3g}", f"{a_token} a token")
+    table.add_row()
+    ranks = "1 rank" if job.world_size == 1 else f"{job.world_size} ranks, {compute.strategy}"
+    again = ", blocks recomputed" if compute.recompute_blocks else ""
+    at_once = f"{job.rows_at_once} × {job.window} tokens at once"
+    table.add_row("memory of a rank", _bytes(memory.total), f"{ranks}, {compute.precision}{again}")
+    for part, size in vars(memory).items():
+        if size:
+            note = at_once if part == "activations" else ""
+            table.add_row(f"  {part}", _bytes(size), note)
+    table.add_row("model on disk", _bytes(plan.weights_file_bytes))
+    table.add_row("checkpoint on disk", _bytes(plan.checkpoint_bytes))
+    table.add_row()
+    if plan.seconds is None or plan.flops_per_second_of_rank is None:
+        hint = "--tokens-per-second, --flops-per-second, --measure"
+        table.add_row("time", "unknown", f"say how fast: {hint}")
+    else:
+        table.add_row("tokens a second", f"{plan.tokens_per_second:,.0f}", source)
+        table.add_row("time", _time(plan.seconds))
+        hours, speed = plan.seconds * job.world_size / 3600, plan.flops_per_second_of_rank
+        table.add_row("hours of ranks", _figures(hours), f"{speed:.3g} FLOP/s each")
+    # What is not a terminal has no width: nothing is folded there.
+    console = Console(highlight=False)
+    console.width = console.width if console.is_terminal else 120
+    console.print(table)
+
+
+def _figures(number: float) -> str:
+    """Three figures, or all before the point."""
+    return f"{number:,.0f}" if number >= 100 else f"{number:.3g}"
+
+
+def _bytes(count: float) -> str:
+    """A size in decimal units, as memory of models is written."""
+    for unit in ("B", "kB", "MB", "GB"):
+        if count < 999.95:
+            return f"{count:.4g} {unit}"
+        count /= 1000
+    return f"{count:,.4g} TB"
+
+
+def _time(seconds: float) -> str:
+    for unit, size in (("days", 86400), ("hours", 3600), ("minutes", 60)):
+        if seconds >= 2 * size:
+            return f"{seconds / size:,.1f} {unit}"
+    return f"{seconds:,.1f} seconds"

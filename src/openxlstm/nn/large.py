@@ -1,0 +1,127 @@
+"""The block of xLSTM-7B: an mLSTM and a feed-forward, each behind a norm of its own
+(arXiv:2503.13427, section 3.1 and figure 8).
+
+    u    = rmsnorm(x)
+    q, k, v, õ = projections of u           D → QK, QK, V, V
+    ĩ, f̃ = softcap(gate weights · u + bias) one number a head and step
+    x    = x + out(σ(õ) ⊙ headnorm(mLSTM(q, k, v, ĩ, log σ(f̃))))
+    u    = rmsnorm(x)
+    x    = x + down(SiLU(gate(u)) ⊙ up(u))  D → F → D
+
+There is no convolution, no skip and no inner width: what costs is dense products.
+"""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from openxlstm import ops
+from openxlstm.config import StackConfig
+from openxlstm.nn.dropout import Dropout
+from openxlstm.nn.init import small_init_, wang_init_, zero_biases_
+from openxlstm.nn.norm import LargeHeadNorm, RMSNorm
+from openxlstm.states import LayerState, MLSTMState, SLSTMState
+
+
+def soft_cap(x: Tensor, cap: float) -> Tensor:
+    """cap · tanh(x / cap): x where it is small, never beyond ±cap; x itself for a cap of 0."""
+    return cap * torch.tanh(x / cap) if cap else x
+
+
+class LargeMLSTMLayer(nn.Module):
+    """x (B, T, D) → y (B, T, D), with NH heads of keys DQK and values DHV wide."""
+
+    def __init__(self, config: StackConfig) -> None:
+        super().__init__()
+        D, QK, V = config.embedding_dim, config.large_qk_dim, config.large_v_dim
+        NH, bias = config.num_heads, config.bias
+        self.num_heads, self.head_dims = NH, config.mlstm_head_dims
+        self.eps, self.gate_soft_cap = config.mlstm_eps, config.large_gate_soft_cap
+        self.q_proj, self.k_proj = (nn.Linear(D, QK, bias=bias) for _ in range(2))
+        self.v_proj, self.o_proj = (nn.Linear(D, V, bias=bias) for _ in range(2))
+        self.gate_weight = nn.Parameter(torch.zeros(2, NH, D))  # gates in the order i, f
+        self.gate_bias = nn.Parameter(
+            torch.stack([torch.full((NH,), -10.0), torch.linspace(3.0, 6.0, NH)])
+        )
+        self.norm = LargeHeadNorm(V, bias=bias)
+        self.out_proj = nn.Linear(V, D, bias=bias)
+        self.dropout = Dropout(config.dropout, config.dropout_kind)
+        for projection in (self.q_proj, self.k_proj, self.v_proj):
+            small_init_(projection.weight, D)
+        nn.init.zeros_(self.o_proj.weight)
+        wang_init_(self.out_proj.weight, D, len(config.layers))
+        zero_biases_(self.q_proj, self.k_proj, self.v_proj, self.o_proj, self.out_proj)
+
+    def initial_state(self, batch_size: int) -> LayerState:
+        NH, (DQK, DHV), weight = self.num_heads, self.head_dims, self.gate_weight
+        options = {"dtype": ops.state_dtype(weight.dtype), "device": weight.device}
+        cell = MLSTMState(
+            torch.zeros(batch_size, NH, DQK, DHV, **options),
+            torch.zeros(batch_size, NH, DQK, **options),
+            torch.zeros(batch_size, NH, **options),
+        )
+        return LayerState(None, cell)
+
+    def forward(
+        self, x: Tensor, state: LayerState | None = None, reset: Tensor | None = None
+    ) -> tuple[Tensor, LayerState]:
+        cell_state = None if state is None else state.cell
+        assert not isinstance(cell_state, SLSTMState), "the state is an sLSTM's"
+        q, k, v = (self.heads(p(x)) for p in (self.q_proj, self.k_proj, self.v_proj))
+        log_i, log_f, o = self.gates(x)
+        h, cell_state = ops.mlstm(
+            q, k, v, log_i, log_f, cell_state, reset=reset, eps=self.eps
+        )  # (B, NH, T, DHV)
+        y = o * self.norm(h.transpose(1, 2))
+        return self.dropout(self.out_proj(y)), LayerState(None, cell_state)
+
+    def gates(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """log i and log f (B, NH, T), and the output gate (B, T, NH·DHV)."""
+        gates = F.linear(x, self.gate_weight.flatten(0, 1), self.gate_bias.flatten())
+        gates = soft_cap(gates, self.gate_soft_cap)  # (B, T, 2·NH)
+        log_i, f_preact = gates.transpose(1, 2).chunk(2, dim=1)
+        return log_i, F.logsigmoid(f_preact), torch.sigmoid(self.o_proj(x))
+
+    def heads(self, x: Tensor) -> Tensor:
+        """(B, T, NH·DH) → (B, NH, T, DH)."""
+        return x.unflatten(-1, (self.num_heads, -1)).transpose(1, 2)
+
+
+class SwiGLU(nn.Module):
+    """down(SiLU(gate(x)) ⊙ up(x)) (arXiv:2002.05202); x (…, D) → y (…, D)."""
+
+    def __init__(self, config: StackConfig) -> None:
+        super().__init__()
+        D, inner, bias = config.embedding_dim, config.large_ff_dim, config.bias
+        self.gate_proj, self.up_proj = (nn.Linear(D, inner, bias=bias) for _ in range(2))
+        self.down_proj = nn.Linear(inner, D, bias=bias)
+        self.dropout = Dropout(config.dropout, config.dropout_kind)
+        small_init_(self.gate_proj.weight, D)
+        small_init_(self.up_proj.weight, D)
+        wang_init_(self.down_proj.weight, D, len(config.layers))
+        zero_biases_(self.gate_proj, self.up_proj, self.down_proj)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = F.silu(self.gate_proj(x)) * self.up_proj(x)
+        return self.dropout(self.down_proj(y))
+
+
+class LargeBlock(nn.Module):
+    """x + mLSTM(norm(x)), and that + feed-forward(norm(that)). x (B, T, D)."""
+
+    def __init__(self, config: StackConfig) -> None:
+        super().__init__()
+        self.norm = RMSNorm(config.embedding_dim, bias=config.bias)
+        self.layer = LargeMLSTMLayer(config)
+        self.ff_norm = RMSNorm(config.embedding_dim, bias=config.bias)
+        self.ff = SwiGLU(config)
+
+    def initial_state(self, batch_size: int) -> LayerState:
+        return self.layer.initial_state(batch_size)
+
+    def forward(
+        self, x: Tensor, state: LayerState | None = None, reset: Tensor | None = None
+    ) -> tuple[Tensor, LayerState]:
+        y, state_after = self.layer(self.norm(x), state, reset)
+        x = x + y
+        return x + self.ff(self.ff_norm(x)), state_after
