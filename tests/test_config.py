@@ -10,8 +10,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from openxlstm.cli.run_folder import RunRecord
-from openxlstm.config import Config, DataConfig, ModelConfig, StackConfig, TrainConfig, round_up
+from openxlstm.config import DataConfig, ModelConfig, StackConfig, TrainConfig, round_up
 from openxlstm.errors import UserError
+from openxlstm.strict import Config
 
 NEEDED: dict[type[Config], dict[str, Any]] = {
     StackConfig: {},

@@ -8,9 +8,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Self
 
-from openxlstm.config import Config, DataConfig, TrainConfig
+from openxlstm.config import DataConfig, TrainConfig
 from openxlstm.errors import UserError
 from openxlstm.files import read_json, write_json
+from openxlstm.strict import Config
 
 try:
     import fcntl

@@ -90,7 +90,7 @@ def make_plan(options: Options, job: "Processes") -> Plan:
         clear_unstarted(folder)
     job.wait()
     make = _resumed_plan if resumed else _new_plan
-    plan = make(folder, options, quiet=options.quiet or not job.is_first)
+    plan = make(folder, options, job, quiet=options.quiet or not job.is_first)
     share, rest = divmod(plan.record.data_config.batch_size, job.world_size)
     if rest or share % plan.compute.accumulate:
         raise UserError(
@@ -101,12 +101,21 @@ def make_plan(options: Options, job: "Processes") -> Plan:
     return plan
 
 
-def _new_plan(folder: Path, options: Options, *, quiet: bool) -> Plan:
+def _new_plan(folder: Path, options: Options, job: "Processes", *, quiet: bool) -> Plan:
+    from openxlstm.device import memory_bytes
+    from openxlstm.lm.memory import check_memory
+
     model, data, train = new_configs(options, get_preset(options.preset))
     if is_in_use(folder):
         resume = "go on with it by adding --resume, or " if (folder / RECORD).exists() else ""
         raise UserError(f"the folder {folder} is in use: {resume}choose another --out")
     compute = compute_config(options)
+    if job.device.type == "cpu":
+        here = int(os.environ.get("LOCAL_WORLD_SIZE", job.world_size))
+        check_memory(
+            model, (memory_bytes() or sys.maxsize) // here, strategy=compute.strategy,
+            world_size=job.world_size, average=train.ema_decay > 0,
+        )  # fmt: skip
     corpus = open_corpus(data, quiet=quiet)
     record = RunRecord(
         openxlstm=__version__, preset=options.preset, data=data.to_dict(),
@@ -118,7 +127,7 @@ def _new_plan(folder: Path, options: Options, *, quiet: bool) -> Plan:
     )
 
 
-def _resumed_plan(folder: Path, options: Options, *, quiet: bool) -> Plan:
+def _resumed_plan(folder: Path, options: Options, job: "Processes", *, quiet: bool) -> Plan:
     from openxlstm.data.tokenizer import load_tokenizer
     from openxlstm.lm.folder import load_config
 

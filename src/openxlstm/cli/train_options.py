@@ -5,9 +5,10 @@ from pathlib import Path
 from typing import Literal, TypeVar
 
 from openxlstm.cli.options import Quiet, Verbose
-from openxlstm.config import ComputeConfig, Config, DataConfig, ModelConfig, TrainConfig
+from openxlstm.config import ComputeConfig, DataConfig, ModelConfig, TrainConfig
 from openxlstm.errors import UserError
 from openxlstm.lm.presets import Preset
+from openxlstm.strict import Config
 
 C = TypeVar("C", bound=Config)
 
@@ -53,6 +54,8 @@ class Options:
 
     layers: str | None = None
     """One letter a block, from the input up: s for sLSTM, m for mLSTM, e.g. msm."""
+    block: Literal["paper", "large"] | None = None
+    """paper: the blocks of arXiv:2405.04517. large: those of xLSTM-7B, for m alone."""
     embedding_dim: int | None = None
     """Width of the model."""
     num_heads: int | None = None
