@@ -107,7 +107,7 @@ def _new_plan(folder: Path, options: Options, *, quiet: bool) -> Plan:
         resume = "go on with it by adding --resume, or " if (folder / RECORD).exists() else ""
         raise UserError(f"the folder {folder} is in use: {resume}choose another --out")
     compute = compute_config(options)
-    corpus = open_corpus(data, quiet=quiet)
+    corpus = open_corpus(data, verify=options.verify, quiet=quiet)
     record = RunRecord(
         openxlstm=__version__, preset=options.preset, data=data.to_dict(),
         train=train.to_dict(), compute=compute.to_dict(), text_sha256=corpus.sha256,
@@ -125,7 +125,8 @@ def _resumed_plan(folder: Path, options: Options, *, quiet: bool) -> Plan:
     record, compute = RunRecord.load(folder), compute_config(options)
     data, model = record.data_config, load_config(folder)
     train = resumed_config(options, record.preset, model, data, record.train_config)
-    corpus = open_corpus(data, tokenizer=load_tokenizer(folder), quiet=quiet)
+    tokenizer = load_tokenizer(folder)
+    corpus = open_corpus(data, tokenizer=tokenizer, verify=options.verify, quiet=quiet)
     if corpus.sha256 != record.text_sha256:
         raise UserError(
             f"the text of {', '.join(data.sources)} has changed since the run in {folder} began; "
