@@ -123,11 +123,15 @@ def _bar(*, quiet: bool) -> "Iterator[Progress]":
 
 def _summary(manifest: dict[str, Any], folder: Path, seconds: float) -> str:
     """What was made, in two lines."""
-    megabytes = manifest["bytes"] / 1e6
+    speed = manifest["bytes"] / 1e6 / seconds
     return (
         f"{manifest['tokens']:,} tokens, {manifest['tokenizer']['vocab_size']:,} different, of "
-        f"{manifest['characters']:,} characters in {manifest['documents']:,} documents; "
-        f"{len(manifest['shards'])} shards in {folder}, made in {seconds:.1f} s "
-        f"({megabytes / seconds:.1f} MB/s)\n"
+        f"{manifest['characters']:,} characters in {_count(manifest['documents'], 'document')}; "
+        f"{_count(len(manifest['shards']), 'shard')} in {folder}, "
+        f"made in {seconds:.1f} s ({speed:.1f} MB/s)\n"
         f"to train on them:\n  openxlstm train --data {shlex.quote(str(folder))}"
     )
+
+
+def _count(number: int, what: str) -> str:
+    return f"{number:,} {what}{'' if number == 1 else 's'}"

@@ -2,6 +2,7 @@
 
 import json
 import re
+from array import array
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, Self
@@ -18,8 +19,23 @@ FILE_NAME = "tokenizer.json"
 SAMPLE_MB = 100
 """Million characters that are learned from, if nothing else is said."""
 
-_PIECE = 1 << 14
-"""Characters that are encoded at a time, about: more than that is slower."""
+_PIECE = 1 << 18
+"""Characters that are encoded at a time, about."""
+
+_REMEMBERED = 1 << 17
+"""Words whose tokens are remembered, at most."""
+
+_S, _N = r"[^\S\x1c-\x1f]", r"[\S\x1c-\x1f]"
+"""A space, and no space, as tokenizers has them."""
+
+_WORDS = re.compile(
+    # A word, before a space or a sign; not an apostrophe, nor a letter that is not ASCII.
+    r" ?[A-Za-z]+(?=[\s!-&(-@\[-`{-~]|\Z)"
+    # All spaces but the last, which belongs to the word; a word of any kind, perhaps after spaces
+    # that do not; the spaces at the end.
+    rf"|{_S}+(?= {_N})| ?{_N}+|{_S}+{_N}+|{_S}+"
+)
+"""What a text may be cut into before GPT-2's regular expression sees it, without a difference."""
 
 
 class BPETokenizer:
@@ -34,9 +50,10 @@ class BPETokenizer:
             tokenizer: a `tokenizers.Tokenizer`.
         """
         self._tokenizer = tokenizer
+        self._known: dict[str, bytearray] = {}  # the ids of words, as int32
         self.vocab_size: int = max(tokenizer.get_vocab().values(), default=-1) + 1
         spec = json.loads(tokenizer.to_str())
-        # GPT-2's way of telling words apart: no token goes on beyond a BREAK.
+        # GPT-2's way of telling words apart.
         self._by_words = spec["normalizer"] is None and spec["pre_tokenizer"] in (
             {
                 "type": "ByteLevel",
@@ -89,13 +106,28 @@ class BPETokenizer:
             raise UserError(f"the package tokenizers cannot read it ({error!s:.200})") from error
 
     def encode(self, text: str) -> np.ndarray:
-        pieces = _cut(text) if self._by_words else [text]
+        if not self._by_words:
+            return np.frombuffer(self._encoded([text])[0], np.int32)
+        pieces = (self._encoded_words(piece) for piece in _cut(text))
+        return np.frombuffer(bytearray().join(pieces), np.int32)
+
+    def _encoded_words(self, text: str) -> bytes:
+        """Words come again and again: to look one up takes a fifth of the time to encode it."""
+        words = _WORDS.findall(text)
+        new = list(set(words).difference(self._known))
+        if len(new) + len(self._known) > _REMEMBERED:
+            self._known, new = {}, list(set(words))
+        known = self._known
+        known.update(zip(new, self._encoded(new), strict=True))
+        return b"".join(map(known.__getitem__, words))
+
+    def _encoded(self, texts: list[str]) -> list[bytearray]:
+        """The ids of each text, as int32."""
         try:
-            found = self._tokenizer.encode_batch_fast(list(pieces), add_special_tokens=False)
+            found = self._tokenizer.encode_batch_fast(texts, add_special_tokens=False)
         except (UnicodeEncodeError, TypeError) as error:
             raise UserError("the text has half a character in it: read it as UTF-8") from error
-        ids = [np.array(piece.ids, np.int32) for piece in found]
-        return np.concatenate(ids) if ids else np.empty(0, np.int32)
+        return [bytearray(array("i", one.ids)) for one in found]
 
     def decode(self, ids: Iterable[int]) -> str:
         numbers = checked_ids(ids, self.vocab_size).tolist()
