@@ -191,7 +191,7 @@ def test_ctrl_c_leaves_what_is_done(
 ) -> None:
     text, out = tmp_path / "text.txt", tmp_path / "out"
     text.write_text(text_file.read_text() * 2000)
-    options = ["tokenize", text, "--out", out, "--tokenizer", "byte", "--shard-mb", 0.02]
+    options = ["tokenize", text, "--out", out, "--tokenizer", "byte", "--shard-mb", 0.03]
     options = [*map(str, options), "--workers", str(workers)]
     command = [sys.executable, "-m", "openxlstm", *options]
     # In a session of its own, as a terminal sends Ctrl-C to all the processes of one.

@@ -11,6 +11,7 @@ import threading
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from functools import partial
 from multiprocessing.connection import wait as wait_for
@@ -284,7 +285,8 @@ def _work_off(
     results = []
     with ProcessPoolExecutor(workers, context, _start_worker, (read, stop)) as pool:
         try:
-            waiting = {pool.submit(_in_worker, task, *item) for item in units.items()}
+            with _deaf_to_ctrl_c():  # workers are born so, and stop when they are told to
+                waiting = {pool.submit(_in_worker, task, *item) for item in units.items()}
             while waiting:
                 finished, waiting = wait(waiting, timeout=0.1, return_when=FIRST_COMPLETED)
                 results += [future.result() for future in finished]
@@ -300,6 +302,19 @@ def _work_off(
     return results
 
 
+@contextmanager
+def _deaf_to_ctrl_c() -> Iterator[None]:
+    """Ignores the signal meanwhile, as processes that are started meanwhile always will."""
+    if threading.current_thread() is not threading.main_thread():
+        yield  # where Python handles no signals
+        return
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
 _shared: tuple[Any, Any]
 """In a worker: the bytes that all have read, and an event that tells them to stop."""
 
@@ -307,7 +322,6 @@ _shared: tuple[Any, Any]
 def _start_worker(read: Any, stop: Any) -> None:
     global _shared
     _shared = read, stop
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent hears Ctrl-C, and sets the event
     os.environ["TOKENIZERS_PARALLELISM"] = "false"  # one thread: there are enough processes
     threading.Thread(target=_end_with_parent, daemon=True).start()
 
