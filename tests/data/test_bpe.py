@@ -89,7 +89,17 @@ def test_another_kind_of_theirs(tmp_path: Path):
     assert again.decode([0, 1, 0]) == "the cat the"
 
 
-def test_ids_with_gaps(tmp_path: Path):
+def test_nothing_is_cut_off_or_filled_up(tmp_path: Path):
+    theirs = tokenizers.Tokenizer.from_str(BPE.to_json())
+    theirs.enable_truncation(3)
+    theirs.enable_padding(length=8)
+    theirs.save(str(tmp_path / "tokenizer.json"))
+    again = load_tokenizer(tmp_path)
+    assert again.encode("hen").tolist() == BPE.encode("hen").tolist()
+    assert again.encode(TEXT).tolist() == BPE.encode(TEXT).tolist()
+
+
+def test_ids_with_gaps():
     gaps = BPETokenizer(tokenizers.Tokenizer(tokenizers.models.WordLevel({"a": 0, "b": 9})))
     assert gaps.vocab_size == 10
 

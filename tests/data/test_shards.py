@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from openxlstm.data.shards import is_token_folder, open_token_folder, write_manifest, write_shard
+from openxlstm.data.shards import find_token_folder, open_token_folder, write_manifest, write_shard
 from openxlstm.data.sources import Piece
 from openxlstm.data.tokenizer import CharTokenizer, Tokenizer, encode_documents
 from openxlstm.errors import UserError
@@ -114,14 +114,14 @@ def test_a_broken_manifest(folder: Path, content: str, reason: str):
 
 
 def test_a_folder_that_is_not_finished(folder: Path):
-    assert is_token_folder(str(folder))
+    assert find_token_folder(str(folder)) == folder
     (folder / "manifest.json").rename(folder / "unfinished.json")
-    assert is_token_folder(str(folder))
+    assert find_token_folder(str(folder)) == folder
     with pytest.raises(UserError, match="is not finished: run the openxlstm tokenize that began"):
         open_token_folder(folder)
     (folder / "unfinished.json").unlink()
-    assert not is_token_folder(str(folder))
-    assert not is_token_folder("shakespeare")
+    for other in (str(folder), "shakespeare", "x" * 5000, "~nobody-is-called-this", "\0"):
+        assert find_token_folder(other) is None
 
 
 def test_a_shard_without_text(tmp_path: Path):

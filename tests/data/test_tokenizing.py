@@ -119,6 +119,14 @@ def test_a_corpus_by_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     assert manifest["sources"] == [{"path": "shakespeare", "bytes": 16}]
 
 
+def test_a_path_may_be_any_bytes(tmp_path: Path):
+    path = tmp_path / os.fsdecode(b"gr\xf6\xdfe.txt")
+    path.write_text("some text")
+    manifest = tokenize(Job(sources=(str(path),)), tmp_path / "out")
+    assert manifest["sources"][0]["path"].endswith("gr\ufffd\ufffde.txt")
+    assert tokenize(Job(sources=(str(path),)), tmp_path / "out") == manifest
+
+
 class TestResuming:
     @pytest.fixture
     def job(self, texts: Path, tmp_path: Path) -> Job:

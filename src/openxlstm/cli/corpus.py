@@ -124,15 +124,16 @@ def open_corpus(
     Raises:
         UserError: if a source or a tokenizer cannot be had, or they do not fit together.
     """
-    from openxlstm.data.shards import TokenFolder, is_token_folder
+    from openxlstm.data.shards import TokenFolder, find_token_folder
     from openxlstm.data.tokenizer import KINDS, find_tokenizer
 
-    sources = tuple(
-        _open_tokens(Path(source), verify, quiet=quiet)
-        if source not in CORPORA and is_token_folder(source)
-        else _read_documents(source, data.field, quiet=quiet)
-        for source in data.sources
-    )
+    def open_source(source: str) -> "list[str] | TokenFolder":
+        folder = None if source in CORPORA else find_token_folder(source)
+        if folder is None:
+            return _read_documents(source, data.field, quiet=quiet)
+        return _open_tokens(folder, verify, quiet=quiet)
+
+    sources = tuple(map(open_source, data.sources))
     folders = [source for source in sources if isinstance(source, TokenFolder)]
     if tokenizer is None and folders and data.tokenizer in KINDS:
         tokenizer = folders[0].tokenizer

@@ -49,6 +49,8 @@ class BPETokenizer:
         Args:
             tokenizer: a `tokenizers.Tokenizer`.
         """
+        tokenizer.no_truncation()  # which a file can ask for
+        tokenizer.no_padding()
         self._tokenizer = tokenizer
         self._known: dict[str, bytearray] = {}  # the ids of words, as int32
         self.vocab_size: int = max(tokenizer.get_vocab().values(), default=-1) + 1

@@ -42,9 +42,14 @@ class TokenFolder:
     """Of the manifest, which has the hashes of all the rest."""
 
 
-def is_token_folder(source: str) -> bool:
-    """Whether a path is that of a folder of tokens, be it finished or not."""
-    return any((Path(source) / name).is_file() for name in (MANIFEST, PLAN))
+def find_token_folder(source: str) -> Path | None:
+    """The path of a source, if it is that of a folder of tokens, be it finished or not."""
+    try:
+        folder = Path(source).expanduser()
+        names = {name for name in (PLAN, MANIFEST, FILE_NAME) if (folder / name).is_file()}
+    except (OSError, RuntimeError):  # a name too long; a ~name that nobody has
+        return None
+    return folder if PLAN in names or names == {MANIFEST, FILE_NAME} else None
 
 
 def open_token_folder(

@@ -229,8 +229,7 @@ def _uncompressed(raw: IO[bytes], span: Span) -> Iterator[IO[bytes]]:
         case ".zst":
             zstandard = import_extra("zstandard", "data")
             damaged += (zstandard.ZstdError,)
-            decompressor = zstandard.ZstdDecompressor()
-            file = io.BufferedReader(decompressor.stream_reader(raw, read_across_frames=True))
+            file = io.BufferedReader(_Zstandard(raw, zstandard.ZstdDecompressor()), BLOCK)
         case _:
             file = raw
     try:
@@ -239,6 +238,33 @@ def _uncompressed(raw: IO[bytes], span: Span) -> Iterator[IO[bytes]]:
         if isinstance(error, OSError) and error.errno:
             raise
         raise UserError(f"{span.path} is damaged ({error}): get it again") from error
+
+
+class _Zstandard(io.RawIOBase):
+    """What is in a .zst file. The package's own reader takes a file cut short for a whole one."""
+
+    def __init__(self, raw: IO[bytes], decompressor: Any) -> None:
+        self._raw, self._begin_frame = raw, decompressor.decompressobj
+        self._frame: Any = None
+        self._found, self._rest = b"", b""
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: Any) -> int:
+        while not self._found:
+            block = self._rest or self._raw.read(1 << 14)
+            if not block and self._frame is None:
+                return 0
+            if not block:
+                raise EOFError("it is cut short")
+            self._frame = self._frame or self._begin_frame()
+            self._found, self._rest = self._frame.decompress(block), self._frame.unused_data
+            if self._frame.eof:
+                self._frame = None
+        count = min(len(buffer), len(self._found))
+        buffer[:count], self._found = self._found[:count], self._found[count:]
+        return count
 
 
 def import_extra(name: str, extra: str) -> Any:

@@ -162,8 +162,11 @@ def tokenize(
         OSError: if a file cannot be read or written.
     """
     inputs = find_inputs(job.sources)
-    sources = [{"path": found.span.path, "bytes": found.bytes} for found in inputs]
-    facts = {"options": {**asdict(job), "sources": list(job.sources)}, "sources": sources}
+    sources = [{"path": _in_words(found.span.path), "bytes": found.bytes} for found in inputs]
+    facts = {
+        "options": {**asdict(job), "sources": [*map(_in_words, job.sources)]},
+        "sources": sources,
+    }
     plan = {**facts, "modified": [found.modified for found in inputs]}
     units = plan_units(inputs, job.field, max(1, int(job.shard_mb * 1e6)))
     work = partial(_work_off, workers=min(workers, len(units)), progress=progress)
@@ -232,6 +235,11 @@ def _changed(folder: Path, what: str) -> str:
         f"{folder} was begun otherwise, {what} has changed: "
         "put it back as it was, or choose another --out"
     )
+
+
+def _in_words(path: str) -> str:
+    """A path in UTF-8, whatever bytes it has."""
+    return os.fsencode(path).decode(errors="replace")
 
 
 def _is_foreign(path: Path) -> bool:
