@@ -9,7 +9,8 @@ from typing import Any, Self
 
 import numpy as np
 
-from openxlstm.data.sources import BREAK, import_extra
+from openxlstm.data.compression import import_extra
+from openxlstm.data.sources import BREAK
 from openxlstm.data.tokens import checked_ids
 from openxlstm.errors import UserError
 from openxlstm.files import write_text

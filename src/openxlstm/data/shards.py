@@ -145,7 +145,7 @@ def write_shard(
                 if begins:
                     starts.append(entry["tokens"])
                 ids = tokenizer.encode(text)
-                file.write(ids.astype(dtype, copy=False))
+                file.write(ids.astype(dtype, copy=False).data)
                 entry["tokens"] += len(ids)
                 entry["characters"] += len(text)
                 entry["bytes"] += len(text) if text.isascii() else len(text.encode())

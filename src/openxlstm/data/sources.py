@@ -4,29 +4,24 @@ A document is a plain text file, a line of JSON or a row of Parquet. Pieces end 
 so that no tokenizer reads a text in pieces otherwise than as a whole.
 """
 
-import bz2
 import codecs
 import difflib
 import glob
-import gzip
-import importlib
 import io
 import json
-import lzma
 import re
 import sys
-import zlib
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
-from typing import IO, Any, NamedTuple
+from typing import IO, NamedTuple
 
+from openxlstm.data.compression import COMPRESSED, compression, import_extra, uncompressed
 from openxlstm.errors import UserError
 
-PLAIN, RECORDS, COMPRESSED = (".md", ".txt"), (".jsonl", ".parquet"), (".bz2", ".gz", ".xz", ".zst")
-"""What counts as text in a folder: these, and what has one of the last after one of the others."""
+PLAIN, RECORDS = (".md", ".txt"), (".jsonl", ".parquet")
+"""What counts as text in a folder, compressed or not."""
 
 BLOCK = 1 << 20
 """Bytes that are read at a time."""
@@ -67,19 +62,13 @@ class Span:
     def kind(self) -> str:
         """text, .jsonl or .parquet: what is in it once it is uncompressed."""
         path = Path(self.path)
-        inner = Path(path.stem) if self.compression else path
+        inner = Path(path.stem) if compression(self.path) else path
         suffix = inner.suffix.lower()
         return suffix if suffix in RECORDS else "text"
 
     @property
-    def compression(self) -> str:
-        """The suffix of what it is compressed with, or nothing."""
-        suffix = Path(self.path).suffix.lower()
-        return suffix if suffix in COMPRESSED else ""
-
-    @property
     def can_be_cut(self) -> bool:
-        return not self.compression and self.kind != ".parquet"
+        return not compression(self.path) and self.kind != ".parquet"
 
 
 def find_files(source: str, names: Iterable[str] = ()) -> list[Path]:
@@ -161,9 +150,9 @@ def read_pieces(
         if start == size > 0:
             return
         raw.seek(start)
-        with _uncompressed(raw, span) as file:
+        with uncompressed(raw, span.path) as file:
             tell = _reporter(raw, report)
-            limit = None if span.compression else stop - start
+            limit = None if compression(span.path) else stop - start
             if span.kind == ".jsonl":
                 yield from _json_lines(file, span, start, limit, field, tell)
                 return
@@ -209,77 +198,6 @@ def _cut(file: IO[bytes], place: int, kind: str) -> int:
         return place + found.start()
     rest = (i for i in range(1, len(block)) if block[i] & 0xC0 != 0x80)  # where a character begins
     return place - 1 + next(rest, len(block))
-
-
-@contextmanager
-def _uncompressed(raw: IO[bytes], span: Span) -> Iterator[IO[bytes]]:
-    """What is in a file that may be compressed, as a file.
-
-    Raises:
-        UserError: that names it, if it proves damaged while it is read.
-    """
-    damaged: tuple[type[Exception], ...] = (EOFError, zlib.error, lzma.LZMAError, OSError)
-    match span.compression:
-        case ".gz":
-            file = gzip.GzipFile(fileobj=raw)
-        case ".bz2":
-            file = bz2.BZ2File(raw)
-        case ".xz":
-            file = lzma.LZMAFile(raw)  # noqa: SIM115
-        case ".zst":
-            zstandard = import_extra("zstandard", "data")
-            damaged += (zstandard.ZstdError,)
-            file = io.BufferedReader(_Zstandard(raw, zstandard.ZstdDecompressor()), BLOCK)
-        case _:
-            file = raw
-    try:
-        yield file  # pyright: ignore[reportReturnType]
-    except damaged as error:
-        if isinstance(error, OSError) and error.errno:
-            raise
-        raise UserError(f"{span.path} is damaged ({error}): get it again") from error
-
-
-class _Zstandard(io.RawIOBase):
-    """What is in a .zst file. The package's own reader takes a file cut short for a whole one."""
-
-    def __init__(self, raw: IO[bytes], decompressor: Any) -> None:
-        self._raw, self._begin_frame = raw, decompressor.decompressobj
-        self._frame: Any = None
-        self._found, self._rest = b"", b""
-
-    def readable(self) -> bool:
-        return True
-
-    def readinto(self, buffer: Any) -> int:
-        while not self._found:
-            block = self._rest or self._raw.read(1 << 14)
-            if not block and self._frame is None:
-                return 0
-            if not block:
-                raise EOFError("it is cut short")
-            self._frame = self._frame or self._begin_frame()
-            self._found, self._rest = self._frame.decompress(block), self._frame.unused_data
-            if self._frame.eof:
-                self._frame = None
-        count = min(len(buffer), len(self._found))
-        buffer[:count], self._found = self._found[:count], self._found[count:]
-        return count
-
-
-def import_extra(name: str, extra: str) -> Any:
-    """A package that is installed only with one of openxlstm's extras.
-
-    Raises:
-        UserError: that says which, if it is missing.
-    """
-    try:
-        return importlib.import_module(name)
-    except ImportError as error:
-        package = name.partition(".")[0]
-        raise UserError(
-            f"this needs the package {package}: pip install 'openxlstm[{extra}]'"
-        ) from error
 
 
 def _reporter(raw: IO[bytes], report: Report) -> Callable[[], None]:
