@@ -127,6 +127,14 @@ def test_a_path_may_be_any_bytes(tmp_path: Path):
     assert tokenize(Job(sources=(str(path),)), tmp_path / "out") == manifest
 
 
+def test_a_link_is_what_its_name_says(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """As those into a cache are, whose files have no suffix."""
+    (tmp_path / "d41d8cd9").write_text('{"text": "hello"}')
+    (tmp_path / "a.jsonl").symlink_to("d41d8cd9")
+    monkeypatch.chdir(tmp_path)
+    assert tokenize(Job(sources=("a.jsonl",)), tmp_path / "out")["characters"] == 7
+
+
 class TestResuming:
     @pytest.fixture
     def job(self, texts: Path, tmp_path: Path) -> Job:

@@ -107,7 +107,7 @@ def find_inputs(sources: Iterable[str]) -> list[Input]:
             found.append(Input(Named(source), size))
             continue
         try:
-            files = [(file.resolve(), file.stat()) for file in find_files(source, CORPORA)]
+            files = [(file.absolute(), file.stat()) for file in find_files(source, CORPORA)]
         except (OSError, RuntimeError) as error:
             raise UserError(
                 f"cannot read {source!r:.200} ({error!s:.200}): give another path"
