@@ -1,5 +1,7 @@
 """What the README and the pages in docs say to type does what they say."""
 
+import gzip
+import json
 import re
 import shlex
 from collections.abc import Iterator
@@ -68,8 +70,11 @@ def test_there_are_commands() -> None:
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
 def test_commands(page: Path, jobs: Jobs, tmp_path: Path) -> None:
-    """In a folder with a text of one's own, one after another, as a reader types them."""
+    """In a folder with texts of one's own, one after another, as a reader types them."""
     (tmp_path / "my.txt").write_text(TEXT)
+    (tmp_path / "texts").mkdir()
+    records = json.dumps({"text": LETTERS}) + "\n"
+    (tmp_path / "texts" / "some.jsonl.gz").write_bytes(gzip.compress(100 * records.encode()))
     for words in commands(page):
         many = words[0] == "torchrun"
         world_size = int(words[words.index("--nproc-per-node") + 1]) if many else 1

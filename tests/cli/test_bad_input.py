@@ -82,7 +82,7 @@ def test_a_text_that_does_not_do(
         ("nowhere/*.txt", "there is no file that matches"),
         ("", "there is no file, folder or corpus"),
         ("shakespear", "did you mean 'shakespeare'?"),
-        (".", "there is no .md or .txt file in '.'"),
+        (".", "there is no .md, .txt, .jsonl, .parquet file in '.'"),
         ("a\nb", "there is no file"),
     ],
 )

@@ -17,6 +17,7 @@ from openxlstm.cli.main import COMMANDS
 Cli = Callable[..., Any]
 
 SCRIPTS_RELY_ON = {
+    "tokenize": "--out --tokenizer --bpe-vocab-size --field --workers --shard-mb",
     "train": "--data --preset --layers --steps --minutes --seed --val-split --out --resume "
     "--auto-resume --strategy --accumulate",
     "eval": "--data --val-split --window --stream --json",

@@ -8,12 +8,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from jobs import Jobs, server
-from safetensors.torch import load_file
 from torch import Tensor, equal
 
 from openxlstm.cli.run_folder import lock
-from openxlstm.train.checkpoint import checkpoints, newest
+from openxlstm.train.checkpoint import checkpoints, newest, read, shapes
 from openxlstm.train.records import read_metrics
 
 OPTIONS = (
@@ -31,12 +31,12 @@ def jobs(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Jobs]:
 
 
 def tensors(folder: Path) -> dict[str, Tensor]:
-    """All that the newest checkpoint holds."""
+    """All that the newest checkpoint holds, whichever process wrote it."""
     path = newest(folder)
     assert path is not None
-    shards = sorted(path.glob("*.safetensors"))
-    return {f"{shard.name} {name}": part
-            for shard in shards for name, part in load_file(shard).items()}  # fmt: skip
+    whole = {name: torch.empty(shape) for name, shape in shapes(path).items()}
+    read(path, whole)
+    return whole
 
 
 def metrics(folder: Path) -> list[dict[str, Any]]:

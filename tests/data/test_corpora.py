@@ -150,11 +150,11 @@ class TestPaths:
 
     def test_folder_without_text(self, tmp_path: Path):
         (tmp_path / "a.py").touch()
-        assert "no .md or .txt file in" in message(str(tmp_path))
+        assert "no .md, .txt, .jsonl, .parquet file in" in message(str(tmp_path))
 
-    @pytest.mark.parametrize("what", ["read_bytes", "iterdir"])
+    @pytest.mark.parametrize("what", ["open", "iterdir"])
     def test_permission_denied(self, folder: Path, monkeypatch: pytest.MonkeyPatch, what: str):
-        def deny(path: Path) -> bytes:  # root, whom tests may run as, is denied nothing
+        def deny(path: Path, *_: object) -> bytes:  # root, whom tests may run as, is denied nothing
             raise PermissionError(13, "Permission denied", str(path))
 
         monkeypatch.setattr(Path, what, deny)

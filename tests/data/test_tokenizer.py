@@ -130,7 +130,7 @@ def test_nothing_to_make_it_from():
 
 def test_unknown_kind():
     with pytest.raises(
-        UserError, match="no tokenizer 'word': choose char or byte, or give the path"
+        UserError, match="no tokenizer 'word': choose char, byte or bpe, or give the path"
     ):
         make_tokenizer("word", [TEXT])
 

@@ -45,6 +45,8 @@ class Options:
     """Measure in 2,400 windows at random places alone, as nanoGPT does."""
     stream: bool = False
     """Measure as a stream alone."""
+    verify: Literal["hashes", "sizes"] = "hashes"
+    """What is checked of folders of tokens: every byte, or only that all files are there."""
     seed: int = 0
     """Seed of the random places."""
     batch_size: int = 16
@@ -83,7 +85,7 @@ def run(arguments: list[str]) -> int:
     if options.data is not None:
         changes |= {"sources": options.data, "weights": ()}
     data = record.data_config.replace(**{k: v for k, v in changes.items() if v is not None})
-    corpus = open_corpus(data, tokenizer=tokenizer, quiet=options.quiet)
+    corpus = open_corpus(data, tokenizer=tokenizer, verify=options.verify, quiet=options.quiet)
     part = {"train": "train", "val": "val", "all": "whole"}[options.part]
     text: Part = getattr(corpus, part)
     batch_size = options.batch_size

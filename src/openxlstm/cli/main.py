@@ -11,6 +11,7 @@ from openxlstm._version import __version__
 from openxlstm.errors import UserError
 
 COMMANDS = {
+    "tokenize": "turn text of any size into tokens on disk, to train on",
     "train": "train a language model on your own text, or on Shakespeare",
     "eval": "measure a model: loss, perplexity, bits per character",
     "generate": "let a model write",

@@ -7,7 +7,7 @@ import signal
 import sys
 import threading
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
@@ -89,6 +89,8 @@ def make_plan(options: Options, job: "Processes") -> Plan:
     if options.auto_resume and not resumed and job.is_first:
         clear_unstarted(folder)
     job.wait()
+    if job.local_rank > 0:  # on each machine one process reads all of the tokens to check them
+        options = replace(options, verify="sizes")
     make = _resumed_plan if resumed else _new_plan
     plan = make(folder, options, job, quiet=options.quiet or not job.is_first)
     share, rest = divmod(plan.record.data_config.batch_size, job.world_size)
@@ -111,12 +113,11 @@ def _new_plan(folder: Path, options: Options, job: "Processes", *, quiet: bool) 
         raise UserError(f"the folder {folder} is in use: {resume}choose another --out")
     compute = compute_config(options)
     if job.device.type == "cpu":
-        here = int(os.environ.get("LOCAL_WORLD_SIZE", job.world_size))
         check_memory(
-            model, (memory_bytes() or sys.maxsize) // here, strategy=compute.strategy,
+            model, (memory_bytes() or sys.maxsize) // job.local_size, strategy=compute.strategy,
             world_size=job.world_size, average=train.ema_decay > 0,
         )  # fmt: skip
-    corpus = open_corpus(data, quiet=quiet)
+    corpus = open_corpus(data, verify=options.verify, quiet=quiet)
     record = RunRecord(
         openxlstm=__version__, preset=options.preset, data=data.to_dict(),
         train=train.to_dict(), compute=compute.to_dict(), text_sha256=corpus.sha256,
@@ -134,7 +135,8 @@ def _resumed_plan(folder: Path, options: Options, job: "Processes", *, quiet: bo
     record, compute = RunRecord.load(folder), compute_config(options)
     data, model = record.data_config, load_config(folder)
     train = resumed_config(options, record.preset, model, data, record.train_config)
-    corpus = open_corpus(data, tokenizer=load_tokenizer(folder), quiet=quiet)
+    tokenizer = load_tokenizer(folder)
+    corpus = open_corpus(data, tokenizer=tokenizer, verify=options.verify, quiet=quiet)
     if corpus.sha256 != record.text_sha256:
         raise UserError(
             f"the text of {', '.join(data.sources)} has changed since the run in {folder} began; "

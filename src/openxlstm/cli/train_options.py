@@ -135,6 +135,8 @@ class Options:
     """Let the model write after every so many evaluations, into samples.txt in the run's folder."""
     sample_prompt: str = ""
     """What it then goes on with."""
+    verify: Literal["hashes", "sizes"] = "hashes"
+    """What is checked of folders of tokens: every byte, or only that all files are there."""
     tensorboard: bool = False
     """Also write all of this, gates included, for TensorBoard, into the run's folder."""
     strategy: Literal["ddp", "fsdp"] = "ddp"

@@ -4,14 +4,12 @@ A source is the name of a corpus, or a file, a folder or a glob pattern. A name 
 that is called the same; write `./shakespeare` for such a file.
 """
 
-import difflib
-import glob
-from collections.abc import Sequence
-from itertools import accumulate
-from pathlib import Path
+from collections.abc import Iterable, Sequence
+from itertools import accumulate, chain
 from typing import Any, Literal, TypeVar
 
 from openxlstm.data.plays import shakespeare
+from openxlstm.data.sources import Piece, Span, find_files, read_pieces, set_apart
 from openxlstm.data.tinyshakespeare import Progress, tinyshakespeare
 from openxlstm.errors import UserError
 
@@ -21,24 +19,25 @@ CORPORA = {
 }
 """The corpora that have a name, each in a line."""
 
-SUFFIXES = (".md", ".txt")
-"""What counts as text in a folder."""
-
 Tokens = TypeVar("Tokens", bound=Any)
 """A string, an array or a tensor: what has a length and can be sliced."""
 
 
-def load_documents(source: str, *, progress: Progress | None = None) -> list[str]:
+def load_documents(
+    source: str, *, field: str = "text", progress: Progress | None = None
+) -> list[str]:
     """The documents of `source`, in order: joined, they are its text, which is not blank.
 
-    Each play of `shakespeare` is a document, and so is each file. A folder stands for the `.txt`
-    and `.md` files anywhere below it, a pattern (`**` for folders at any depth) for the files that
-    match. Both leave hidden ones out and go by path, in order. Files are UTF-8. A single one is
-    taken as it is, but for a byte order mark and the kind of line ends; several end in a blank line
+    Each play of `shakespeare` is a document, and so is each text file, line of `.jsonl` and row of
+    `.parquet`. A folder stands for such files anywhere below it, a pattern (`**` for folders at any
+    depth) for the files that match. Both leave hidden ones out and go by path, in order. Text is
+    UTF-8, and may be compressed (`.gz`, `.bz2`, `.xz`, `.zst`). A single text file is taken as it
+    is, but for a byte order mark and the kind of line ends; several documents end in a blank line
     each, the last in a line end.
 
     Args:
         source: the name of a corpus, or a file, a folder or a glob pattern.
+        field: which field of `.jsonl` and `.parquet` is the text.
         progress: is called as `progress(done, total)` with bytes, while a corpus is downloaded.
 
     Raises:
@@ -49,17 +48,29 @@ def load_documents(source: str, *, progress: Progress | None = None) -> list[str
     if source == "tinyshakespeare":
         return [tinyshakespeare(progress=progress)]
     try:
-        texts = [_read(file) for file in _find(source)]
+        spans = [Span(str(file)) for file in find_files(source, CORPORA)]
+        pieces = chain.from_iterable(read_pieces(span, field) for span in spans)
+        if len(spans) == 1 and spans[0].kind == "text":
+            documents = ["".join(piece.text for piece in pieces)]
+        else:
+            documents = _joined(set_apart(pieces))
     except (OSError, RuntimeError) as error:  # RuntimeError is for a ~name that nobody has
         raise UserError(
             f"cannot read {source!r:.200} ({error!s:.200}): give another path"
         ) from error
-    if not any(text.strip() for text in texts):
+    if not any(text.strip() for text in documents):
         raise UserError(f"there is nothing to read in {source!r}: give a file with some text")
-    if len(texts) == 1:
-        return texts
-    *most, last = (stripped for text in texts if (stripped := text.strip("\n")))
-    return [*(f"{text}\n\n" for text in most), f"{last}\n"]
+    return documents
+
+
+def _joined(pieces: Iterable[Piece]) -> list[str]:
+    """Documents out of their pieces; the last ends in one line end, not in a blank line."""
+    parts: list[list[str]] = []
+    for text, begins, _ in pieces:
+        parts += [[]] if begins else []
+        parts[-1].append(text)
+    documents = ["".join(texts) for texts in parts]
+    return [*documents[:-1], *(text.removesuffix("\n") for text in documents[-1:])]
 
 
 def split_documents(
@@ -120,55 +131,3 @@ def split(
             f"with val_fraction={val_fraction}: give more text"
         )
     return train, val
-
-
-def _find(source: str) -> list[Path]:
-    """The files that `source` stands for, in order; at least one."""
-    path = Path(source).expanduser()
-    if not source:
-        raise UserError(_unknown(source))
-    if path.is_dir():
-        next(path.iterdir(), None)  # raises if the folder is unreadable, where rglob finds nothing
-        inside = [file for file in path.rglob("*") if file.suffix.lower() in SUFFIXES]
-        found = [file for file in inside if not _is_hidden(file.relative_to(path))]
-    elif path.exists():
-        return [path]
-    elif glob.has_magic(source):
-        # Not Path.glob, which takes no absolute pattern and lets hidden files in.
-        found = [Path(file) for file in glob.iglob(str(path), recursive=True)]  # noqa: PTH207
-    else:
-        raise UserError(_unknown(source))
-    files = sorted(file for file in found if file.is_file())
-    if not files:
-        wanted = f"{' or '.join(SUFFIXES)} file in" if path.is_dir() else "file that matches"
-        raise UserError(f"there is no {wanted} {source!r}: give another path")
-    return files
-
-
-def _is_hidden(path: Path) -> bool:
-    return any(part.startswith(".") for part in path.parts)
-
-
-def _unknown(source: str) -> str:
-    close = difflib.get_close_matches(source.lower(), CORPORA, n=1)
-    guess = f"did you mean {close[0]!r}? " if close else ""
-    return (
-        f"there is no file, folder or corpus {source!r:.200}: {guess}"
-        f"give a path, or the name of a corpus ({', '.join(CORPORA)})"
-    )
-
-
-def _read(file: Path) -> str:
-    content = file.read_bytes()
-    if (place := content.find(0)) >= 0:
-        raise UserError(
-            f"{file} is not plain text (byte 0 at offset {place}): give text encoded as UTF-8"
-        )
-    try:
-        text = content.decode()
-    except UnicodeDecodeError as error:
-        raise UserError(
-            f"{file} is not UTF-8 (byte 0x{content[error.start]:02x} at offset {error.start}): "
-            f"convert it, e.g. iconv -f WINDOWS-1252 -t UTF-8 {file.name} > utf8.txt"
-        ) from error
-    return text.removeprefix("\ufeff").replace("\r\n", "\n").replace("\r", "\n")

@@ -1,4 +1,7 @@
-"""Text to token ids and back. A tokenizer is saved with the model it belongs to, as JSON."""
+"""Text to token ids and back. A tokenizer is saved with the model it belongs to, as JSON.
+
+Characters and bytes are ours, in a format of our own; bpe.py has all that `tokenizers` reads.
+"""
 
 import json
 from collections.abc import Iterable, Sequence
@@ -8,11 +11,11 @@ from typing import Any, Protocol, Self
 
 import numpy as np
 
-from openxlstm.data.tokens import Tokens
+from openxlstm.data.bpe import FILE_NAME, BPETokenizer
+from openxlstm.data.tokens import Tokens, checked_ids
 from openxlstm.errors import UserError
-from openxlstm.files import write_json
+from openxlstm.files import write_text
 
-FILE_NAME = "tokenizer.json"
 FORMAT = "openxlstm-tokenizer"
 VERSION = 1
 
@@ -46,12 +49,30 @@ class Tokenizer(Protocol):
         """
         ...
 
+    def to_json(self) -> str:
+        """What `save` writes. Tokenizers that have it in common are the same."""
+        ...
+
     def save(self, folder: str | Path) -> None:
         """Writes `tokenizer.json` to `folder`, for `load_tokenizer`. The folder may be missing."""
         ...
 
 
-class CharTokenizer:
+class _Own:
+    """What a tokenizer of ours has in its file."""
+
+    def to_dict(self) -> dict[str, Any]:
+        raise NotImplementedError
+
+    def to_json(self) -> str:
+        values = {"format": FORMAT, "version": VERSION, **self.to_dict()}
+        return json.dumps(values, indent=2, ensure_ascii=False) + "\n"
+
+    def save(self, folder: str | Path) -> None:
+        write_text(Path(folder) / FILE_NAME, self.to_json())
+
+
+class CharTokenizer(_Own):
     """One id for each of some characters, in the order given."""
 
     def __init__(self, characters: str) -> None:
@@ -100,21 +121,21 @@ class CharTokenizer:
         return ids
 
     def decode(self, ids: Iterable[int]) -> str:
-        return self._codes[_checked(ids, self.vocab_size)].tobytes().decode("utf-32-le")
+        return self._codes[checked_ids(ids, self.vocab_size)].tobytes().decode("utf-32-le")
 
-    def save(self, folder: str | Path) -> None:
-        _save(folder, {"kind": "char", "characters": self.characters})
+    def to_dict(self) -> dict[str, Any]:
+        return {"kind": "char", "characters": self.characters}
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> Self:
-        """The tokenizer that `save` wrote."""
+        """The tokenizer that `to_dict` describes."""
         characters = values.get("characters")
         if not isinstance(characters, str):
             raise UserError("'characters' is not a string")
         return cls(characters)
 
 
-class ByteTokenizer:
+class ByteTokenizer(_Own):
     """The 256 bytes of UTF-8: any text at all, at more than one id for most characters."""
 
     vocab_size = 256
@@ -132,41 +153,46 @@ class ByteTokenizer:
 
     def decode(self, ids: Iterable[int]) -> str:
         """The text; bytes that are not UTF-8, such as the half of a character, become U+FFFD."""
-        return _checked(ids, 256).astype(np.uint8).tobytes().decode(errors="replace")
+        return checked_ids(ids, 256).astype(np.uint8).tobytes().decode(errors="replace")
 
-    def save(self, folder: str | Path) -> None:
-        _save(folder, {"kind": "byte"})
+    def to_dict(self) -> dict[str, Any]:
+        return {"kind": "byte"}
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> Self:
-        """The tokenizer that `save` wrote."""
+        """The tokenizer that `to_dict` describes."""
         return cls()
 
 
-KINDS: dict[str, type[CharTokenizer | ByteTokenizer]] = {
-    "char": CharTokenizer,
-    "byte": ByteTokenizer,
-}
-"""What a tokenizer is called in a configuration and in tokenizer.json."""
+OWN: dict[str, type[CharTokenizer | ByteTokenizer]] = {"char": CharTokenizer, "byte": ByteTokenizer}
+"""What a tokenizer of ours is called in its file."""
+
+KINDS = (*OWN, "bpe")
+"""What a new tokenizer is called in a configuration."""
 
 
-def make_tokenizer(kind: str, texts: Iterable[str]) -> Tokenizer:
+def make_tokenizer(kind: str, texts: Iterable[str], **options: Any) -> Tokenizer:
     """A new tokenizer for all of some texts.
+
+    Args:
+        options: those of `BPETokenizer.from_texts`; other kinds have none.
 
     Raises:
         UserError: if there is no such kind, or the texts do not do for it.
     """
+    if kind == "bpe":
+        return BPETokenizer.from_texts(texts, **options)
     return _class(kind).from_texts(texts)
 
 
-def find_tokenizer(name: str, texts: Iterable[str]) -> Tokenizer:
+def find_tokenizer(name: str, texts: Iterable[str], **options: Any) -> Tokenizer:
     """The tokenizer that a configuration names: a new one of a kind, or the one at a path.
 
     Raises:
         UserError: as `make_tokenizer` and `load_tokenizer`.
     """
     is_path = name not in KINDS and Path(name).exists()
-    return load_tokenizer(name) if is_path else make_tokenizer(name, texts)
+    return load_tokenizer(name) if is_path else make_tokenizer(name, texts, **options)
 
 
 def encode_documents(tokenizer: Tokenizer, documents: Sequence[str]) -> Tokens:
@@ -182,7 +208,9 @@ def encode_documents(tokenizer: Tokenizer, documents: Sequence[str]) -> Tokens:
 
 
 def load_tokenizer(folder: str | Path) -> Tokenizer:
-    """The tokenizer that was saved to `folder`; a path of its file does as well.
+    """The tokenizer that was saved to `folder`, ours or of the package `tokenizers`.
+
+    The path of its file does as well.
 
     Raises:
         UserError: if there is none, or its file is damaged; the message names the file.
@@ -190,36 +218,36 @@ def load_tokenizer(folder: str | Path) -> Tokenizer:
     path = Path(folder)
     path = path if path.is_file() else path / FILE_NAME
     try:
-        values = json.loads(path.read_bytes())
+        values = json.loads(content := path.read_bytes())
     except OSError as error:
         raise UserError(
             f"cannot read {path} ({error.strerror}): give the folder of a trained model"
         ) from error
     except (ValueError, RecursionError) as error:
         raise UserError(f"{path} is damaged (no JSON): restore it from a copy") from error
-    if not isinstance(values, dict) or values.get("format") != FORMAT:
+    is_own = isinstance(values, dict) and values.get("format") == FORMAT
+    if not is_own and (not isinstance(values, dict) or not isinstance(values.get("model"), dict)):
         raise UserError(f"{path} is not a tokenizer of openxlstm: give another folder")
-    if values.get("version") != VERSION:
+    if is_own and values.get("version") != VERSION:
         raise UserError(
             f"{path} has version {values.get('version')!r}, and this openxlstm reads {VERSION}: "
             "install a newer openxlstm"
         )
     try:
-        return _class(values.get("kind")).from_dict(values)
+        if is_own:
+            return _class(values.get("kind")).from_dict(values)
+        return BPETokenizer.from_json(content.decode())
     except UserError as error:
         raise UserError(f"{path} cannot be used: {error}") from error
 
 
 def _class(kind: Any) -> type[CharTokenizer | ByteTokenizer]:
-    if not isinstance(kind, str) or kind not in KINDS:
+    if not isinstance(kind, str) or kind not in OWN:
         raise UserError(
-            f"there is no tokenizer {kind!r}: choose {' or '.join(KINDS)}, or give the path of one"
+            f"there is no tokenizer {kind!r}: choose {', '.join(OWN)} or bpe, "
+            "or give the path of one"
         )
-    return KINDS[kind]
-
-
-def _save(folder: str | Path, values: dict[str, Any]) -> None:
-    write_json(Path(folder) / FILE_NAME, {"format": FORMAT, "version": VERSION, **values})
+    return OWN[kind]
 
 
 def _dtype(vocab_size: int) -> type[np.generic]:
@@ -229,23 +257,6 @@ def _dtype(vocab_size: int) -> type[np.generic]:
 def _code_points(text: str, errors: str) -> np.ndarray:
     """The Unicode code points of `text`, one for each character."""
     return np.frombuffer(text.encode("utf-32-le", errors), "<u4")
-
-
-def _checked(ids: Any, vocab_size: int) -> np.ndarray:
-    """`ids` as a 1-D array of integers below `vocab_size`."""
-    if not isinstance(ids, np.ndarray):
-        # A tensor has tolist, which needs no torch here and works on any device.
-        ids = np.asarray(ids.tolist() if hasattr(ids, "tolist") else list(ids))
-    if ids.size == 0:
-        return ids.astype(np.int64)
-    if ids.ndim != 1 or ids.dtype.kind not in "iu":
-        raise UserError(
-            f"decode takes one sequence of whole numbers, not {ids.dtype} of shape {ids.shape}"
-        )
-    if ids.min() < 0 or ids.max() >= vocab_size:
-        wrong = ids.min() if ids.min() < 0 else ids.max()
-        raise UserError(f"{wrong} is no token id: they are 0 to {vocab_size - 1}")
-    return ids
 
 
 def _lone_surrogate(error: UnicodeEncodeError) -> str:

@@ -82,3 +82,24 @@ class Tokens:
         other = object.__new__(type(self))
         other.__dict__.update(self.__dict__, **changes)
         return other
+
+
+def checked_ids(ids: Any, vocab_size: int) -> np.ndarray:
+    """`ids`, a list, an iterator, an array or a tensor, as a 1-D array.
+
+    Raises:
+        UserError: if they are not whole numbers from 0 to vocab_size - 1.
+    """
+    if not isinstance(ids, np.ndarray):
+        # A tensor has tolist, which needs no torch here and works on any device.
+        ids = np.asarray(ids.tolist() if hasattr(ids, "tolist") else list(ids))
+    if ids.size == 0:
+        return ids.astype(np.int64)
+    if ids.ndim != 1 or ids.dtype.kind not in "iu":
+        raise UserError(
+            f"decode takes one sequence of whole numbers, not {ids.dtype} of shape {ids.shape}"
+        )
+    if ids.min() < 0 or ids.max() >= vocab_size:
+        wrong = ids.min() if ids.min() < 0 else ids.max()
+        raise UserError(f"{wrong} is no token id: they are 0 to {vocab_size - 1}")
+    return ids

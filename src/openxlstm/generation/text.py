@@ -84,18 +84,28 @@ def whole_characters(tokenizer: Tokenizer, tokens: Iterable[int]) -> Iterator[st
 
     Bytes at the end that are not yet a character read as one replacement character. It waits for
     the next token, and all before it is final. Joined, the pieces are the tokenizer's text of all
-    the tokens, provided that it decodes by joining bytes.
+    the tokens, provided that how it reads a token depends on the bytes of a character that is not
+    whole, and on which token, if any, is before it: some leave out a space at the start of a text.
     """
+    before: list[int] = []  # the last tokens that are out, for those to come to be read after
+
+    def read(ids: list[int]) -> str:
+        return tokenizer.decode([*before, *ids])[len(before_text) :]
+
+    before_text = ""
     held: list[int] = []  # tokens whose text ends in a replacement character
     held_text = ""  # their text; all but that last character is out
     for token in tokens:
-        text = tokenizer.decode([*held, token])
+        text = read([*held, token])
         out = max(len(held_text) - 1, 0)
         if not text.endswith(REPLACEMENT):
-            piece, held, held_text = text[out:], [], ""
+            piece = text[out:]
+            if text:
+                before, held, held_text = [*held, token], [], ""
+                before_text = tokenizer.decode(before)
         else:
             piece = text[out:-1]
-            alone = tokenizer.decode([token])
+            alone = read([token])
             # Where the parts read as the whole, no character spans them. Forgetting the first
             # keeps what is held short, however long a model babbles invalid bytes.
             if held_text + alone == text:

@@ -34,6 +34,10 @@ class Processes:
     """Number of this process, from 0."""
     world_size: int = 1
     """How many there are."""
+    local_rank: int = 0
+    """Number of this process among those on this machine."""
+    local_size: int = 1
+    """How many there are on this machine."""
     device: torch.device = field(default_factory=lambda: torch.device("cpu"))
     """Where this one computes."""
     mesh: DeviceMesh | None = None
@@ -104,8 +108,9 @@ def processes(device: str | None = None) -> Iterator[Processes]:
     if world_size == 1:
         yield Processes(device=get_device(device))
         return
+    local_rank = int(os.environ.get("LOCAL_RANK", "0"))
     if device == "cuda":
-        device = f"cuda:{os.environ.get('LOCAL_RANK', '0')}"
+        device = f"cuda:{local_rank}"
     here = get_device(device)
     if here.type == "cuda":
         torch.cuda.set_device(here)

@@ -1,0 +1,137 @@
+"""`openxlstm tokenize`: text of any size to a folder of tokens."""
+
+import os
+import shlex
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import tyro
+
+from openxlstm.cli.options import Quiet, Verbose, parse
+from openxlstm.config import DataConfig
+from openxlstm.errors import UserError
+
+if TYPE_CHECKING:
+    from openxlstm.data.tokenizing import Progress
+
+WORDS = {
+    "characters": "looking for characters",
+    "vocabulary": "learning tokens",
+    "tokens": "tokenizing",
+}
+"""What is shown of each part of the work."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Options:
+    """Turns text into a folder of tokens, which `openxlstm train --data FOLDER` reads from disk.
+
+    It takes little memory, whatever the size of the text. What was stopped goes on when the same
+    command is given again."""
+
+    sources: tyro.conf.Positional[tuple[str, ...]]
+    """Corpora by name, files, folders or globs: of .txt and .md, .jsonl and .parquet, and of text
+    and .jsonl compressed as .gz, .bz2, .xz or .zst. Each file, line or row is a document."""
+    out: Path
+    """The folder to make."""
+    tokenizer: str = DataConfig.tokenizer
+    """The unit of text: char, byte, bpe, or the path of a tokenizer to use, such as a run's."""
+    bpe_vocab_size: int = DataConfig.bpe_vocab_size
+    """Number of different tokens that bpe learns."""
+    bpe_sample_mb: float = 100
+    """Million characters that bpe learns from, at most, taken from all over the text."""
+    field: str = DataConfig.field
+    """The field of .jsonl and .parquet files that holds the text."""
+    workers: int | None = None
+    """Processes that work at the same time; by default one for each core."""
+    shard_mb: float = 64
+    """Million bytes of text in a file of tokens, about."""
+    quiet: Quiet = False
+    """No progress and no summary."""
+    verbose: Verbose = False
+    """Show the traceback of an error."""
+
+
+def run(arguments: list[str]) -> int:
+    options = parse(Options, "tokenize", arguments)
+    workers = _cores() if options.workers is None else options.workers
+    for name in ("workers", "shard_mb", "bpe_sample_mb"):
+        value = workers if name == "workers" else getattr(options, name)
+        if value <= 0:
+            raise UserError(f"{name} must be positive, not {value}")
+    config = DataConfig(  # which checks them
+        sources=options.sources, tokenizer=options.tokenizer,
+        bpe_vocab_size=options.bpe_vocab_size, field=options.field,
+    )  # fmt: skip
+
+    from openxlstm.data.tokenizing import Job, tokenize
+
+    job = Job(
+        sources=config.sources, tokenizer=config.tokenizer, bpe_vocab_size=config.bpe_vocab_size,
+        bpe_sample_mb=options.bpe_sample_mb, field=config.field, shard_mb=options.shard_mb,
+    )  # fmt: skip
+    start = time.monotonic()
+    try:
+        with _bar(quiet=options.quiet) as progress:
+            manifest = tokenize(job, options.out, workers=workers, progress=progress)
+    except KeyboardInterrupt:
+        print("stopped; the same command goes on from here", file=sys.stderr)
+        raise
+    if not options.quiet:
+        print(_summary(manifest, options.out, time.monotonic() - start), file=sys.stderr)
+    return 0
+
+
+def _cores() -> int:
+    """Cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+@contextmanager
+def _bar(*, quiet: bool) -> "Iterator[Progress]":
+    """A bar on standard error, if that is a terminal."""
+    from rich.console import Console
+    from rich.progress import (
+        BarColumn,
+        Progress,
+        TextColumn,
+        TimeRemainingColumn,
+        TransferSpeedColumn,
+    )
+
+    console = Console(stderr=True)
+    columns = (
+        TextColumn("{task.description}"), BarColumn(), TextColumn("{task.percentage:.0f}%"),
+        TransferSpeedColumn(), TimeRemainingColumn(),
+    )  # fmt: skip
+    hidden = quiet or not console.is_terminal
+    with Progress(*columns, console=console, disable=hidden, transient=True) as bar:
+        tasks: dict[str, Any] = {}
+
+        def progress(what: str, done: int, total: int) -> None:
+            if what not in tasks:
+                tasks[what] = bar.add_task(WORDS[what], completed=done)
+            bar.update(tasks[what], completed=done, total=total)
+
+        yield progress
+
+
+def _summary(manifest: dict[str, Any], folder: Path, seconds: float) -> str:
+    """What was made, in two lines."""
+    speed = manifest["bytes"] / 1e6 / seconds
+    return (
+        f"{manifest['tokens']:,} tokens, {manifest['tokenizer']['vocab_size']:,} different, of "
+        f"{manifest['characters']:,} characters in {_count(manifest['documents'], 'document')}; "
+        f"{_count(len(manifest['shards']), 'shard')} in {folder}, "
+        f"made in {seconds:.1f} s ({speed:.1f} MB/s)\n"
+        f"to train on them:\n  openxlstm train --data {shlex.quote(str(folder))}"
+    )
+
+
+def _count(number: int, what: str) -> str:
+    return f"{number:,} {what}{'' if number == 1 else 's'}"

@@ -1,0 +1,354 @@
+"""Text to a folder of tokens: planned, worked off by several processes, and resumed.
+
+What is read is cut into units by the sizes of the files alone, and each unit becomes a shard. So
+the shards are the same however many processes there are, and what is finished stays finished.
+"""
+
+import multiprocessing
+import os
+import signal
+import threading
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import FIRST_COMPLETED, ProcessPoolExecutor, wait
+from concurrent.futures.process import BrokenProcessPool
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from functools import partial
+from multiprocessing.connection import wait as wait_for
+from pathlib import Path
+from typing import Any
+
+from openxlstm.data.bpe import FILE_NAME, SAMPLE_MB
+from openxlstm.data.corpora import CORPORA, load_documents
+from openxlstm.data.shards import (
+    MANIFEST,
+    PLAN,
+    read_manifest,
+    shard_record,
+    write_manifest,
+    write_shard,
+)
+from openxlstm.data.sources import Piece, Report, Span, find_files, read_pieces, set_apart
+from openxlstm.data.tokenizer import (
+    KINDS,
+    CharTokenizer,
+    Tokenizer,
+    find_tokenizer,
+    load_tokenizer,
+)
+from openxlstm.errors import UserError
+from openxlstm.files import read_json, write_json
+
+Progress = Callable[[str, int, int], None]
+"""Is told what is being done, and how many bytes of the files have been read, of how many."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Job:
+    """All that the tokens depend on."""
+
+    sources: tuple[str, ...]
+    """Corpora by name, files, folders and globs."""
+    tokenizer: str = "char"
+    """A kind, or the path of one to use."""
+    bpe_vocab_size: int = 4096
+    bpe_sample_mb: float = SAMPLE_MB
+    field: str = "text"
+    """The field of JSON lines and the column of Parquet that is the text."""
+    shard_mb: float = 64
+    """Million bytes of files that a shard is made of, about."""
+
+
+@dataclass(frozen=True)
+class Named(Span):
+    """A corpus that has a name, as a whole."""
+
+
+@dataclass(frozen=True)
+class Input:
+    """A file, or a corpus that has a name."""
+
+    span: Span
+    bytes: int
+    modified: int = 0
+    """When, in nanoseconds."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Unit:
+    """What becomes a shard: files and parts of files, in order."""
+
+    spans: tuple[Span, ...]
+    bytes: int
+    field: str
+    as_it_is: bool
+    """Whether all there is to read is one text, rather than documents to be set apart."""
+
+    def read(self, report: Report) -> Iterator[Piece]:
+        for span in self.spans:
+            if isinstance(span, Named):
+                report(0)
+                yield from (Piece(t, begins=True, ends=True) for t in load_documents(span.path))
+            else:
+                pieces = read_pieces(span, self.field, report)
+                yield from pieces if self.as_it_is else set_apart(pieces)
+
+
+def find_inputs(sources: Iterable[str]) -> list[Input]:
+    """What some sources stand for, in order.
+
+    Raises:
+        UserError: if there is no such thing.
+    """
+    found: list[Input] = []
+    for source in sources:
+        if source in CORPORA:
+            size = sum(len(text.encode()) for text in load_documents(source))
+            found.append(Input(Named(source), size))
+            continue
+        try:
+            files = [(file.absolute(), file.stat()) for file in find_files(source, CORPORA)]
+        except (OSError, RuntimeError) as error:
+            raise UserError(
+                f"cannot read {source!r:.200} ({error!s:.200}): give another path"
+            ) from error
+        found += [Input(Span(str(path)), s.st_size, s.st_mtime_ns) for path, s in files]
+    return found
+
+
+def plan_units(inputs: Sequence[Input], field: str, size: int) -> list[Unit]:
+    """Units of about `size` bytes: large files are cut if they can be, small ones put together."""
+    as_it_is = len(inputs) == 1 and inputs[0].span.kind == "text"
+    units: list[Unit] = []
+    spans: list[Span] = []
+    total = 0
+
+    def finish() -> None:
+        nonlocal total
+        if spans:
+            unit = Unit(spans=tuple(spans), bytes=total, field=field, as_it_is=as_it_is)
+            units.append(unit)
+        spans.clear()
+        total = 0
+
+    for found in inputs:
+        if total and total + found.bytes > size:
+            finish()
+        parts = -(-found.bytes // size)
+        if parts > 1 and found.span.can_be_cut and not isinstance(found.span, Named):
+            places = [found.bytes * part // parts for part in range(parts)]
+            for start, stop in zip(places, [*places[1:], None], strict=True):
+                spans.append(Span(found.span.path, start, stop))
+                total = (found.bytes if stop is None else stop) - start
+                finish()
+        else:
+            spans.append(found.span)
+            total += found.bytes
+    finish()
+    return units
+
+
+def tokenize(
+    job: Job, folder: Path, *, workers: int = 1, progress: Progress = lambda *_: None
+) -> dict[str, Any]:
+    """Makes a folder of tokens, or finishes one that the same job began, and returns its manifest.
+
+    Args:
+        workers: processes that work at the same time.
+        progress: is called as it goes on.
+
+    Raises:
+        UserError: if the job cannot be done, or the folder holds something else.
+        OSError: if a file cannot be read or written.
+    """
+    inputs = find_inputs(job.sources)
+    sources = [{"path": _in_words(found.span.path), "bytes": found.bytes} for found in inputs]
+    facts = {
+        "options": {**asdict(job), "sources": [*map(_in_words, job.sources)]},
+        "sources": sources,
+    }
+    plan = {**facts, "modified": [found.modified for found in inputs]}
+    units = plan_units(inputs, job.field, max(1, int(job.shard_mb * 1e6)))
+    work = partial(_work_off, workers=min(workers, len(units)), progress=progress)
+    if (folder / MANIFEST).exists():
+        manifest = read_manifest(folder)
+        _require_same(manifest, facts, folder)
+        _tidy(folder, len(units))
+        return manifest
+    if (folder / PLAN).exists():
+        _require_same(read_json(folder / PLAN), plan, folder)
+    else:
+        if folder.exists() and (not folder.is_dir() or any(map(_is_foreign, folder.iterdir()))):
+            raise UserError(f"the folder {folder} is in use: choose another --out")
+        _make_tokenizer(job, units, work, progress).save(folder)
+        write_json(folder / PLAN, plan)
+    tokenizer = load_tokenizer(folder)
+    if job.tokenizer not in KINDS and (
+        load_tokenizer(job.tokenizer).to_json() != tokenizer.to_json()
+    ):
+        raise UserError(_changed(folder, f"the tokenizer {job.tokenizer}"))
+    for unfinished in folder.glob(".*.tmp"):  # of processes that were killed
+        unfinished.unlink()
+    left = {n: unit for n, unit in enumerate(units) if not shard_record(folder, n).exists()}
+    work("tokens", partial(_write_unit, folder), left, total=sum(unit.bytes for unit in units))
+    shards = [read_json(shard_record(folder, number)) for number in range(len(units))]
+    if not any(shard["tokens"] for shard in shards):
+        raise UserError(f"there is nothing to read in {', '.join(job.sources)}: give some text")
+    manifest = write_manifest(folder, shards, tokenizer, **facts)
+    _tidy(folder, len(units))
+    return manifest
+
+
+def _make_tokenizer(
+    job: Job, units: Sequence[Unit], work: Callable[..., list[Any]], progress: Progress
+) -> Tokenizer:
+    """A new tokenizer for all the text, or the one that the job names."""
+    total, done = sum(unit.bytes for unit in units), 0
+    if job.tokenizer == "char":
+        found = work("characters", _characters, dict(enumerate(units)), total=total)
+        return CharTokenizer.from_texts(found)
+
+    def report(count: int) -> None:
+        nonlocal done
+        done += count
+        progress("vocabulary", done, total)
+
+    texts = (piece.text for unit in units for piece in unit.read(report))
+    options = {"vocab_size": job.bpe_vocab_size, "sample_mb": job.bpe_sample_mb}
+    return find_tokenizer(job.tokenizer, texts, **options if job.tokenizer == "bpe" else {})
+
+
+def _require_same(before: dict[str, Any], now: dict[str, Any], folder: Path) -> None:
+    """Raises a UserError that names what has changed since a folder was begun."""
+    for name, value in now["options"].items():
+        if before.get("options", {}).get(name) != value:
+            raise UserError(_changed(folder, f"--{name.replace('_', '-')}"))
+    for name in now:
+        if before.get(name) != now[name]:
+            pairs = zip(now["sources"], before.get("sources", []), strict=False)
+            changed = next((a["path"] for a, b in pairs if a != b), "a file of the text")
+            raise UserError(_changed(folder, changed))
+
+
+def _changed(folder: Path, what: str) -> str:
+    return (
+        f"{folder} was begun otherwise, {what} has changed: "
+        "put it back as it was, or choose another --out"
+    )
+
+
+def _in_words(path: str) -> str:
+    """A path in UTF-8, whatever bytes it has."""
+    return os.fsencode(path).decode(errors="replace")
+
+
+def _is_foreign(path: Path) -> bool:
+    return path.name != FILE_NAME and not path.name.endswith(".tmp")
+
+
+def _tidy(folder: Path, units: int) -> None:
+    """Removes what a folder with a manifest needs no more."""
+    for path in (folder / PLAN, *(shard_record(folder, number) for number in range(units))):
+        path.unlink(missing_ok=True)
+
+
+def _characters(number: int, unit: Unit, report: Report) -> str:
+    """The different characters of a unit."""
+    found: set[str] = set()
+    for piece in unit.read(report):
+        found.update(piece.text)
+    return "".join(found)
+
+
+def _write_unit(folder: Path, number: int, unit: Unit, report: Report) -> None:
+    write_shard(folder, number, unit.read(report), load_tokenizer(folder))
+
+
+# ---- processes --------------------------------------------------------------------------------
+
+
+def _work_off(
+    what: str,
+    task: Callable[[int, Unit, Report], Any],
+    units: dict[int, Unit],
+    *,
+    total: int,
+    workers: int,
+    progress: Progress,
+) -> list[Any]:
+    """`task` of each unit, by several processes; its results in any order."""
+    done = total - sum(unit.bytes for unit in units.values())
+    progress(what, done, total)
+    if workers == 1:
+
+        def report(count: int) -> None:
+            nonlocal done
+            done += count
+            progress(what, done, total)
+
+        return [task(number, unit, report) for number, unit in units.items()]
+
+    context = multiprocessing.get_context("spawn")
+    read, stop = context.Value("q", 0), context.Event()
+    results = []
+    with ProcessPoolExecutor(workers, context, _start_worker, (read, stop)) as pool:
+        try:
+            with _deaf_to_ctrl_c():  # workers are born so, and stop when they are told to
+                waiting = {pool.submit(_in_worker, task, *item) for item in units.items()}
+            while waiting:
+                finished, waiting = wait(waiting, timeout=0.1, return_when=FIRST_COMPLETED)
+                results += [future.result() for future in finished]
+                progress(what, done + read.value, total)
+        except BrokenProcessPool:
+            raise UserError(
+                "a process was ended from outside, perhaps because memory ran out: "
+                "run the same command again to go on, with fewer --workers"
+            ) from None
+        finally:
+            stop.set()
+            pool.shutdown(cancel_futures=True)
+    return results
+
+
+@contextmanager
+def _deaf_to_ctrl_c() -> Iterator[None]:
+    """Ignores the signal meanwhile, as processes that are started meanwhile always will."""
+    if threading.current_thread() is not threading.main_thread():
+        yield  # where Python handles no signals
+        return
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
+_shared: tuple[Any, Any]
+"""In a worker: the bytes that all have read, and an event that tells them to stop."""
+
+
+def _start_worker(read: Any, stop: Any) -> None:
+    global _shared
+    _shared = read, stop
+    os.environ["TOKENIZERS_PARALLELISM"] = "false"  # one thread: there are enough processes
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+
+
+def _end_with_parent() -> None:
+    """Ends this process as soon as its parent is gone, be it killed."""
+    parent = multiprocessing.parent_process()
+    if parent is not None:
+        wait_for([parent.sentinel])
+        os._exit(1)
+
+
+def _in_worker(task: Callable[[int, Unit, Report], Any], number: int, unit: Unit) -> Any:
+    read, stop = _shared
+
+    def report(count: int) -> None:
+        if stop.is_set():
+            raise InterruptedError("stopped")
+        with read.get_lock():
+            read.value += count
+
+    return task(number, unit, report)

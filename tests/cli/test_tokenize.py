@@ -1,0 +1,213 @@
+"""`openxlstm tokenize`, and what reads the folder that it makes."""
+
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import openxlstm
+
+Cli = Callable[..., Any]
+Tree = Callable[[Path], dict[str, str]]
+
+
+@pytest.fixture
+def tokens(cli: Cli, text_file: Path, tmp_path: Path) -> Path:
+    """The text of the tests as tokens in four shards."""
+    folder = tmp_path / "tokens"
+    options = ("--out", folder, "--workers", 1, "--shard-mb", 0.0003, "--quiet")
+    result = cli("tokenize", text_file, *options)
+    assert (result.code, result.out, result.err) == (0, "", "")
+    return folder
+
+
+def test_what_it_says(cli: Cli, text_file: Path, tmp_path: Path, tree: Tree) -> None:
+    folder = tmp_path / "a folder"
+    result = cli("tokenize", text_file, "--out", folder, "--tokenizer", "byte", "--workers", 1)
+    size = text_file.stat().st_size
+    assert (result.code, result.out) == (0, "")
+    assert (
+        f"{size:,} tokens, 256 different, of {size:,} characters in 1 document; 1 shard in "
+        in result.err
+    )
+    assert re.search(r"made in \d+\.\d s \(\d+\.\d MB/s\)\n", result.err)
+    assert result.err.endswith(f"openxlstm train --data '{folder}'\n")
+    assert set(tree(folder)) == {
+        "00000.ids.npy", "00000.starts.npy", "manifest.json", "tokenizer.json",
+    }  # fmt: skip
+
+
+def test_a_run_is_the_same_from_text_or_tokens(
+    cli: Cli, text_file: Path, tokens: Path, tiny: tuple[str, ...], tmp_path: Path, tree: Tree
+) -> None:
+    """The text is cut at a character, and each is a token."""
+    runs = {"of text": text_file, "of tokens": tokens}
+    for name, data in runs.items():
+        options = ("--data", data, "--out", tmp_path / name, "--steps", 4, "--quiet", *tiny)
+        assert cli("train", *options).code == 0
+    first, second = (tree(tmp_path / name) for name in runs)
+    for name in ("config.json", "model.safetensors", "tokenizer.json"):
+        assert first[name] == second[name]
+    figures = [json.loads(cli("eval", tmp_path / name, "--json").out) for name in runs]
+    assert figures[0] == figures[1]
+    on_tokens = json.loads(cli("eval", tmp_path / "of text", "--json", "--data", tokens).out)
+    assert on_tokens == figures[0]
+    record = json.loads((tmp_path / "of tokens" / "train.json").read_text())
+    assert record["data"]["sources"] == [str(tokens)]
+
+
+def test_a_run_on_tokens_goes_on(
+    cli: Cli, tokens: Path, tiny: tuple[str, ...], tmp_path: Path
+) -> None:
+    run = tmp_path / "run"
+    options = ("--sampling", "streams", "--verify", "sizes")
+    result = cli("train", "--data", tokens, "--out", run, "--steps", 3, *options, *tiny)
+    assert result.code == 0
+    assert "openxlstm generate" in result.err
+    assert "--prompt 'the " in result.err
+    assert cli("train", "--resume", "--out", run, "--steps", 5, "--quiet").code == 0
+    path = tokens / "00001.ids.npy"
+    path.write_bytes(path.read_bytes()[:-1] + b"\0")
+    result = cli("train", "--resume", "--out", run, "--steps", 6, "--quiet")
+    assert (result.code, result.err.count("\n")) == (2, 1)
+    assert f"{path} is not what manifest.json says" in result.err
+    again = ("train", "--resume", "--out", run, "--steps", 6, "--quiet", "--verify", "sizes")
+    assert cli(*again).code == 0
+    (tokens / "manifest.json").write_text((tokens / "manifest.json").read_text() + " ")
+    result = cli(*again)
+    assert (result.code, "has changed since the run" in result.err) == (2, True)
+
+
+def test_mixed_with_text(
+    cli: Cli, tokens: Path, text_file: Path, tiny: tuple[str, ...], tmp_path: Path
+) -> None:
+    """The tokenizer of the tokens is that of the text too."""
+    both = ("--data", text_file, tokens, "--weights", 1, 2)
+    run = tmp_path / "run"
+    assert cli("train", *both, "--out", run, "--steps", 2, "--quiet", *tiny).code == 0
+    assert (run / "tokenizer.json").read_bytes() == (tokens / "tokenizer.json").read_bytes()
+
+
+def test_tokens_that_do_not_fit(
+    cli: Cli, tokens: Path, text_file: Path, trained: Path, tiny: tuple[str, ...], tmp_path: Path
+) -> None:
+    other, run = tmp_path / "other", tmp_path / "run"
+    options = ("--tokenizer", "byte", "--workers", 1, "--quiet")
+    assert cli("tokenize", text_file, "--out", other, *options).code == 0
+    for command in (
+        ["train", "--data", tokens, other, "--out", run, "--steps", 1, *tiny],
+        ["eval", trained, "--data", other],
+        ["train", "--data", tokens, "--tokenizer", other, "--out", run, "--steps", 1, *tiny],
+    ):
+        result = cli(*command)
+        assert (result.code, result.out) == (2, "")
+        assert "tokenized in different ways" in result.err
+        assert result.err.count("\n") == 1
+    options = ("--tokenizer", trained, "--workers", 1, "--quiet")
+    assert cli("tokenize", text_file, "--out", tmp_path / "fits", *options).code == 0
+    assert cli("eval", trained, "--data", tmp_path / "fits", "--json").code == 0
+
+
+def test_bpe_from_end_to_end(
+    cli: Cli, text_file: Path, tiny: tuple[str, ...], tmp_path: Path
+) -> None:
+    pytest.importorskip("tokenizers")
+    run = tmp_path / "run"
+    options = ("--tokenizer", "bpe", "--bpe-vocab-size", 280, "--window", 4)
+    result = cli("train", "--data", text_file, "--out", run, "--steps", 2, *tiny, *options)
+    assert result.code == 0
+    assert "280 different" in result.err
+    tokenizer = openxlstm.load_tokenizer(run)
+    text = text_file.read_text()
+    val = text[int(0.9 * len(text)) :]
+    figures = json.loads(cli("eval", run, "--json").out)
+    ids = tokenizer.encode(val)
+    assert figures["tokens"] == len(ids) - 1 < len(val) / 2
+    bits = figures["loss"] / 0.6931471805599453
+    assert figures["bits_per_character"] == pytest.approx(bits * len(ids) / len(val))
+    assert cli("generate", run, "--prompt", "the größe", "--max-tokens", 5).code == 0
+
+
+@pytest.mark.parametrize("name", ["a.jsonl", "a.jsonl.gz"])
+def test_json_lines(cli: Cli, name: str, tiny: tuple[str, ...], tmp_path: Path) -> None:
+    """A run reads them directly, by the field that is named."""
+    import gzip
+
+    lines = "".join(json.dumps({"body": f"the cat sat on mat {n}"}) + "\n" for n in range(50))
+    content = lines.encode()
+    (tmp_path / name).write_bytes(gzip.compress(content) if name.endswith("gz") else content)
+    options = ("--data", tmp_path / name, "--out", tmp_path / "run", "--steps", 2, *tiny)
+    result = cli("train", *options)
+    assert (result.code, result.out) == (2, "")
+    assert "line 1 has no field 'text'; say which with --field: body" in result.err
+    assert cli("train", *options, "--field", "body", "--quiet").code == 0
+    assert cli("eval", tmp_path / "run", "--json").code == 0
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ("TEXT", "--out"),
+        ("--out new", "name at least one source"),
+        ("nowhere --out new", "there is no file, folder or corpus 'nowhere'"),
+        ("TEXT --out new --tokenizer word", "there is no tokenizer 'word'"),
+        ("TEXT --out new --workers 0", "workers must be positive, not 0"),
+        ("TEXT --out new --shard-mb 0", "shard_mb must be positive, not 0.0"),
+        ("TEXT --out new --bpe-sample-mb -1", "bpe_sample_mb must be positive"),
+        ("TEXT --out new --bpe-vocab-size 256", "bpe_vocab_size must be more than 256"),
+        ("TEXT --out TEXT", "is in use: choose another --out"),
+        ("TEXT --out TEXT/below", "directory"),
+    ],
+)
+def test_what_makes_no_sense(cli: Cli, text_file: Path, options: str, words: str) -> None:
+    before = text_file.read_bytes()
+    result = cli("tokenize", *options.replace("TEXT", str(text_file)).split())
+    assert (result.code, result.out) == (2, "")
+    assert words in result.err
+    assert result.err.startswith("openxlstm: ")
+    assert result.err.count("\n") == 1
+    assert not Path("new").exists()
+    assert text_file.read_bytes() == before
+
+
+def test_a_folder_that_is_not_finished(cli: Cli, tokens: Path, tmp_path: Path) -> None:
+    (tokens / "manifest.json").rename(tokens / "unfinished.json")
+    result = cli("train", "--data", tokens, "--out", tmp_path / "run")
+    assert (result.code, result.err.count("\n")) == (2, 1)
+    assert "is not finished: run the openxlstm tokenize that began it once more" in result.err
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_ctrl_c_leaves_what_is_done(
+    cli: Cli, text_file: Path, tmp_path: Path, workers: int, tree: Tree
+) -> None:
+    text, out = tmp_path / "text.txt", tmp_path / "out"
+    text.write_text(text_file.read_text() * 2000)
+    options = ["tokenize", text, "--out", out, "--tokenizer", "byte", "--shard-mb", 0.03]
+    options = [*map(str, options), "--workers", str(workers)]
+    command = [sys.executable, "-m", "openxlstm", *options]
+    # In a session of its own, as a terminal sends Ctrl-C to all the processes of one.
+    with subprocess.Popen(
+        command, stderr=subprocess.PIPE, text=True, start_new_session=True
+    ) as process:
+        while len(list(out.glob("0*.json"))) < 3:
+            assert process.poll() is None
+            time.sleep(0.01)
+        os.killpg(process.pid, signal.SIGINT)
+        assert process.stderr is not None
+        said = process.stderr.read()
+        assert process.wait(timeout=60) == 130
+    assert said == "stopped; the same command goes on from here\n"
+    assert not list(out.glob(".*"))
+    assert cli(*options, "--quiet").code == 0
+    options[options.index(str(out))] = str(tmp_path / "whole")
+    assert cli(*options, "--quiet").code == 0
+    assert tree(out) == tree(tmp_path / "whole")
