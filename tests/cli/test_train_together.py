@@ -129,8 +129,9 @@ def test_in_parts_and_with_less_memory(
 
 @pytest.mark.parametrize("strategy", STRATEGIES)
 def test_averages_among_many(strategy: str, train: Train, tmp_path: Path) -> None:
-    one = train(tmp_path / "one", 1, "--ema-decay", 0.8)
-    two = train(tmp_path / "two", 2, "--ema-decay", 0.8, "--strategy", strategy)
+    options = ("--ema-decay", 0.8, "--eval-batches", 1)
+    one = train(tmp_path / "one", 1, *options)
+    two = train(tmp_path / "two", 2, *options, "--strategy", strategy)
     assert_same(two, one)
 
 

@@ -168,7 +168,11 @@ def spread(
     for whole in (model, *also):
         for block in whole.stack.blocks:
             fully_shard(block, mesh=processes.mesh)
-        fully_shard(whole, mesh=processes.mesh)
+        # What is outside of blocks stays put together between forward and backward. An average has
+        # no backward, and would be met in pieces and whole parameters after an evaluation.
+        fully_shard(
+            whole, mesh=processes.mesh, reshard_after_forward=None if whole is model else True
+        )
     return model
 
 
