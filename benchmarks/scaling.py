@@ -13,7 +13,7 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -62,7 +62,7 @@ class Options:
     """Steps of a run."""
     rounds: int = 5
     """Turns of each contender."""
-    options: tuple[str, ...] = field(default=())
+    options: tuple[str, ...] = ()
     """More options for every run, e.g. --options=--layers=s."""
     json: Path | None = None
     """Where to write all figures."""

@@ -72,6 +72,8 @@ class TrainingProgress(Callback):
             self._loss = SMOOTHING * loss + (1 - SMOOTHING) * step.loss
         first = self._first = self._first or step
         self._last = step
+        if self._bar.disable:
+            return
         self._meter.add(step.tokens, step.seconds)
         speed = self._meter.tokens_per_second
         done = step.share - first.share

@@ -264,6 +264,13 @@ def _gather(rows: Sequence[tuple[Tokens, int]], window: int, *, laps: bool = Fal
     The state is emptied where a document begins. Where only the last token is left, which is a
     target alone, a row goes on with the first; with `laps`, the state is emptied at that too.
     """
+    if all(place + window < len(corpus) for corpus, place in rows):  # in one read each
+        row = np.empty((len(rows), window + 1), np.int64)
+        reset = np.zeros_like(row, np.bool_)
+        for (corpus, place), ids, begins in zip(rows, row, reset, strict=True):
+            corpus.read(place, ids, begins)
+            begins[0] |= laps and place == 0
+        return _batch(row[:, :-1], row[:, 1:], reset[:, :-1])
     ids = np.empty((2, len(rows), window), np.int64)
     reset = np.zeros((len(rows), window), np.bool_)
     for (corpus, place), x, y, begins in zip(rows, *ids, reset, strict=True):
@@ -274,8 +281,12 @@ def _gather(rows: Sequence[tuple[Tokens, int]], window: int, *, laps: bool = Fal
             corpus.read(place + 1, y[done:stop])
             begins[done] |= laps and place == 0
             done, place = stop, 0
-    x, y = torch.from_numpy(ids)
-    return Batch(x, y, torch.from_numpy(reset) if reset.any() else None)
+    return _batch(*ids, reset)
+
+
+def _batch(x: np.ndarray, y: np.ndarray, reset: np.ndarray) -> Batch:
+    x_, y_, reset_ = (torch.from_numpy(np.ascontiguousarray(part)) for part in (x, y, reset))
+    return Batch(x_, y_, reset_ if reset.any() else None)
 
 
 def _as_corpora(tokens: Tokens | Iterable[Tokens]) -> tuple[Tokens, ...]:

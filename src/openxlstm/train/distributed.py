@@ -7,7 +7,7 @@ what all of them have to agree on.
 import contextlib
 import os
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from typing import Any, cast
@@ -24,6 +24,10 @@ from openxlstm import states
 from openxlstm.device import get_device
 from openxlstm.errors import UserError
 from openxlstm.lm.model import LanguageModel
+
+BUCKET_MB = 25
+"""Megabytes of gradients that DDP shares at once, while the backward goes on: torch's default, but
+for the first of them, which torch keeps at 1. All of a small model's gradients then go at once."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,11 +54,21 @@ class Processes:
 
     def totals(self, *values: float) -> list[float]:
         """The sum of each value over all processes."""
+        return self.sum_up(*values)()
+
+    def sum_up(self, *values: float) -> Callable[[], list[float]]:
+        """Starts to sum up each value over all processes; calling what it returns waits for it."""
         if self.mesh is None:
-            return list(values)
+            return lambda: list(values)
         sums = torch.tensor(values, dtype=torch.float64, device=self.device)
-        dist.all_reduce(sums)
-        return sums.tolist()
+        work = dist.all_reduce(sums, async_op=True)
+
+        def wait() -> list[float]:
+            if work is not None:
+                work.wait()
+            return sums.tolist()
+
+        return wait
 
     def any(self, said: bool) -> bool:
         """Whether any process says so."""
@@ -111,9 +125,12 @@ def processes(device: str | None = None) -> Iterator[Processes]:
     local_rank = int(os.environ.get("LOCAL_RANK", "0"))
     if device == "cuda":
         device = f"cuda:{local_rank}"
+    local_size = int(os.environ.get("LOCAL_WORLD_SIZE", world_size))
     here = get_device(device)
     if here.type == "cuda":
         torch.cuda.set_device(here)
+    else:
+        _stay_on_own_cores(local_rank, local_size)
     try:
         dist.init_process_group("cpu:gloo,cuda:nccl" if here.type == "cuda" else "gloo")
     except (RuntimeError, ValueError) as error:
@@ -140,6 +157,17 @@ def processes(device: str | None = None) -> Iterator[Processes]:
         dist.destroy_process_group()
 
 
+def _stay_on_own_cores(local_rank: int, local_size: int) -> None:
+    """Deals out the machine's cores to its processes, where the system can: a process whose threads
+    wander loses its caches each time that it has waited for the others."""
+    if not hasattr(os, "sched_setaffinity"):
+        return
+    cores = sorted(os.sched_getaffinity(0))
+    share = len(cores) // local_size
+    if share:
+        os.sched_setaffinity(0, cores[local_rank * share : (local_rank + 1) * share])
+
+
 def _is_lost(error: RuntimeError) -> bool:
     """Whether the connection to another process failed."""
     words = str(error).lower()
@@ -162,7 +190,9 @@ def spread(
         return model
     if strategy == "ddp":
         ids = None if processes.device.type == "cpu" else [processes.device]
-        return DistributedDataParallel(model, device_ids=ids, gradient_as_bucket_view=True)
+        return DistributedDataParallel(
+            model, device_ids=ids, gradient_as_bucket_view=True, bucket_cap_mb=BUCKET_MB
+        )
     # A block's results hold views (the convolution's last inputs), which nobody writes to.
     warnings.filterwarnings("ignore", "FSDP2-wrapped module .* returned a view tensor")
     for whole in (model, *also):

@@ -90,7 +90,7 @@ def fit(
             backpropagation through time: the state is carried, the gradient is not).
         folder: where to save; None saves nothing.
         resume: the checkpoint to go on from.
-        stop: asked after each step; True, in any process, saves and returns.
+        stop: asked once in each step; True, in any process, saves after it and returns.
 
     Returns:
         How far the run came.
@@ -109,9 +109,7 @@ def fit(
         run.save()
     save_every = config.save_every or config.eval_every
     while run.share < 1:
-        run.step()
-        # Asked once, and agreed on: it may change its mind while the rest is written.
-        stopping = processes.any(stop())
+        stopping = run.step(stop)
         at_end = run.share >= 1
         if at_end or run.progress.step % config.eval_every == 0:
             run.measure()
@@ -184,16 +182,17 @@ class _Run:
         by_clock = progress.seconds / (60 * config.minutes) if config.minutes else 0.0
         return max(by_steps, by_tokens, by_clock)
 
-    def step(self) -> None:
-        """One step of the optimizer, on one batch."""
+    def step(self, stop: Callable[[], bool]) -> bool:
+        """One step of the optimizer, on one batch; returns whether any process is told to stop."""
         progress, config = self.progress, self.config
         self.batches.advance(self.share)
         batch = next(self.batches)
         rate = learning_rate(config, progress.step, self.share)
         for group in self.optimizer.param_groups:
             group["lr"] = rate
-        torch.manual_seed(_seed(config.seed, progress.step, self.processes.rank))
+        self._seed(progress.step)
         loss = self._gradient(batch)
+        agreed = self._tick(loss / self.processes.world_size, float(stop()))
         norm = clip_gradient(self.parameters, config.clip_norm or math.inf)
         skipped = not math.isfinite(norm)
         if skipped:
@@ -205,12 +204,22 @@ class _Run:
                 self.averaging.update_parameters(self.model)
         progress.step += 1
         progress.tokens += batch.y.numel() * self.processes.world_size
-        (loss,) = self._tick(loss / self.processes.world_size)
+        loss, stops = agreed()  # which was on its way meanwhile
         self._say("on_step", lambda: Step(
             step=progress.step, tokens=progress.tokens, seconds=progress.seconds,
             share=min(self.share, 1.0), loss=loss, learning_rate=rate, gradient_norm=norm,
             skipped=skipped,
         ))  # fmt: skip
+        return stops > 0
+
+    def _seed(self, step: int) -> None:
+        """Sets what dropout is drawn with in this step of this process."""
+        sequence = np.random.SeedSequence((self.config.seed, step, self.processes.rank))
+        seed = int(sequence.generate_state(1)[0])
+        # Not torch.manual_seed, which looks for other devices each time: a hundredth of a step.
+        torch.default_generator.manual_seed(seed)
+        if self.device.type == "cuda":
+            torch.cuda.manual_seed(seed)
 
     def _gradient(self, batch: Batch) -> float:
         """Leaves the gradient of a batch in the parameters, and returns the loss of the rows that
@@ -257,7 +266,7 @@ class _Run:
         best = val.loss < progress.best_loss
         if best:
             progress.best_loss, progress.best_step = val.loss, progress.step
-        self._tick()
+        self._tick()()
         folder = self.folder if best else None
         model = self._whole_model() if folder or self.wants_model else None
         self._say("on_evaluated", lambda: Evaluated(
@@ -300,14 +309,20 @@ class _Run:
             whole.load_state_dict(weights)
         return whole.eval()
 
-    def _tick(self, *values: float) -> list[float]:
-        """Brings the run's seconds up to now, by the first process's clock; sums up `values`."""
+    def _tick(self, *values: float) -> Callable[[], list[float]]:
+        """Starts to bring the run's seconds up to now, by the first process's clock, and to sum up
+        `values` over the processes. Calling what it returns completes that."""
         now = time.perf_counter()
         elapsed = now - self.clock if self.processes.is_first else 0.0
-        elapsed, *sums = self.processes.totals(elapsed, *values)
         self.clock = now
-        self.progress.seconds += elapsed
-        return sums
+        sums = self.processes.sum_up(elapsed, *values)
+
+        def complete() -> list[float]:
+            elapsed, *totals = sums()
+            self.progress.seconds += elapsed
+            return totals
+
+        return complete
 
     def _say(self, what: str, news: Callable[[], Step | Evaluated]) -> None:
         if self.processes.is_first:
@@ -337,11 +352,6 @@ def _parts(batch: Batch, num_parts: int) -> Iterator[tuple[Tensor, Tensor, Tenso
         )
     resets = [None] * num_parts if batch.reset is None else batch.reset.chunk(num_parts)
     return zip(batch.x.chunk(num_parts), batch.y.chunk(num_parts), resets, strict=True)
-
-
-def _seed(seed: int, step: int, rank: int) -> int:
-    """What dropout is drawn with in one step of one process."""
-    return int(np.random.SeedSequence((seed, step, rank)).generate_state(1)[0])
 
 
 def _average(
