@@ -137,14 +137,16 @@ class RandomWindows(_Batches):
         random = np.random.Generator(np.random.Philox(key=key))
         self.step += 1
         rows = self.batch_size * (self._last_window // self.window)
-        which = np.zeros(rows, np.int64)
-        if len(self.corpora) > 1:
-            shares = np.cumsum(self.weights)
-            which = (shares / shares[-1]).searchsorted(random.random(rows), side="right")
+        own = self._own(rows)
         # The last target of the last place is token N - 1.
+        if len(self.corpora) == 1:
+            (corpus,) = self.corpora
+            places = random.integers(len(corpus) - self.window, size=rows)
+            return _gather_at_once(corpus, places[own], self.window)
+        shares = np.cumsum(self.weights)
+        which = (shares / shares[-1]).searchsorted(random.random(rows), side="right")
         num_places = np.array([len(corpus) - self.window for corpus in self.corpora])
         places = random.integers(num_places[which])
-        own = self._own(rows)
         chosen = zip(which[own], places[own].tolist(), strict=True)
         return _gather([(self.corpora[int(k)], place) for k, place in chosen], self.window)
 
@@ -264,13 +266,6 @@ def _gather(rows: Sequence[tuple[Tokens, int]], window: int, *, laps: bool = Fal
     The state is emptied where a document begins. Where only the last token is left, which is a
     target alone, a row goes on with the first; with `laps`, the state is emptied at that too.
     """
-    if all(place + window < len(corpus) for corpus, place in rows):  # in one read each
-        row = np.empty((len(rows), window + 1), np.int64)
-        reset = np.zeros_like(row, np.bool_)
-        for (corpus, place), ids, begins in zip(rows, row, reset, strict=True):
-            corpus.read(place, ids, begins)
-            begins[0] |= laps and place == 0
-        return _batch(row[:, :-1], row[:, 1:], reset[:, :-1])
     ids = np.empty((2, len(rows), window), np.int64)
     reset = np.zeros((len(rows), window), np.bool_)
     for (corpus, place), x, y, begins in zip(rows, *ids, reset, strict=True):
@@ -282,6 +277,14 @@ def _gather(rows: Sequence[tuple[Tokens, int]], window: int, *, laps: bool = Fal
             begins[done] |= laps and place == 0
             done, place = stop, 0
     return _batch(*ids, reset)
+
+
+def _gather_at_once(corpus: Tokens, places: np.ndarray, window: int) -> Batch:
+    """The same for many places in one corpus, (R,), none of which comes to its end."""
+    ids = np.empty((len(places), window + 1), np.int64)
+    reset = np.zeros(ids.shape, np.bool_)
+    corpus.read_rows(places, ids, reset)
+    return _batch(ids[:, :-1], ids[:, 1:], reset[:, :-1])
 
 
 def _batch(x: np.ndarray, y: np.ndarray, reset: np.ndarray) -> Batch:

@@ -78,6 +78,26 @@ class Tokens:
             done += len(found)
             number += 1
 
+    def read_rows(self, places: np.ndarray, ids: np.ndarray, begins: np.ndarray) -> None:
+        """`read` for many places at once, (R,), into ids (R, T) and begins (R, T).
+
+        The row in one piece, which is the common case, is read without a loop.
+        """
+        if len(self._pieces) != 1:
+            for place, row, begin in zip(places.tolist(), ids, begins, strict=True):
+                self.read(place, row, begin)
+            return
+        R, T = ids.shape
+        if not 0 <= places.min() <= places.max() <= len(self) - T:
+            raise IndexError(f"{places} and {T} more are not within {len(self)} tokens")
+        places = places + self._span.start
+        ids[:] = self._pieces[0][places[:, None] + np.arange(T)]
+        if self._starts:
+            (starts,) = self._starts
+            spans = starts.searchsorted([places, places + T])
+            for row in np.flatnonzero(spans[1] > spans[0]).tolist():
+                begins[row, starts[slice(*spans[:, row])] - places[row]] = True
+
     def _like(self, **changes: Any) -> Self:
         other = object.__new__(type(self))
         other.__dict__.update(self.__dict__, **changes)
