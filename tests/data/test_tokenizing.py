@@ -17,7 +17,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from openxlstm.data import tokenizing
+from openxlstm.data import shards, tokenizing
 from openxlstm.data.corpora import load_documents
 from openxlstm.data.shards import open_token_folder
 from openxlstm.data.sources import Span
@@ -144,7 +144,7 @@ class TestResuming:
     @pytest.fixture
     def begun(self, job: Job, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         """A folder of which three shards are finished."""
-        write_shard = tokenizing.write_shard
+        write_shard = shards.write_shard
 
         def stop_at_the_fourth(folder: Path, number: int, *arguments: Any) -> Any:
             if number == 3:
@@ -161,7 +161,7 @@ class TestResuming:
         self, job: Job, begun: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ):
         written = []
-        write_shard = tokenizing.write_shard
+        write_shard = shards.write_shard
 
         def hear(folder: Path, number: int, *arguments: Any) -> Any:
             written.append(number)

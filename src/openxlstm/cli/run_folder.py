@@ -154,7 +154,7 @@ def checkpoint_to_resume(folder: Path) -> Path | None:
 
 def clear_unstarted(folder: Path) -> None:
     """Empties the folder of a run that was killed before its record was written."""
-    from openxlstm.data.tokenizer import FILE_NAME
+    from openxlstm.data.bpe import FILE_NAME
     from openxlstm.lm.folder import CONFIG
 
     files = list(folder.iterdir()) if folder.is_dir() else []

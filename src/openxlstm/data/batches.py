@@ -276,7 +276,7 @@ def _gather(rows: Sequence[tuple[Tokens, int]], window: int, *, laps: bool = Fal
             corpus.read(place + 1, y[done:stop])
             begins[done] |= laps and place == 0
             done, place = stop, 0
-    return _batch(*ids, reset)
+    return _batch(ids[0], ids[1], reset)
 
 
 def _gather_at_once(corpus: Tokens, places: np.ndarray, window: int) -> Batch:

@@ -87,7 +87,7 @@ class Tokens:
             for place, row, begin in zip(places.tolist(), ids, begins, strict=True):
                 self.read(place, row, begin)
             return
-        R, T = ids.shape
+        T = ids.shape[1]
         if not 0 <= places.min() <= places.max() <= len(self) - T:
             raise IndexError(f"{places} and {T} more are not within {len(self)} tokens")
         places = places + self._span.start
