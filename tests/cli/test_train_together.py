@@ -4,8 +4,10 @@ import json
 import math
 import os
 import re
+import signal
 import subprocess
 import sys
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -275,6 +277,35 @@ def test_torchrun(text_file: Path, alone: dict[str, Path], tmp_path: Path) -> No
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     assert_same(folder, alone["windows"])
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="looks for processes in /proc")
+def test_torchrun_starts_again_what_has_died(text_file: Path, tmp_path: Path) -> None:
+    """One worker is killed; torchrun stops the other, and the same command goes on."""
+    folder = tmp_path / "run"
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2"]
+    command = ["-m", "openxlstm", "train", "--data", text_file, "--out", folder, *OPTIONS,
+               "--steps", 600, "--save-every", 1, "--eval-every", 600, "--auto-resume"]  # fmt: skip
+    with subprocess.Popen(
+        [*torchrun, "--max-restarts", "1", *map(str, command)], stderr=subprocess.PIPE, text=True,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+    ) as job:  # fmt: skip
+        while len(checkpoints(folder)) < 3:
+            assert job.poll() is None
+            time.sleep(0.1)
+        os.kill(children(job.pid)[1], signal.SIGKILL)
+        _, said = job.communicate(timeout=200)
+        assert job.returncode == 0, said
+    assert json.loads((folder / "train.json").read_text())["result"]["step"] == 600
+    assert [record["step"] for record in read_metrics(folder)] == [0, *range(10, 601, 10), 600]
+
+
+def children(parent: int) -> list[int]:
+    """The processes that a process has started, from the first on."""
+    stats = [path.read_text() for path in Path("/proc").glob("[0-9]*/stat")]
+    found = [(text.split()[0], text.rpartition(")")[2].split()[1]) for text in stats]
+    return sorted(int(pid) for pid, of in found if int(of) == parent)
 
 
 def test_minutes_are_those_of_the_first_process(

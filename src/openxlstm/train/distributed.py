@@ -17,6 +17,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 from torch.distributed.fsdp import FSDPModule, fully_shard
+from torch.distributed.rendezvous import rendezvous
 from torch.distributed.tensor import DTensor, Shard
 from torch.nn.parallel import DistributedDataParallel
 
@@ -132,7 +133,16 @@ def processes(device: str | None = None) -> Iterator[Processes]:
     else:
         _stay_on_own_cores(local_rank, local_size)
     try:
-        dist.init_process_group("cpu:gloo,cuda:nccl" if here.type == "cuda" else "gloo")
+        store, rank, world_size = next(rendezvous("env://"))
+        # torchrun's store outlives its workers. Those that it starts again would find the addresses
+        # of the dead in it.
+        attempt = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
+        dist.init_process_group(
+            "cpu:gloo,cuda:nccl" if here.type == "cuda" else "gloo",
+            store=dist.PrefixStore(f"attempt {attempt}", store),  # pyright: ignore[reportPrivateImportUsage]
+            rank=rank,
+            world_size=world_size,
+        )
     except (RuntimeError, ValueError) as error:
         raise UserError(
             f"the {world_size} processes of this job cannot reach each other ({error!s:.200}): "
@@ -140,7 +150,7 @@ def processes(device: str | None = None) -> Iterator[Processes]:
         ) from None
     try:
         yield Processes(
-            rank=dist.get_rank(),
+            rank=rank,
             world_size=world_size,
             device=here,
             mesh=init_device_mesh(here.type, (world_size,)),
@@ -148,7 +158,7 @@ def processes(device: str | None = None) -> Iterator[Processes]:
     except RuntimeError as error:
         if _is_lost(error):
             raise UserError(
-                f"process {dist.get_rank()} of {world_size} lost another one of its job, which has "
+                f"process {rank} of {world_size} lost another one of its job, which has "
                 "ended or cannot be reached: see above for why. Checkpoints are whole; go on with "
                 "--resume, with any number of processes"
             ) from error
