@@ -6,6 +6,7 @@ imports take. It has one thread, so that a fork copies a whole program.
 
 import contextlib
 import json
+import math
 import os
 import resource
 import signal
@@ -88,6 +89,10 @@ def server(folder: Path) -> Iterator[Jobs]:
         jobs.close()
 
 
+PATIENCE = 20
+"""Seconds that a process may go on after another one of its job has failed."""
+
+
 # ---- the server -------------------------------------------------------------------------------
 
 
@@ -116,7 +121,24 @@ def _run(
         time.sleep(max(0.0, began + seconds - time.monotonic()))
         with contextlib.suppress(ProcessLookupError):
             os.kill(children[rank], number)
-    return [os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) for child in children]
+    return _wait(children)
+
+
+def _wait(children: list[int]) -> list[int]:
+    """Their exit codes. As torchrun does, it ends those that outlive a failed one for long."""
+    codes: dict[int, int] = {}
+    failed = math.inf
+    while len(codes) < len(children):
+        for child in set(children) - codes.keys():
+            ended, status = os.waitpid(child, os.WNOHANG)
+            if ended:
+                codes[child] = os.waitstatus_to_exitcode(status)
+                if codes[child]:
+                    failed = min(failed, time.monotonic())
+            elif time.monotonic() > failed + PATIENCE:
+                os.kill(child, signal.SIGKILL)
+        time.sleep(0.005)
+    return [codes[child] for child in children]
 
 
 def _fork(
