@@ -3,6 +3,7 @@
 import json
 import math
 import os
+import random
 import re
 import signal
 import subprocess
@@ -175,6 +176,31 @@ def test_a_run_goes_on_at_another_size(
     )  # fmt: skip
     assert ended.codes == [0] * after[0], ended.errors
     assert_same(folder, whole, but=5)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1200)
+@pytest.mark.parametrize("sampling", SAMPLINGS)
+def test_for_long_and_at_many_sizes(
+    sampling: str, train: Train, jobs: Jobs, tmp_path: Path
+) -> None:
+    """Some hundred steps; a run that is stopped and goes on with other numbers of processes."""
+    draw, steps, folder = random.Random(0), 40, tmp_path / "hops"
+    options = ("--schedule", "constant", "--learning-rate", 2e-4, "--sampling", sampling)
+    options += ("--eval-every", 40, "--save-every", 40, "--ema-decay", 0.9)
+    whole = train(tmp_path / "whole", 1, *options, "--steps", 400)
+    for world_size, strategy in ((2, "ddp"), (4, "fsdp")):
+        name = tmp_path / f"{world_size} {strategy}"
+        assert_same(
+            train(name, world_size, *options, "--steps", 400, "--strategy", strategy), whole
+        )
+    train(folder, 2, *options, "--steps", steps)
+    for steps in range(80, 401, 40):
+        world_size, strategy = draw.choice([1, 2, 4]), draw.choice(STRATEGIES)
+        resume = ("train", "--resume", "--out", folder, "--steps", steps, "--strategy", strategy)
+        ended = jobs.run(*resume, "--quiet", world_size=world_size)
+        assert ended.codes == [0] * world_size, ended.errors
+    assert_same(folder, whole)
 
 
 @pytest.mark.parametrize("strategy", STRATEGIES)

@@ -222,7 +222,9 @@ def _watchers(plan: Plan, options: Options, description: str, batch: "Batch") ->
 
 def _conclude(plan: Plan, options: Options, result: Progress, stopped: bool) -> None:
     """What is written and said at the end."""
+    from openxlstm.cli.progress import megabytes
     from openxlstm.train.curve import draw_loss
+    from openxlstm.train.meter import peak_memory
 
     folder, sources = plan.folder, ", ".join(plan.record.data_config.sources)
     plan.record.replace(result=asdict(result)).save(folder)
@@ -233,7 +235,10 @@ def _conclude(plan: Plan, options: Options, result: Progress, stopped: bool) -> 
             f"  openxlstm train --resume --out {folder}"
         )
     elif not options.quiet:
-        _say(f"best val loss {result.best_loss:.4f} at step {result.best_step:,}; curve: {curve}\n")
+        _say(
+            f"best val loss {result.best_loss:.4f} at step {result.best_step:,}; curve: {curve}; "
+            f"peak memory {megabytes(peak_memory()) or 'unknown'}\n"
+        )
         _write_sample(folder, plan.record.train_config.seed)
         prompt = shlex.quote(plan.corpus.hint)
         _say(f"\nto read on:\n  openxlstm generate {shlex.quote(str(folder))} --prompt {prompt}")

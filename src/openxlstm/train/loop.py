@@ -192,7 +192,8 @@ class _Run:
             group["lr"] = rate
         self._seed(progress.step)
         loss = self._gradient(batch)
-        agreed = self._tick(loss / self.processes.world_size, float(stop()))
+        many = self.processes.world_size > 1
+        agreed = self._tick(loss / self.processes.world_size, float(many and stop()))
         norm = clip_gradient(self.parameters, config.clip_norm or math.inf)
         skipped = not math.isfinite(norm)
         if skipped:
@@ -210,7 +211,8 @@ class _Run:
             share=min(self.share, 1.0), loss=loss, learning_rate=rate, gradient_norm=norm,
             skipped=skipped,
         ))  # fmt: skip
-        return stops > 0
+        # One process alone has nobody to agree with, and hears what came up to the last moment.
+        return stops > 0 if many else stop()
 
     def _seed(self, step: int) -> None:
         """Sets what dropout is drawn with in this step of this process."""
