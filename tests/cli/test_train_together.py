@@ -186,8 +186,8 @@ def test_for_long_and_at_many_sizes(
 ) -> None:
     """Some hundred steps; a run that is stopped and goes on with other numbers of processes."""
     draw, steps, folder = random.Random(0), 40, tmp_path / "hops"
-    options = ("--schedule", "constant", "--learning-rate", 2e-4, "--sampling", sampling)
-    options += ("--eval-every", 40, "--save-every", 40, "--ema-decay", 0.9)
+    options = ("--schedule", "constant", "--warmup", 0, "--learning-rate", 2e-4)
+    options += ("--sampling", sampling, "--eval-every", 40, "--save-every", 40, "--ema-decay", 0.9)
     whole = train(tmp_path / "whole", 1, *options, "--steps", 400)
     for world_size, strategy in ((2, "ddp"), (4, "fsdp")):
         name = tmp_path / f"{world_size} {strategy}"
