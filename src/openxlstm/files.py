@@ -1,5 +1,6 @@
 """Files written so that a reader, or a kill, never meets half of one."""
 
+import hashlib
 import json
 import os
 import secrets
@@ -60,6 +61,12 @@ def read_json(path: Path) -> dict[str, Any]:
     if not isinstance(values, dict):
         raise UserError(f"{path} is damaged: it does not hold a table of options")
     return values
+
+
+def file_sha256(path: Path) -> str:
+    """The SHA-256 of what a file holds, read piece by piece."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def sync(folder: Path) -> None:

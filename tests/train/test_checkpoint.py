@@ -236,7 +236,7 @@ def test_another_version(path: Path) -> None:
     "moment",
     [
         "openxlstm.train.checkpoint.save",
-        "openxlstm.train.checkpoint._sha256",
+        "openxlstm.train.checkpoint.file_sha256",
         "openxlstm.train.checkpoint.write_json",
         "pathlib.Path.rename",
     ],

@@ -100,11 +100,12 @@ def load_run(folder: Path, checkpoint: Checkpoint) -> "tuple[LanguageModel, Toke
     from openxlstm.data.tokenizer import load_tokenizer
     from openxlstm.lm.folder import load_config
     from openxlstm.lm.model import LanguageModel
-    from openxlstm.train.checkpoint import load_model
 
     if checkpoint == "best":
         model = LanguageModel.from_pretrained(folder)
     else:
+        from openxlstm.train.checkpoint import load_model  # half a second, for this alone
+
         model = LanguageModel(load_config(folder)).eval()
         load_model(newest_checkpoint(folder), model)
     tokenizer = load_tokenizer(folder)

@@ -35,8 +35,8 @@ from openxlstm.train.callback import Callback, Progress
 if TYPE_CHECKING:
     from openxlstm.data.batches import RandomWindows, Streams
     from openxlstm.lm.model import LanguageModel
-    from openxlstm.train.distributed import Processes
     from openxlstm.train.evaluate import Batch
+    from openxlstm.train.processes import Processes
 
 INTERRUPTED = 130
 """Exit code after Ctrl-C, as shells have it."""

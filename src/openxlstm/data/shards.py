@@ -6,7 +6,6 @@ tokenizer.json
 00000.starts.npy    (D,) int64, the places in it at which a document begins
 """
 
-import hashlib
 import struct
 from array import array
 from collections.abc import Callable, Iterable
@@ -21,7 +20,7 @@ from openxlstm.data.sources import Piece
 from openxlstm.data.tokenizer import Tokenizer, load_tokenizer
 from openxlstm.data.tokens import Tokens
 from openxlstm.errors import UserError
-from openxlstm.files import read_json, write_atomically, write_json
+from openxlstm.files import file_sha256, read_json, write_atomically, write_json
 
 MANIFEST, PLAN = "manifest.json", "unfinished.json"
 FORMAT, VERSION = "openxlstm-tokens", 1
@@ -74,7 +73,7 @@ def open_token_folder(
         total, done = sum(entry["bytes"] for entry in files.values()), 0
         for name, entry in files.items():
             if (verify == "hashes" or name == FILE_NAME) and (
-                file_sha256(folder / name) != entry["sha256"]
+                _sha256(folder / name) != entry["sha256"]
             ):
                 raise UserError(
                     f"{folder / name} is not what {MANIFEST} says, it has changed: "
@@ -87,7 +86,7 @@ def open_token_folder(
             tokens=Tokens(*ids, starts=starts if several else ()),
             tokenizer=load_tokenizer(folder),
             characters=manifest["characters"],
-            sha256=file_sha256(folder / MANIFEST),
+            sha256=_sha256(folder / MANIFEST),
         )
     except (KeyError, TypeError, AttributeError) as error:
         raise UserError(f"{folder / MANIFEST} is damaged ({error!r}): tokenize anew") from error
@@ -161,7 +160,7 @@ def write_shard(
         write_atomically(shard_file(folder, number, kind), write)
     entry["documents"] = len(starts)
     entry["files"] = {
-        path.name: {"bytes": path.stat().st_size, "sha256": file_sha256(path)}
+        path.name: {"bytes": path.stat().st_size, "sha256": _sha256(path)}
         for path in (shard_file(folder, number, kind) for kind in KINDS)
     }
     write_json(shard_record(folder, number), entry)
@@ -176,7 +175,7 @@ def write_manifest(
         name: sum(shard[name] for shard in shards)
         for name in ("tokens", "documents", "characters", "bytes")
     }
-    sha256 = file_sha256(folder / FILE_NAME)
+    sha256 = _sha256(folder / FILE_NAME)
     manifest = {
         "format": FORMAT,
         "version": VERSION,
@@ -189,11 +188,9 @@ def write_manifest(
     return manifest
 
 
-def file_sha256(path: Path) -> str:
-    """Raises a UserError if the file is missing."""
+def _sha256(path: Path) -> str:
     try:
-        with path.open("rb") as file:
-            return hashlib.file_digest(file, "sha256").hexdigest()
+        return file_sha256(path)
     except FileNotFoundError:
         raise UserError(_missing(path)) from None
 

@@ -12,7 +12,6 @@ Where weights are averaged, `model.…` are the averages, which are what others 
 """
 
 import contextlib
-import hashlib
 import re
 import shutil
 import warnings
@@ -30,14 +29,15 @@ from torch.distributed.checkpoint.hf_storage import (
 from torch.distributed.checkpoint.metadata import TensorStorageMetadata
 from torch.distributed.checkpoint.state_dict_loader import load
 from torch.distributed.checkpoint.state_dict_saver import save
+from torch.distributed.tensor import DTensor, Shard
 from torch.optim import Optimizer
 
 from openxlstm import states
 from openxlstm.errors import UserError
-from openxlstm.files import read_json, sync, write_json
+from openxlstm.files import file_sha256, read_json, sync, write_json
 from openxlstm.lm.model import LanguageModel
 from openxlstm.states import ModelState
-from openxlstm.train.distributed import ALONE, Processes
+from openxlstm.train.processes import ALONE, Processes
 
 CHECKPOINTS, VALUES = "checkpoints", "checkpoint.json"
 VERSION = 2
@@ -99,18 +99,13 @@ def _flaw(path: Path) -> str | None:
                 return f"{name} is missing"
             if file.stat().st_size != size:
                 return f"{name} has {file.stat().st_size:,} bytes instead of {size:,}"
-            if _sha256(file) != sha256:
+            if file_sha256(file) != sha256:
                 return f"{name} has changed"
     except OSError as error:
         return str(error)
     except (KeyError, TypeError, ValueError, AttributeError):
         return f"{VALUES} is not a checkpoint's"
     return None
-
-
-def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def write(
@@ -148,7 +143,7 @@ def write(
                 no_dist=processes.mesh is None,
             )
         mine = unfinished.glob(f"shard-{processes.rank + 1:05}-*")
-        hashes = processes.gather({f.name: (f.stat().st_size, _sha256(f)) for f in mine})
+        hashes = processes.gather({f.name: (f.stat().st_size, file_sha256(f)) for f in mine})
         if processes.is_first:
             files = {name: facts for part in hashes for name, facts in part.items()}
             write_json(unfinished / VALUES, {"version": VERSION, **values, "files": files})
@@ -225,7 +220,7 @@ def save_checkpoint(
     for parameter, slots in optimizer.state.items():
         for key, slot in slots.items():
             tensors[f"optimizer.{key}.{names[parameter]}"] = slot
-    tensors |= _named(processes.whole_rows(state))
+    tensors |= _named(_whole_rows(state, processes))
     write(folder, step, tensors, values, keep=keep, processes=processes)
 
 
@@ -258,7 +253,7 @@ def load_checkpoint(
             )
         empty = model.initial_state(rows[0] // processes.world_size)
         state = states.map_state(torch.clone, empty)
-        parts = _named(processes.whole_rows(state))
+        parts = _named(_whole_rows(state, processes))
         tensors |= parts
         expected |= {name: part.shape for name, part in parts.items()}
     _compare(path, found, expected)
@@ -294,6 +289,14 @@ def _weights(models: Models) -> dict[str, Tensor]:
         for name, tensor in model.state_dict().items()
         if not (name == "head.weight" and model.config.tie_weights)
     }
+
+
+def _whole_rows(state: states.S, processes: Processes) -> states.S:
+    """A state whose rows are dealt out among the processes, as tensors that know the whole."""
+    mesh = processes.mesh
+    if mesh is None:
+        return state
+    return states.map_state(lambda part: DTensor.from_local(part, mesh, [Shard(0)]), state)
 
 
 def _named(state: ModelState | None) -> dict[str, Tensor]:

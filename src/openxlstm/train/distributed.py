@@ -1,110 +1,33 @@
 """The processes that train one model together, as torchrun starts them.
 
-All that differs between one process and many is here: who this one is, how a model is spread, and
-what all of them have to agree on.
+All that differs between one process and many is here and in processes.py: how they meet, and how a
+model is spread.
 """
 
 import contextlib
 import os
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import dataclass, field
-from typing import Any, cast
+from typing import cast
 
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
-from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
+from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import FSDPModule, fully_shard
 from torch.distributed.rendezvous import rendezvous
-from torch.distributed.tensor import DTensor, Shard
+from torch.distributed.tensor import DTensor
 from torch.nn.parallel import DistributedDataParallel
 
-from openxlstm import states
 from openxlstm.device import get_device
 from openxlstm.errors import UserError
 from openxlstm.lm.model import LanguageModel
+from openxlstm.train.processes import Processes
 
 BUCKET_MB = 25
 """Megabytes of gradients that DDP shares at once, while the backward goes on: torch's default, but
 for the first of them, which torch keeps at 1. All of a small model's gradients then go at once."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Processes:
-    """This process among those of its job; by default the only one."""
-
-    rank: int = 0
-    """Number of this process, from 0."""
-    world_size: int = 1
-    """How many there are."""
-    local_rank: int = 0
-    """Number of this process among those on this machine."""
-    local_size: int = 1
-    """How many there are on this machine."""
-    device: torch.device = field(default_factory=lambda: torch.device("cpu"))
-    """Where this one computes."""
-    mesh: DeviceMesh | None = None
-    """All of them in a row; None for one alone."""
-
-    @property
-    def is_first(self) -> bool:
-        """Whether this is the one that writes files and speaks."""
-        return self.rank == 0
-
-    def totals(self, *values: float) -> list[float]:
-        """The sum of each value over all processes."""
-        return self.sum_up(*values)()
-
-    def sum_up(self, *values: float) -> Callable[[], list[float]]:
-        """Starts to sum up each value over all processes; calling what it returns waits for it."""
-        if self.mesh is None:
-            return lambda: list(values)
-        sums = torch.tensor(values, dtype=torch.float64, device=self.device)
-        work = dist.all_reduce(sums, async_op=True)
-
-        def wait() -> list[float]:
-            if work is not None:
-                work.wait()
-            return sums.tolist()
-
-        return wait
-
-    def any(self, said: bool) -> bool:
-        """Whether any process says so."""
-        return self.totals(float(said))[0] > 0
-
-    def wait(self) -> None:
-        """Returns when every process has come here."""
-        if self.mesh is not None:
-            dist.barrier()
-
-    def gather(self, value: Any) -> list[Any]:
-        """The values of all processes, in order, on the first one; an empty list on the others."""
-        if self.mesh is None:
-            return [value]
-        values: list[Any] | None = [None] * self.world_size if self.is_first else None
-        dist.gather_object(value, values)
-        return values or []
-
-    def tell(self, value: Any) -> Any:
-        """The value that the first process has."""
-        if self.mesh is None:
-            return value
-        values = [value]
-        dist.broadcast_object_list(values, src=0, device=torch.device("cpu"))
-        return values[0]
-
-    def whole_rows(self, state: states.S) -> states.S:
-        """A state whose rows are dealt out among the processes, as tensors that know the whole."""
-        mesh = self.mesh
-        if mesh is None:
-            return state
-        return states.map_state(lambda part: DTensor.from_local(part, mesh, [Shard(0)]), state)
-
-
-ALONE = Processes()
 
 
 @contextlib.contextmanager

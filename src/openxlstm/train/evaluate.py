@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from openxlstm.lm.model import LanguageModel, evaluation_mode
-from openxlstm.train.distributed import ALONE, Processes
+from openxlstm.train.processes import ALONE, Processes
 
 
 class Batch(Protocol):

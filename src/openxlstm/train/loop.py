@@ -27,8 +27,9 @@ from openxlstm.lm.model import LanguageModel
 from openxlstm.states import ModelState
 from openxlstm.train.callback import Callback, Evaluated, Progress, Step
 from openxlstm.train.checkpoint import load_checkpoint, models_of, save_checkpoint
-from openxlstm.train.distributed import ALONE, Processes, clip_gradient, sharing, spread
+from openxlstm.train.distributed import clip_gradient, sharing, spread
 from openxlstm.train.evaluate import Batch, evaluate
+from openxlstm.train.processes import ALONE, Processes
 from openxlstm.train.schedule import learning_rate
 
 PATIENCE = 100
@@ -300,15 +301,16 @@ class _Run:
             return contextlib.nullcontext()
         return torch.autocast(self.device.type, torch.bfloat16)
 
-    def _whole_model(self) -> LanguageModel:
-        """What is measured, whole: a copy in the first process where it is in shards."""
+    def _whole_model(self) -> LanguageModel | None:
+        """What is measured, whole: where it is in shards a copy, in the first process alone."""
         if not isinstance(self.measured, FSDPModule):
             return self.measured
         options = StateDictOptions(full_state_dict=True, cpu_offload=True)
         weights = get_model_state_dict(self.measured, options=options)
+        if not self.processes.is_first:
+            return None
         whole = LanguageModel(self.model.config)
-        if self.processes.is_first:
-            whole.load_state_dict(weights)
+        whole.load_state_dict(weights)
         return whole.eval()
 
     def _tick(self, *values: float) -> Callable[[], list[float]]:

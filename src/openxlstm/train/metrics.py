@@ -2,14 +2,14 @@
 
 import json
 import math
+from collections.abc import Iterable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Self, TextIO
+from typing import TYPE_CHECKING, Any, Self
 
 from openxlstm.errors import UserError
-from openxlstm.files import write_text
 from openxlstm.train.callback import Callback, Evaluated, Progress, Step
 from openxlstm.train.meter import Meter, peak_memory
-from openxlstm.train.records import METRICS, read_metrics
+from openxlstm.train.records import METRICS, Log, read_metrics
 
 if TYPE_CHECKING:
     from torch.utils.tensorboard import SummaryWriter
@@ -17,36 +17,23 @@ if TYPE_CHECKING:
     from openxlstm.train.gates import GateWatch
 
 
-class MetricsFile(Callback):
+class MetricsFile(Log):
     """Appends to a run's `metrics.jsonl`.
 
     Lines of the kind "step" hold the loss of one batch in `every`, and say so of a step that was
     left out; lines of the kind "evaluation" the losses of the train and val samples and, where
     someone watches `gates`, the statistics of each block's. What is not a finite number is null.
-    A resumed run drops what came after the checkpoint that it goes on from, so that it ends with
-    the lines of a run that never stopped.
     """
 
     def __init__(self, folder: Path, every: int = 10, gates: "GateWatch | None" = None) -> None:
-        self._folder = folder
+        super().__init__(folder / METRICS)
         self._every = every
         self._gates = gates
         self.wants_model = gates is not None
-        self._file: TextIO | None = None
 
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        if self._file is not None:
-            self._file.close()
-
-    def on_start(self, progress: Progress) -> None:
-        path = self._folder / METRICS
-        began = progress.seconds > 0  # else this is a new run, whatever the folder holds
-        kept = [r for r in read_metrics(self._folder) if began and r["step"] <= progress.step]
-        write_text(path, "".join(json.dumps(record) + "\n" for record in kept))
-        self._file = path.open("a", encoding="utf-8")
+    def kept(self, step: int) -> Iterable[str]:
+        records = read_metrics(self._path.parent)
+        return (json.dumps(record) + "\n" for record in records if record["step"] <= step)
 
     def on_step(self, step: Step) -> None:
         skipped = {"skipped": True} if step.skipped else {}
@@ -68,12 +55,10 @@ class MetricsFile(Callback):
         )  # fmt: skip
 
     def _write(self, **record: Any) -> None:
-        assert self._file is not None, "on_start opens it"
         for name, value in record.items():
             if isinstance(value, float) and not math.isfinite(value):
                 record[name] = None  # JSON has no word for it
-        self._file.write(json.dumps(record) + "\n")
-        self._file.flush()
+        self.append(json.dumps(record) + "\n")
 
 
 class TensorBoard(Callback):

@@ -1,11 +1,45 @@
-"""A run's `metrics.jsonl`, to read: one JSON object a line. Imports no torch."""
+"""What a run writes down as it goes, and its `metrics.jsonl` to read. Imports no torch."""
 
 import json
 from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, Self, TextIO
+
+from openxlstm.files import write_text
+from openxlstm.train.callback import Callback, Progress
 
 METRICS = "metrics.jsonl"
+
+
+class Log(Callback):
+    """Appends to a file of a run. A resumed run drops what came after the checkpoint that it goes
+    on from, so that it ends with what a run that never stopped has."""
+
+    _file: TextIO | None = None
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._file is not None:
+            self._file.close()
+
+    def kept(self, step: int) -> Iterable[str]:
+        """What the file holds up to a step."""
+        raise NotImplementedError
+
+    def on_start(self, progress: Progress) -> None:
+        began = progress.seconds > 0  # else this is a new run, whatever the folder holds
+        write_text(self._path, "".join(self.kept(progress.step) if began else ()))
+        self._file = self._path.open("a", encoding="utf-8", newline="")
+
+    def append(self, text: str) -> None:
+        assert self._file is not None, "on_start opens it"
+        self._file.write(text)
+        self._file.flush()
 
 
 def read_metrics(folder: Path) -> Iterator[dict[str, Any]]:

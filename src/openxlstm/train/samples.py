@@ -1,26 +1,24 @@
 """What a model writes while it learns."""
 
 import re
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import Self, TextIO
 
 import torch
 
-from openxlstm.files import write_text
 from openxlstm.lm.model import LanguageModel, evaluation_mode
-from openxlstm.train.callback import Callback, Evaluated, Progress
+from openxlstm.train.callback import Evaluated
+from openxlstm.train.records import Log
 
 SAMPLES = "samples.txt"
 HEADING = re.compile(r"step ([\d,]+), val loss \S+\n")
 INDENT = "    "
 
 
-class Samples(Callback):
+class Samples(Log):
     """Lets the model write after evaluations, and keeps it in a run's `samples.txt`.
 
-    Each sample is a line with step and loss, then the text, indented, whatever is in it. Like
-    `metrics.jsonl`, a resumed run drops what came after the checkpoint that it goes on from. The
+    Each sample is a line with step and loss, then the text, indented, whatever is in it. The
     untrained model, at step 0, is not asked.
     """
 
@@ -36,38 +34,22 @@ class Samples(Callback):
     ) -> None:
         """Samples at evaluations whose step is a multiple of `every`; `listeners` are told each
         sample's step and text."""
-        self._folder = folder
+        super().__init__(folder / SAMPLES)
         self._write = write
         self._every = every
         self._listeners = listeners
-        self._file: TextIO | None = None
 
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        if self._file is not None:
-            self._file.close()
-
-    def on_start(self, progress: Progress) -> None:
-        path = self._folder / SAMPLES
-        began = progress.seconds > 0  # else this is a new run, whatever the folder holds
-        kept = [text for step, text in _read(path) if step <= progress.step] if began else []
-        write_text(path, "".join(kept))
-        self._file = path.open("a", encoding="utf-8", newline="")
+    def kept(self, step: int) -> Iterable[str]:
+        return (text for number, text in _read(self._path) if number <= step)
 
     def on_evaluated(self, evaluated: Evaluated) -> None:
         if evaluated.step == 0 or evaluated.step % self._every:
             return
-        assert self._file is not None, "on_start opens it"
         assert evaluated.model is not None, "it wants a model"
         with evaluation_mode(evaluated.model), torch.random.fork_rng(devices=[]):
             text = self._write(evaluated.model)
         indented = "".join(f"{INDENT}{line}\n" for line in text.split("\n"))
-        self._file.write(
-            f"step {evaluated.step:,}, val loss {evaluated.val.loss:.4f}\n{indented}\n"
-        )
-        self._file.flush()
+        self.append(f"step {evaluated.step:,}, val loss {evaluated.val.loss:.4f}\n{indented}\n")
         for listener in self._listeners:
             listener(evaluated.step, text)
 
