@@ -21,6 +21,7 @@ MAY_IMPORT: dict[str, set[str] | None] = {
     "strict": set(),
     "config": {"strict"},
     "states": set(),
+    "saved_states": {"states", "files"},
     "device": set(),
     "reference": {"states"},
     "ops": {"states", "reference"},

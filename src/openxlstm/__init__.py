@@ -17,44 +17,59 @@ if TYPE_CHECKING:
     from openxlstm.generation.text import generate
     from openxlstm.lm.model import LanguageModel
     from openxlstm.lm.summary import summarize
+    from openxlstm.nn.cells import MLSTMCell, SLSTMCell
     from openxlstm.nn.parameters import parameter_groups
+    from openxlstm.nn.rnn import XLSTM
     from openxlstm.nn.stack import Stack
-    from openxlstm.states import MLSTMState, ModelState, SLSTMState
+    from openxlstm.saved_states import load_state, save_state
+    from openxlstm.states import MLSTMState, ModelState, SLSTMState, XLSTMState
 
 _PLACES = {
     "DataConfig": "openxlstm.config",
     "LanguageModel": "openxlstm.lm.model",
+    "MLSTMCell": "openxlstm.nn.cells",
     "MLSTMState": "openxlstm.states",
     "ModelConfig": "openxlstm.config",
     "ModelState": "openxlstm.states",
+    "SLSTMCell": "openxlstm.nn.cells",
     "SLSTMState": "openxlstm.states",
     "Stack": "openxlstm.nn.stack",
     "StackConfig": "openxlstm.config",
     "TrainConfig": "openxlstm.config",
     "UserError": "openxlstm.errors",
+    "XLSTM": "openxlstm.nn.rnn",
+    "XLSTMState": "openxlstm.states",
     "generate": "openxlstm.generation.text",
+    "load_state": "openxlstm.saved_states",
     "load_tokenizer": "openxlstm.data.tokenizer",
     "ops": "openxlstm",
     "parameter_groups": "openxlstm.nn.parameters",
+    "save_state": "openxlstm.saved_states",
     "summarize": "openxlstm.lm.summary",
 }
 
 __all__ = [
+    "XLSTM",
     "DataConfig",
     "LanguageModel",
+    "MLSTMCell",
     "MLSTMState",
     "ModelConfig",
     "ModelState",
+    "SLSTMCell",
     "SLSTMState",
     "Stack",
     "StackConfig",
     "TrainConfig",
     "UserError",
+    "XLSTMState",
     "__version__",
     "generate",
+    "load_state",
     "load_tokenizer",
     "ops",
     "parameter_groups",
+    "save_state",
     "summarize",
 ]
 

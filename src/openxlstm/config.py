@@ -28,9 +28,10 @@ class StackConfig(Config):
     num_heads: int = 4
     """Heads of every cell. An sLSTM divides embedding_dim among them, an mLSTM its inner width, a
     large block's mLSTM the widths of its keys and values."""
-    block: Literal["paper", "large"] = "paper"
+    block: Literal["paper", "large", "bare"] = "paper"
     """The kind of block around a cell. paper: those of arXiv:2405.04517, figures 10 and 11. large:
-    that of xLSTM-7B (arXiv:2503.13427, figure 1), an mLSTM and a feed-forward, no sLSTM."""
+    that of xLSTM-7B (arXiv:2503.13427, figure 1), an mLSTM and a feed-forward, no sLSTM. bare: the
+    cell and its projections alone, as a layer of `torch.nn.LSTM` is; for `openxlstm.XLSTM`."""
     bias: bool = False
     """Biases in the projections and feed-forwards, and in the norms of large blocks. The gates of
     an mLSTM or sLSTM always have them."""
@@ -88,10 +89,13 @@ class StackConfig(Config):
         for name in ("large_qk_dim_factor", "large_v_dim_factor", "large_ff_factor"):
             require(0 < getattr(self, name) < math.inf, f"{name} must be positive")
         require(0 <= self.large_gate_soft_cap < math.inf, "large_gate_soft_cap must be 0 or more")
-        if self.block == "large":
-            self._check_large()
-        else:
-            self._check_paper()
+        match self.block:
+            case "paper":
+                self._check_paper()
+            case "large":
+                self._check_large()
+            case "bare":
+                self._check_bare()
 
     def _check_large(self) -> None:
         require(
@@ -105,6 +109,12 @@ class StackConfig(Config):
                 f"large_{what}_dim_factor × embedding_dim={self.embedding_dim} is {width}, not a "
                 f"multiple of num_heads={self.num_heads}",
             )
+
+    def _check_bare(self) -> None:
+        require(
+            self.embedding_dim % self.num_heads == 0,
+            f"embedding_dim={self.embedding_dim} is not a multiple of num_heads={self.num_heads}",
+        )
 
     def _check_paper(self) -> None:
         if "s" in self.layers:
@@ -179,6 +189,10 @@ class ModelConfig(StackConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        require(
+            self.block != "bare",
+            "block='bare' has no norms and residuals, which a language model needs; use 'paper'",
+        )
         require(self.vocab_size > 0, f"vocab_size must be positive, not {self.vocab_size}")
         require(self.num_positions >= 0, "num_positions must be 0 (none) or more")
         require(0 <= self.embedding_dropout < 1, "embedding_dropout must be in [0, 1)")

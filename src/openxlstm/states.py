@@ -135,6 +135,19 @@ class StackState(NamedTuple):
     select = select
 
 
+class XLSTMState(NamedTuple):
+    """State of `openxlstm.XLSTM`."""
+
+    forward: StackState
+    """Of the stack that reads from the first step on."""
+    reverse: StackState | None
+    """Of the one that reads from the last step back, None where there is none."""
+
+    detach = detach
+    to = to
+    select = select
+
+
 class ModelState(NamedTuple):
     """State of a language model."""
 

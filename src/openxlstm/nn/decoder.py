@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from openxlstm.nn.block import Block
 from openxlstm.nn.conv import weights_of
 from openxlstm.nn.mlstm import MLSTMLayer
-from openxlstm.nn.norm import EPS
+from openxlstm.nn.norm import EPS, HeadNorm, LayerNorm
 from openxlstm.nn.slstm import SLSTMLayer
 from openxlstm.nn.stack import Stack
 from openxlstm.ops import native
@@ -57,7 +57,7 @@ class Decoder:
             norm_eps=EPS,
             tokens=tokens.weight,
             positions=None if positions is None else positions.weight,
-            norm=stack.norm.weight,
+            norm=_weight(stack.norm),
             head=head.weight,
             layers=[
                 _layer_plan(block, layer_state)
@@ -130,6 +130,11 @@ def _blocks(stack: Stack) -> list[Block]:
     return [block for block in stack.blocks if isinstance(block, Block)]
 
 
+def _weight(norm: nn.Module | None) -> Tensor:
+    assert isinstance(norm, LayerNorm | HeadNorm), "the paper's blocks have norms"
+    return norm.weight
+
+
 def _layer_plan(block: Block, state: LayerState) -> LayerPlan:
     layer, window = block.layer, None if state.conv is None else state.conv.x
     if isinstance(layer, MLSTMLayer):
@@ -171,7 +176,7 @@ def _layer_plan(block: Block, state: LayerState) -> LayerPlan:
         eps=0.0,
         norm=block.norm.weight,
         conv=weights_of(layer.conv),
-        head_norm=layer.norm.weight,
+        head_norm=_weight(layer.norm),
         weights=(layer.input_weight, layer.bias, layer.recurrent_weight, *feedforward),
         window=window,
         state=state.cell,

@@ -109,7 +109,7 @@ class SwiGLU(nn.Module):
 class LargeBlock(nn.Module):
     """x + mLSTM(norm(x)), and that + feed-forward(norm(that)). x (B, T, D)."""
 
-    def __init__(self, config: StackConfig) -> None:
+    def __init__(self, config: StackConfig, block_index: int = 0) -> None:
         super().__init__()
         self.norm = RMSNorm(config.embedding_dim, bias=config.bias)
         self.layer = LargeMLSTMLayer(config)

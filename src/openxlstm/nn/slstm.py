@@ -16,7 +16,8 @@ class SLSTMLayer(nn.Module):
     """x (B, T, D) → y (B, T, D), in NH heads of DH = D/NH.
 
     The input and forget gates read the convolved input, cell input and output gate the raw one.
-    There is no output projection: the feed-forward after it mixes the heads.
+    There is no output projection: the feed-forward after it mixes the heads. A bare one (`block`)
+    has no convolution and no norm.
     """
 
     def __init__(self, config: StackConfig, block_index: int = 0) -> None:
@@ -25,7 +26,8 @@ class SLSTMLayer(nn.Module):
         DH = D // NH
         self.num_heads, self.head_dim = NH, DH
         self.forget_gate = config.slstm_forget_gate
-        kernel_size = config.slstm_conv_kernel_size
+        is_bare = config.block == "bare"
+        kernel_size = 0 if is_bare else config.slstm_conv_kernel_size
         self.conv = CausalConv1d(D, kernel_size) if kernel_size else None
         # Both [head, gate, out, in], gates in the order i, f, z, o.
         self.input_weight = nn.Parameter(small_init_(torch.empty(NH, 4, DH, DH), D))
@@ -34,7 +36,7 @@ class SLSTMLayer(nn.Module):
             uniform_init_(self.recurrent_weight.data, D)
         self.bias = nn.Parameter(torch.zeros(NH, 4, DH))
         self.bias.data[:, 1] = powerlaw_forget_bias(DH, block_index, len(config.layers))
-        self.norm = HeadNorm(NH, DH)
+        self.norm = None if is_bare else HeadNorm(NH, DH)
         self.dropout = Dropout(config.dropout, config.dropout_kind)
 
     def initial_state(self, batch_size: int) -> LayerState:
@@ -64,4 +66,6 @@ class SLSTMLayer(nn.Module):
             reset=reset,
             forget_gate=self.forget_gate,
         )  # (B, T, NH, DH)
-        return self.norm(self.dropout(h)), LayerState(conv_state, cell_state)
+        h = self.dropout(h)
+        y = h.flatten(-2) if self.norm is None else self.norm(h)
+        return y, LayerState(conv_state, cell_state)

@@ -5,14 +5,20 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from openxlstm.config import StackConfig
+from openxlstm.nn.bare import BareBlock
 from openxlstm.nn.block import Block
 from openxlstm.nn.large import LargeBlock
 from openxlstm.nn.norm import LayerNorm, RMSNorm
 from openxlstm.states import StackState
 
+BLOCKS = {"paper": Block, "large": LargeBlock, "bare": BareBlock}
+
 
 class Stack(nn.Module):
-    """One block for each letter of `config.layers`, then a norm. x (B, T, D) → (B, T, D)."""
+    """One block for each letter of `config.layers`, then a norm (but after bare blocks).
+
+    x (B, T, D) → (B, T, D).
+    """
 
     recompute_blocks: bool = False
     """Whether a forward keeps each block's input alone, and the backward computes it again."""
@@ -20,15 +26,9 @@ class Stack(nn.Module):
     def __init__(self, config: StackConfig) -> None:
         super().__init__()
         self.config = config
-        depth, is_large = range(len(config.layers)), config.block == "large"
-        self.blocks = nn.ModuleList(
-            LargeBlock(config) if is_large else Block(config, index) for index in depth
-        )
-        self.norm: LayerNorm | RMSNorm = (
-            RMSNorm(config.embedding_dim, bias=config.bias)
-            if is_large
-            else LayerNorm(config.embedding_dim)
-        )
+        kind = BLOCKS[config.block]
+        self.blocks = nn.ModuleList(kind(config, index) for index in range(len(config.layers)))
+        self.norm: LayerNorm | RMSNorm | nn.Identity = final_norm(config)
 
     def initial_state(self, batch_size: int) -> StackState:
         """The empty state, on the parameters' device."""
@@ -53,3 +53,14 @@ class Stack(nn.Module):
                 x, block_state = block(x, before, reset)
             after.append(block_state)
         return self.norm(x), StackState(tuple(after))
+
+
+def final_norm(config: StackConfig) -> LayerNorm | RMSNorm | nn.Identity:
+    """What stands after the last block, in the way of its kind."""
+    match config.block:
+        case "paper":
+            return LayerNorm(config.embedding_dim)
+        case "large":
+            return RMSNorm(config.embedding_dim, bias=config.bias)
+        case "bare":
+            return nn.Identity()

@@ -1,0 +1,88 @@
+"""Bare blocks: a cell with its projections and nothing around it, as a layer of `torch.nn.LSTM` is.
+
+No norm, no residual, no convolution, no feed-forward: the equations of arXiv:2405.04517, section
+2.2 and 2.3, with the block-diagonal input weights of its figure 10 for the sLSTM.
+"""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from openxlstm import ops
+from openxlstm.config import StackConfig
+from openxlstm.nn.dropout import Dropout
+from openxlstm.nn.init import small_init_
+from openxlstm.nn.slstm import SLSTMLayer
+from openxlstm.states import LayerState, MLSTMState, SLSTMState
+
+
+class BareMLSTMLayer(nn.Module):
+    """h = σ(õ) ⊙ mLSTM(q, k, v, ĩ, log σ(f̃)) (arXiv:2405.04517, eqs. 19-27).
+
+    x (B, T, D) → h (B, T, D), in NH heads of DH = D/NH; query, key, value and output gate are dense
+    maps of x, the input and forget gate of a head one number a step.
+    """
+
+    def __init__(self, config: StackConfig, block_index: int = 0) -> None:
+        super().__init__()
+        D, NH = config.embedding_dim, config.num_heads
+        self.num_heads, self.head_dim, self.eps = NH, D // NH, config.mlstm_eps
+        self.qkvo_proj = nn.Linear(D, 4 * D, bias=config.bias)  # rows in the order q, k, v, o
+        self.gate_weight = nn.Parameter(torch.zeros(2, NH, D))  # gates in the order i, f
+        self.gate_bias = nn.Parameter(
+            torch.stack([0.1 * torch.randn(NH), torch.linspace(3.0, 6.0, NH)])
+        )
+        small_init_(self.qkvo_proj.weight, D)
+        if self.qkvo_proj.bias is not None:
+            nn.init.zeros_(self.qkvo_proj.bias)
+
+    def initial_state(self, batch_size: int) -> LayerState:
+        NH, DH, weight = self.num_heads, self.head_dim, self.gate_weight
+        options = {"dtype": ops.state_dtype(weight.dtype), "device": weight.device}
+        cell = MLSTMState(
+            torch.zeros(batch_size, NH, DH, DH, **options),
+            torch.zeros(batch_size, NH, DH, **options),
+            torch.zeros(batch_size, NH, **options),
+        )
+        return LayerState(None, cell)
+
+    def forward(
+        self, x: Tensor, state: LayerState | None = None, reset: Tensor | None = None
+    ) -> tuple[Tensor, LayerState]:
+        cell_state = None if state is None else state.cell
+        assert not isinstance(cell_state, SLSTMState), "the state is an sLSTM's"
+        *qkv, o = self.qkvo_proj(x).chunk(4, dim=-1)
+        q, k, v = (part.unflatten(-1, (self.num_heads, -1)).transpose(1, 2) for part in qkv)
+        gates = F.linear(x, self.gate_weight.flatten(0, 1), self.gate_bias.flatten())
+        log_i, f_preact = gates.mT.chunk(2, dim=1)  # each (B, NH, T)
+        h, cell_state = ops.mlstm(
+            q, k, v, log_i, F.logsigmoid(f_preact), cell_state, reset=reset, eps=self.eps
+        )  # (B, NH, T, DH)
+        h = torch.sigmoid(o) * h.transpose(1, 2).flatten(-2)
+        return h.to(x.dtype), LayerState(None, cell_state)
+
+
+LAYERS = {"s": SLSTMLayer, "m": BareMLSTMLayer}
+
+
+class BareBlock(nn.Module):
+    """One layer; before every one but the first a dropout and a dense map, in which the heads of
+    the layer below meet. x (B, T, D) → h (B, T, D)."""
+
+    def __init__(self, config: StackConfig, block_index: int) -> None:
+        super().__init__()
+        D, is_first = config.embedding_dim, block_index == 0
+        self.dropout = None if is_first else Dropout(config.dropout, config.dropout_kind)
+        self.proj = None if is_first else nn.Linear(D, D)
+        layer = LAYERS[config.layers[block_index]]
+        self.layer = layer(config.replace(dropout=0.0), block_index)
+
+    def initial_state(self, batch_size: int) -> LayerState:
+        return self.layer.initial_state(batch_size)
+
+    def forward(
+        self, x: Tensor, state: LayerState | None = None, reset: Tensor | None = None
+    ) -> tuple[Tensor, LayerState]:
+        if self.proj is not None and self.dropout is not None:
+            x = self.proj(self.dropout(x)).to(x.dtype)  # autocast would narrow it
+        return self.layer(x, state, reset)

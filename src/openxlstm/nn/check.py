@@ -1,0 +1,120 @@
+"""What a caller of `XLSTM` and the cells can get wrong, said in words that name the argument."""
+
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+
+def check_input(
+    name: str, x: Tensor, size: int, dims: str, ranks: tuple[int, ...], parameter: Tensor
+) -> Tensor:
+    """x, with `size` features, in the dtype of `parameter` if autocast is on.
+
+    Raises:
+        ValueError: if it has another shape, dtype or device.
+    """
+    if not isinstance(x, Tensor):
+        raise ValueError(f"{name} must be a tensor, not {type(x).__name__}")
+    if x.dim() not in ranks or x.shape[-1] != size:
+        raise ValueError(f"{name} must be {dims} with I = {size}, not {tuple(x.shape)}")
+    if 0 in x.shape:
+        raise ValueError(f"{name}, {dims}, has a dimension of size 0: {tuple(x.shape)}")
+    if x.device != parameter.device:
+        raise ValueError(f"{name} must be on {parameter.device} as the weights, not {x.device}")
+    if x.dtype.is_floating_point and torch.is_autocast_enabled(x.device.type):
+        return x.to(parameter.dtype)
+    if x.dtype != parameter.dtype:
+        raise ValueError(f"{name} must be {parameter.dtype} as the weights are, not {x.dtype}")
+    return x
+
+
+def check_reset(reset: Tensor | None, x: Tensor) -> None:
+    """Raises a ValueError unless `reset` is bool, and as x without its features."""
+    if reset is None:
+        return
+    if reset.dtype != torch.bool or reset.shape != x.shape[:-1]:
+        raise ValueError(
+            f"reset must be torch.bool and laid out as x without its features, "
+            f"{tuple(x.shape[:-1])}, not {reset.dtype} {tuple(reset.shape)}"
+        )
+    if reset.device != x.device:
+        raise ValueError(f"reset must be on {x.device} as x, not {reset.device}")
+
+
+def check_lengths(lengths: Tensor | Sequence[int], B: int, T: int, device: torch.device) -> Tensor:
+    """`lengths` as a tensor (B,) int64 where the samples are.
+
+    Raises:
+        ValueError: if there are not B whole numbers from 1 to T.
+    """
+    kinds = (torch.int64, torch.int32, torch.int16, torch.uint8, torch.int8)
+    given = torch.as_tensor(lengths)
+    if given.dtype not in kinds or given.shape != (B,):
+        raise ValueError(
+            f"lengths must be {B} whole numbers, one a sample, not {given.dtype} "
+            f"{tuple(given.shape)}"
+        )
+    if can_look(given) and not (int(given.min()) >= 1 and int(given.max()) <= T):
+        raise ValueError(
+            f"lengths must be from 1 to T = {T}, not from {int(given.min())} to {int(given.max())}"
+        )
+    return given.to(device, torch.int64)
+
+
+def check_state(state: Any, expected: Any) -> None:
+    """Raises a ValueError unless `state` has the parts of `expected`, each of its shape and dtype
+    and on its device."""
+    for name, part, like in _pairs("state", state, expected):
+        if type(part) is not type(like) and not isinstance(part, Tensor):
+            raise ValueError(
+                f"{name} must be {_kind(like)} as a call before or initial_state returns it, not "
+                f"{_kind(part)}; leave it out to start from an empty one"
+            )
+        if isinstance(like, Tensor) and (part.shape, part.dtype) != (like.shape, like.dtype):
+            raise ValueError(
+                f"{name} must be {tuple(like.shape)} {like.dtype}, not {tuple(part.shape)} "
+                f"{part.dtype}"
+            )
+        if isinstance(like, Tensor) and part.device != like.device:
+            raise ValueError(f"{name} must be on {like.device}, not {part.device}")
+
+
+def _pairs(name: str, state: Any, expected: Any) -> Iterator[tuple[str, Any, Any]]:
+    """Parts of a state beside those expected, as far down as both are alike."""
+    yield name, state, expected
+    if isinstance(expected, tuple) and type(state) is type(expected):
+        fields = getattr(expected, "_fields", None)
+        names = [f".{field}" for field in fields] if fields else [f"[{i}]" for i in range(99)]
+        for key, part, like in zip(names, state, expected, strict=False):
+            yield from _pairs(name + key, part, like)
+
+
+def _kind(part: Any) -> str:
+    return "None" if part is None else f"of type {type(part).__name__}"
+
+
+def check_finite(name: str, x: Tensor) -> None:
+    """Raises a ValueError if x has a number that is not finite. It looks on a CPU alone: elsewhere
+    that would wait for the device."""
+    if not can_look(x) or bool(x.detach().sum().isfinite()):
+        return
+    finite = x.detach().isfinite()
+    if not bool(finite.all()):  # a sum may overflow
+        place = tuple((~finite).nonzero()[0].tolist())
+        raise ValueError(
+            f"{name} must be finite, and {int((~finite).sum())} of its {x.numel()} numbers are "
+            f"not, the first {x[place].item()} at {list(place)}"
+        )
+
+
+def can_look(x: Tensor) -> bool:
+    """Whether code may depend on the values of x: not while it is traced, nor on another device."""
+    return (
+        x.device.type == "cpu"
+        and type(x) in (Tensor, torch.nn.Parameter)
+        and not torch.compiler.is_compiling()
+        and not torch.jit.is_tracing()  # pyright: ignore[reportPrivateImportUsage]
+        and not torch._C._functorch.is_batchedtensor(x)  # pyright: ignore[reportAttributeAccessIssue]
+    )

@@ -1,0 +1,96 @@
+"""A state as a file: what was read so far, to go on with tomorrow or elsewhere."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from openxlstm import states
+from openxlstm.errors import UserError
+from openxlstm.files import write_atomically
+
+KINDS = (
+    states.ConvState, states.LayerState, states.MLSTMState, states.ModelState, states.SLSTMState,
+    states.StackState, states.XLSTMState,
+)  # fmt: skip
+FORMAT = "openxlstm state"
+
+
+def save_state(state: Any, path: str | Path) -> None:
+    """Writes a state of any kind to a safetensors file, atomically.
+
+    Raises:
+        ValueError: if it is none.
+        OSError: if the file cannot be written.
+    """
+    tensors: dict[str, Tensor] = {}
+    tree = json.dumps(_described(state, "", tensors))
+    metadata = {"format": FORMAT, "state": tree}
+    try:
+        write_atomically(Path(path), lambda unfinished: save_file(tensors, unfinished, metadata))
+    except SafetensorError as error:
+        raise OSError(f"{path} cannot be written ({error})") from None
+
+
+def load_state(path: str | Path, device: torch.device | str = "cpu") -> Any:
+    """The state that `save_state` wrote.
+
+    Raises:
+        UserError: if the file is missing or damaged, or holds no state.
+    """
+    if not Path(path).is_file():
+        raise UserError(f"{path} does not exist")
+    try:
+        with safe_open(path, framework="pt", device=str(device)) as file:
+            metadata = file.metadata() or {}
+            if metadata.get("format") != FORMAT:
+                raise UserError(f"{path} holds no state that save_state wrote")
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+        return _made(json.loads(metadata["state"]), "", tensors)
+    except (
+        SafetensorError,
+        ValueError,
+        KeyError,
+        TypeError,
+        AttributeError,
+        RecursionError,
+    ) as error:
+        if isinstance(error, UserError):
+            raise
+        raise UserError(f"{path} is damaged: {error}") from None
+
+
+def _described(part: Any, name: str, tensors: dict[str, Tensor]) -> Any:
+    """How `part` is put together, as JSON; its tensors go into `tensors`, each under its name."""
+    if part is None:
+        return None
+    if isinstance(part, Tensor):
+        tensors[name] = part.detach().contiguous().clone()  # safetensors refuses shared memory
+        return "tensor"
+    if isinstance(part, KINDS):
+        fields = zip(part._fields, part, strict=True)
+        return {
+            type(part).__name__: {
+                key: _described(value, f"{name}.{key}".strip("."), tensors) for key, value in fields
+            }
+        }
+    if isinstance(part, tuple):
+        return [_described(item, f"{name}.{place}", tensors) for place, item in enumerate(part)]
+    raise ValueError(f"a state is made of named tuples of tensors, not of {type(part).__name__}")
+
+
+def _made(described: Any, name: str, tensors: dict[str, Tensor]) -> Any:
+    """What `_described` described."""
+    if described is None:
+        return None
+    if described == "tensor":
+        return tensors[name]
+    if isinstance(described, list):
+        return tuple(_made(item, f"{name}.{i}", tensors) for i, item in enumerate(described))
+    ((kind, fields),) = described.items()
+    (made,) = (known for known in KINDS if known.__name__ == kind)
+    return made(**{key: _made(v, f"{name}.{key}".strip("."), tensors) for key, v in fields.items()})
