@@ -51,17 +51,12 @@ def load_state(path: str | Path, device: torch.device | str = "cpu") -> Any:
                 raise UserError(f"{path} holds no state that save_state wrote")
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
         return _made(json.loads(metadata["state"]), "", tensors)
-    except (
-        SafetensorError,
-        ValueError,
-        KeyError,
-        TypeError,
-        AttributeError,
-        RecursionError,
-    ) as error:
-        if isinstance(error, UserError):
-            raise
+    except UserError:
+        raise
+    except (SafetensorError, ValueError, LookupError, TypeError, AttributeError) as error:
         raise UserError(f"{path} is damaged: {error}") from None
+    except RecursionError:
+        raise UserError(f"{path} is damaged: its state is nested too deeply") from None
 
 
 def _described(part: Any, name: str, tensors: dict[str, Tensor]) -> Any:

@@ -23,11 +23,13 @@ def check_input(
         raise ValueError(f"{name}, {dims}, has a dimension of size 0: {tuple(x.shape)}")
     if x.device != parameter.device:
         raise ValueError(f"{name} must be on {parameter.device} as the weights, not {x.device}")
-    if x.dtype.is_floating_point and torch.is_autocast_enabled(x.device.type):
-        return x.to(parameter.dtype)
-    if x.dtype != parameter.dtype:
-        raise ValueError(f"{name} must be {parameter.dtype} as the weights are, not {x.dtype}")
-    return x
+    if x.dtype == parameter.dtype:
+        return x
+    kind = x.device.type
+    if x.dtype.is_floating_point and torch.amp.is_autocast_available(kind):
+        if torch.is_autocast_enabled(kind):
+            return x.to(parameter.dtype)
+    raise ValueError(f"{name} must be {parameter.dtype} as the weights are, not {x.dtype}")
 
 
 def check_reset(reset: Tensor | None, x: Tensor) -> None:
@@ -67,18 +69,26 @@ def check_state(state: Any, expected: Any) -> None:
     """Raises a ValueError unless `state` has the parts of `expected`, each of its shape and dtype
     and on its device."""
     for name, part, like in _pairs("state", state, expected):
-        if type(part) is not type(like) and not isinstance(part, Tensor):
+        if isinstance(like, Tensor):
+            _check_part(name, part, like)
+        elif type(part) is not type(like):
             raise ValueError(
-                f"{name} must be {_kind(like)} as a call before or initial_state returns it, not "
-                f"{_kind(part)}; leave it out to start from an empty one"
+                f"{name} must be {_kind(like)}, as a call before or initial_state returns it, not "
+                f"{_kind(part)}; leave state out to start from an empty one"
             )
-        if isinstance(like, Tensor) and (part.shape, part.dtype) != (like.shape, like.dtype):
-            raise ValueError(
-                f"{name} must be {tuple(like.shape)} {like.dtype}, not {tuple(part.shape)} "
-                f"{part.dtype}"
-            )
-        if isinstance(like, Tensor) and part.device != like.device:
-            raise ValueError(f"{name} must be on {like.device}, not {part.device}")
+        elif isinstance(like, tuple) and len(part) != len(like):
+            raise ValueError(f"{name} must have {len(like)} parts, not {len(part)}")
+
+
+def _check_part(name: str, part: Any, like: Tensor) -> None:
+    if not isinstance(part, Tensor):
+        raise ValueError(f"{name} must be a tensor, not {type(part).__name__}")
+    if (part.shape, part.dtype) != (like.shape, like.dtype):
+        raise ValueError(
+            f"{name} must be {tuple(like.shape)} {like.dtype}, not {tuple(part.shape)} {part.dtype}"
+        )
+    if part.device != like.device:
+        raise ValueError(f"{name} must be on {like.device}, not {part.device}")
 
 
 def _pairs(name: str, state: Any, expected: Any) -> Iterator[tuple[str, Any, Any]]:
@@ -86,8 +96,8 @@ def _pairs(name: str, state: Any, expected: Any) -> Iterator[tuple[str, Any, Any
     yield name, state, expected
     if isinstance(expected, tuple) and type(state) is type(expected):
         fields = getattr(expected, "_fields", None)
-        names = [f".{field}" for field in fields] if fields else [f"[{i}]" for i in range(99)]
-        for key, part, like in zip(names, state, expected, strict=False):
+        for place, (part, like) in enumerate(zip(state, expected, strict=False)):
+            key = f".{fields[place]}" if fields else f"[{place}]"
             yield from _pairs(name + key, part, like)
 
 

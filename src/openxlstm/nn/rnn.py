@@ -211,7 +211,9 @@ class XLSTM(nn.Module):
             check_state(state, self.initial_state(B))
         if lengths is not None:
             lengths = check_lengths(lengths, B, T, x.device)
-            x = x.masked_fill(~is_real(lengths, T)[..., None], 0.0)
+            real = is_real(lengths, T)
+            x = x.masked_fill(~real[..., None], 0.0)
+            reset = None if reset is None else reset & real
         check_finite("x", x)
         if self.in_proj is not None:
             x = self.in_proj(x).to(self._parameter.dtype)  # autocast would narrow the stream
