@@ -4,7 +4,6 @@ import json
 from pathlib import Path
 from typing import Any
 
-import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
@@ -36,8 +35,8 @@ def save_state(state: Any, path: str | Path) -> None:
         raise OSError(f"{path} cannot be written ({error})") from None
 
 
-def load_state(path: str | Path, device: torch.device | str = "cpu") -> Any:
-    """The state that `save_state` wrote.
+def load_state(path: str | Path) -> Any:
+    """The state that `save_state` wrote, on the CPU; its `to` moves it.
 
     Raises:
         UserError: if the file is missing or damaged, or holds no state.
@@ -45,7 +44,7 @@ def load_state(path: str | Path, device: torch.device | str = "cpu") -> Any:
     if not Path(path).is_file():
         raise UserError(f"{path} does not exist")
     try:
-        with safe_open(path, framework="pt", device=str(device)) as file:
+        with safe_open(path, framework="pt") as file:
             metadata = file.metadata() or {}
             if metadata.get("format") != FORMAT:
                 raise UserError(f"{path} holds no state that save_state wrote")

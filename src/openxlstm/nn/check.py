@@ -26,9 +26,9 @@ def check_input(
     if x.dtype == parameter.dtype:
         return x
     kind = x.device.type
-    if x.dtype.is_floating_point and torch.amp.is_autocast_available(kind):
-        if torch.is_autocast_enabled(kind):
-            return x.to(parameter.dtype)
+    can_autocast = x.dtype.is_floating_point and torch.amp.is_autocast_available(kind)
+    if can_autocast and torch.is_autocast_enabled(kind):
+        return x.to(parameter.dtype)
     raise ValueError(f"{name} must be {parameter.dtype} as the weights are, not {x.dtype}")
 
 
@@ -65,12 +65,13 @@ def check_lengths(lengths: Tensor | Sequence[int], B: int, T: int, device: torch
     return given.to(device, torch.int64)
 
 
-def check_state(state: Any, expected: Any) -> None:
-    """Raises a ValueError unless `state` has the parts of `expected`, each of its shape and dtype
-    and on its device."""
-    for name, part, like in _pairs("state", state, expected):
+def check_state(state: Any, none: Any, batch_size: int) -> None:
+    """Raises a ValueError unless `state` is one of `batch_size` samples, where `none` is the state
+    of 0 samples: it says which parts there are, of what shape and dtype and where, and costs
+    nothing."""
+    for name, part, like in _pairs("state", state, none):
         if isinstance(like, Tensor):
-            _check_part(name, part, like)
+            _check_part(name, part, like, (batch_size, *like.shape[1:]))
         elif type(part) is not type(like):
             raise ValueError(
                 f"{name} must be {_kind(like)}, as a call before or initial_state returns it, not "
@@ -80,12 +81,12 @@ def check_state(state: Any, expected: Any) -> None:
             raise ValueError(f"{name} must have {len(like)} parts, not {len(part)}")
 
 
-def _check_part(name: str, part: Any, like: Tensor) -> None:
+def _check_part(name: str, part: Any, like: Tensor, shape: tuple[int, ...]) -> None:
     if not isinstance(part, Tensor):
         raise ValueError(f"{name} must be a tensor, not {type(part).__name__}")
-    if (part.shape, part.dtype) != (like.shape, like.dtype):
+    if part.shape != shape or part.dtype != like.dtype:
         raise ValueError(
-            f"{name} must be {tuple(like.shape)} {like.dtype}, not {tuple(part.shape)} {part.dtype}"
+            f"{name} must be {shape} {like.dtype}, not {tuple(part.shape)} {part.dtype}"
         )
     if part.device != like.device:
         raise ValueError(f"{name} must be on {like.device}, not {part.device}")

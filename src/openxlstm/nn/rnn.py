@@ -208,7 +208,7 @@ class XLSTM(nn.Module):
         """x (B, T, I) → y (B, T, H·directions) and the state after it."""
         B, T, _ = x.shape
         if state is not None:
-            check_state(state, self.initial_state(B))
+            check_state(state, self.initial_state(0), B)
         if lengths is not None:
             lengths = check_lengths(lengths, B, T, x.device)
             real = is_real(lengths, T)
