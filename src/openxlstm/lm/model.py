@@ -10,12 +10,13 @@ from torch import Tensor, nn
 
 from openxlstm.config import ModelConfig
 from openxlstm.lm.folder import WEIGHTS, load_config, load_weights, save_config, save_weights
-from openxlstm.nn.decoder import Decoder, refuses
+from openxlstm.nn.decoder import Decoder
 from openxlstm.nn.dropout import Dropout
 from openxlstm.nn.init import small_init_
 from openxlstm.nn.large import soft_cap
 from openxlstm.nn.parameters import parameter_groups
 from openxlstm.nn.stack import Stack
+from openxlstm.nn.step_plan import refuses
 from openxlstm.states import ModelState
 
 
@@ -93,8 +94,10 @@ class LanguageModel(nn.Module):
 
         None where only `forward` can: without the native backend, or on another device or dtype.
         """
-        parts = (self.token_embedding, self.position_embedding, self.stack, self.head)
-        return None if refuses(*parts) else Decoder(*parts, state)
+        tokens, positions, head = self.token_embedding, self.position_embedding, self.head
+        if refuses(self.stack, tokens, positions, head):
+            return None
+        return Decoder(tokens, positions, self.stack, head, state)
 
     def parameter_groups(self, weight_decay: float) -> list[dict[str, Any]]:
         """The parameters for an optimizer, weight decay on those that it is for."""

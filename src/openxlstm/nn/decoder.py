@@ -12,15 +12,11 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from openxlstm.nn.block import Block
-from openxlstm.nn.conv import weights_of
-from openxlstm.nn.mlstm import MLSTMLayer
-from openxlstm.nn.norm import EPS, HeadNorm, LayerNorm
-from openxlstm.nn.slstm import SLSTMLayer
+from openxlstm.nn.norm import EPS
 from openxlstm.nn.stack import Stack
-from openxlstm.ops import native
-from openxlstm.ops.native_step import LayerPlan, StepPlan, step
-from openxlstm.states import LayerState, ModelState, map_state, select, tensors
+from openxlstm.nn.step_plan import layer_plans, norm_weight, refuses
+from openxlstm.ops.native_step import StepPlan, step
+from openxlstm.states import ModelState, map_state, select, tensors
 
 
 class Decoder:
@@ -44,7 +40,7 @@ class Decoder:
         head: nn.Linear,
         state: ModelState,
     ) -> None:
-        reason = refuses(tokens, positions, stack, head)
+        reason = refuses(stack, tokens, positions, head)
         if reason is not None:
             raise ValueError(f"the native decoder cannot run this model: {reason}")
         _check_state(state, stack)
@@ -53,18 +49,19 @@ class Decoder:
         self._logits = torch.empty(len(self._state.position), tokens.num_embeddings)
         self._size = self._logits.shape[0]
         plan = StepPlan(
+            batch_size=self._size,
+            dim=stack.config.embedding_dim,
             num_heads=stack.config.num_heads,
             norm_eps=EPS,
             tokens=tokens.weight,
             positions=None if positions is None else positions.weight,
-            norm=_weight(stack.norm),
-            head=head.weight,
-            layers=[
-                _layer_plan(block, layer_state)
-                for block, layer_state in zip(_blocks(stack), self._state.stack.blocks, strict=True)
-            ],
             position=self._state.position,
-            logits=self._logits,
+            num_features=0,
+            proj=(None, None),
+            norm=norm_weight(stack.norm),
+            head=head.weight,
+            layers=layer_plans(stack, self._state.stack),
+            out=self._logits,
         )
         # What the plan points to stays alive, even if the model lets go of it, as `model.to` does.
         self._alive = plan, [x.detach() for part in self._parts() for x in part.parameters()]
@@ -97,24 +94,6 @@ class Decoder:
         return Decoder(*self._modules, select(self._state, rows))
 
 
-def refuses(
-    tokens: nn.Embedding, positions: nn.Embedding | None, stack: Stack, head: nn.Linear
-) -> str | None:
-    """Why a model cannot be decoded natively, or None."""
-    if stack.config.block != "paper":
-        return f"it knows the paper's blocks, and these are {stack.config.block}"
-    parts = [part for part in (tokens, positions, stack, head) if part is not None]
-    for part in parts:
-        for parameter in part.parameters():
-            if parameter.device.type != "cpu":
-                return f"it runs on the CPU, and a weight is on {parameter.device.type}"
-            if parameter.dtype != torch.float32:
-                return f"it computes in float32, and a weight is {parameter.dtype}"
-            if not parameter.is_contiguous():
-                return "a weight is not in one piece"
-    return native.missing()
-
-
 def _check_state(state: ModelState, stack: Stack) -> None:
     expected = stack.initial_state(len(state.position))
     parts, likes = tensors(state.stack), tensors(expected)
@@ -124,60 +103,3 @@ def _check_state(state: ModelState, stack: Stack) -> None:
 
 def _copy(part: Tensor) -> Tensor:
     return part.detach().clone(memory_format=torch.contiguous_format)
-
-
-def _blocks(stack: Stack) -> list[Block]:
-    return [block for block in stack.blocks if isinstance(block, Block)]
-
-
-def _weight(norm: nn.Module | None) -> Tensor:
-    assert isinstance(norm, LayerNorm | HeadNorm), "the paper's blocks have norms"
-    return norm.weight
-
-
-def _layer_plan(block: Block, state: LayerState) -> LayerPlan:
-    layer, window = block.layer, None if state.conv is None else state.conv.x
-    if isinstance(layer, MLSTMLayer):
-        projections = (layer.q_proj, layer.k_proj, layer.v_proj)
-        return LayerPlan(
-            is_slstm=False,
-            inner=layer.num_heads * layer.head_dim,
-            kernel_size=0 if layer.conv is None else layer.conv.weight.shape[1],
-            option=layer.q_proj.weight.shape[-1],
-            eps=layer.eps,
-            norm=block.norm.weight,
-            conv=weights_of(layer.conv),
-            head_norm=layer.norm.weight,
-            weights=(
-                layer.up_proj.weight,
-                layer.up_proj.bias,
-                *(projection.weight for projection in projections),
-                *(projection.bias for projection in projections),
-                layer.gate_weight,
-                layer.gate_bias,
-                layer.skip,
-                layer.down_proj.weight,
-                layer.down_proj.bias,
-            ),
-            window=window,
-            state=state.cell,
-        )
-    assert isinstance(layer, SLSTMLayer)
-    ff, ff_norm = block.ff, block.ff_norm
-    feedforward = ()
-    if ff is not None and ff_norm is not None:
-        up, down = ff.up_proj, ff.down_proj
-        feedforward = (ff_norm.weight, up.weight, up.bias, down.weight, down.bias)
-    return LayerPlan(
-        is_slstm=True,
-        inner=0 if ff is None else ff.down_proj.weight.shape[1],
-        kernel_size=0 if layer.conv is None else layer.conv.weight.shape[1],
-        option=int(layer.forget_gate == "exp"),
-        eps=0.0,
-        norm=block.norm.weight,
-        conv=weights_of(layer.conv),
-        head_norm=_weight(layer.norm),
-        weights=(layer.input_weight, layer.bias, layer.recurrent_weight, *feedforward),
-        window=window,
-        state=state.cell,
-    )

@@ -1,4 +1,5 @@
-// A language model as one step of generation sees it: where its weights and states are.
+// A model as one step sees it: where its weights and states are. A language model reads tokens and
+// ends with a head; a recurrent layer reads features and ends with its norm.
 //
 // Python lays these structs out as rows of 64-bit words (ops/native_step.py has the same order).
 // Weights are where the model has them, so that a step reads what training last wrote. States and
@@ -10,16 +11,19 @@
 namespace openxlstm {
 
 struct StepLayer {
-  int64_t is_slstm;
+  int64_t is_slstm;              // else an mLSTM
   int64_t inner;                 // E of an mLSTM; F of an sLSTM's feed-forward, 0 for none
+                                 // (a bare mLSTM has D inside)
   int64_t K;                     // of the convolution, 0 for none
   int64_t option;                // side of an mLSTM's blocks; whether an sLSTM's forget gate is exp
   double eps;                    // of an mLSTM's denominator
-  const float* norm;             // (D)
+  const float* norm;             // (D), null for a bare block: no norms, no residual
   const float *conv, *conv_bias; // (width, K), (width)
   const float* head_norm;        // (E) or (D)
   // mLSTM: up, its bias, q, k, v and their biases, gate, its bias, skip, down, its bias.
   // sLSTM: input weight, bias, R, the feed-forward's norm, up, its bias, down, its bias.
+  // Bare mLSTM: qkvo, its bias, gate, its bias. Bare sLSTM: input weight, bias, R.
+  // Bare blocks have the map in front of them and its bias in the last two, null for none.
   const float* weight[13];
   float* window;                 // (B, K-1, width)
   float* state[4];               // C, n, m; or h, c, n, m
@@ -27,11 +31,13 @@ struct StepLayer {
 
 struct Step {
   int64_t B, D, V, NH, num_layers, num_positions;
+  int64_t I;                        // features of the input, 0 where it is tokens
   double norm_eps;
   const float *tokens, *positions;  // (V, D), (num_positions, D) or null
-  const float *norm, *head;         // (D), (V, D)
-  int64_t* position;                // (B): tokens read so far
-  float* logits;                    // (B, V)
+  const float *proj, *proj_bias;    // of features: (D, I), (D), null where I is D
+  const float *norm, *head;         // (D) or null, (V, D) or null
+  int64_t* position;                // (B): tokens read so far; null for features
+  float* out;                       // (B, V), without a head (B, D)
 };
 
 }  // namespace openxlstm

@@ -1,4 +1,4 @@
-// One token through a whole language model, for one instruction set (see each_isa.h).
+// One step of a whole model, for one instruction set (see each_isa.h).
 //
 // With one row there is no product of matrices: every weight is used once, and reading it is what
 // takes the time. Rows are computed one by one, each as if it were alone, so that what a sequence
@@ -96,6 +96,18 @@ inline void mlstm_cell(const float* q, const float* k, const float* v, float log
   for (int64_t d = 0; d < DH; ++d) h[d] *= inverse;
 }
 
+// All heads of row b: q, k, v, h (NH·DH), gates (2·NH) ĩ and f̃.
+inline void cells_of_row(const StepLayer& layer, int64_t NH, int64_t DH, int64_t b, const float* q,
+                         const float* k, const float* v, const float* gates, float* h) {
+  for (int64_t head = 0; head < NH; ++head) {
+    const float f = gates[NH + head];
+    const float log_f = std::min(f, 0.0f) - std::log1p(std::exp(-std::fabs(f)));
+    const int64_t at = b * NH + head, d = head * DH;
+    mlstm_cell(q + d, k + d, v + d, gates[head], log_f, static_cast<float>(layer.eps), DH,
+               layer.state[0] + at * DH * DH, layer.state[1] + at * DH, layer.state[2] + at, h + d);
+  }
+}
+
 inline void mlstm_layer(const Step& s, const StepLayer& layer, const float* x, float* y,
                         float* scratch) {
   const int64_t B = s.B, D = s.D, E = layer.inner, NH = s.NH, DH = E / NH, side = layer.option;
@@ -130,14 +142,7 @@ inline void mlstm_layer(const Step& s, const StepLayer& layer, const float* x, f
   for (int64_t b = 0; b < B; ++b) {
     const float *q = qkv + b * 3 * E, *k = q + E, *v = k + E, *z = u + b * 2 * E + E;
     float* hb = h + b * E;
-    for (int64_t head = 0; head < NH; ++head) {
-      const float f = gates[b * 2 * NH + NH + head];
-      const float log_f = std::min(f, 0.0f) - std::log1p(std::exp(-std::fabs(f)));
-      const int64_t at = b * NH + head;
-      mlstm_cell(q + head * DH, k + head * DH, v + head * DH, gates[b * 2 * NH + head], log_f,
-                 static_cast<float>(layer.eps), DH, layer.state[0] + at * DH * DH,
-                 layer.state[1] + at * DH, layer.state[2] + at, hb + head * DH);
-    }
+    cells_of_row(layer, NH, DH, b, q, k, v, gates + b * 2 * NH, hb);
     norm_row(hb, NH, DH, layer.head_norm, static_cast<float>(s.norm_eps), hb);
     for (int64_t e = 0; e < E; e += LANES) {
       const int64_t count = E - e;
@@ -147,6 +152,24 @@ inline void mlstm_layer(const Step& s, const StepLayer& layer, const float* x, f
     }
   }
   map(B, D, E, down, down_bias, h, E, y, D);
+}
+
+// h = σ(õ) ⊙ mLSTM(q, k, v) of dense maps of x, with nothing around it.
+inline void bare_mlstm_layer(const Step& s, const StepLayer& layer, const float* x, float* y,
+                             float* scratch) {
+  const int64_t B = s.B, D = s.D, NH = s.NH, DH = D / NH;
+  Arena arena{scratch};
+  float *qkvo = arena.take(B * 4 * D), *gates = arena.take(B * 2 * NH);
+  map(B, 4 * D, D, layer.weight[0], layer.weight[1], x, D, qkvo, 4 * D);
+  map(B, 2 * NH, D, layer.weight[2], layer.weight[3], x, D, gates, 2 * NH);
+  for (int64_t b = 0; b < B; ++b) {
+    const float *q = qkvo + b * 4 * D, *k = q + D, *v = k + D, *o = v + D;
+    cells_of_row(layer, NH, DH, b, q, k, v, gates + b * 2 * NH, y + b * D);
+    for (int64_t d = 0; d < D; d += LANES) {
+      const int64_t count = D - d;
+      store(y + b * D + d, load(y + b * D + d, count) * sigmoid(load(o + d, count)).value, count);
+    }
+  }
 }
 
 inline void slstm_layer(const Step& s, const StepLayer& layer, const float* x, float* y,
@@ -180,9 +203,11 @@ inline void slstm_layer(const Step& s, const StepLayer& layer, const float* x, f
         for (int part = 0; part < 4; ++part) store(layer.state[part] + at, after[part], count);
       }
   }
-  for (int64_t b = 0; b < B; ++b)
-    norm_row(layer.state[0] + b * D, NH, DH, layer.head_norm, static_cast<float>(s.norm_eps),
-             y + b * D);
+  for (int64_t b = 0; b < B; ++b) {
+    const float* h = layer.state[0] + b * D;
+    if (layer.head_norm == nullptr) std::copy(h, h + D, y + b * D);
+    else norm_row(h, NH, DH, layer.head_norm, static_cast<float>(s.norm_eps), y + b * D);
+  }
 }
 
 inline void feedforward_layer(const Step& s, const StepLayer& layer, const float* x, float* y,
@@ -208,20 +233,17 @@ inline int64_t step_floats(const Step& s, const StepLayer* layers) {
   return s.B * (3 * s.D + most) + 16 * 8;
 }
 
-// Reads one token a row: ids (B) → logits, the states and positions a step further.
-inline void step_model(const Step& s, const StepLayer* layers, const int64_t* ids, float* scratch) {
-  const int64_t B = s.B, D = s.D;
-  Arena arena{scratch};
-  float *x = arena.take(B * D), *normed_x = arena.take(B * D), *y = arena.take(B * D);
-  float* rest = arena.next;
-  const auto norm_all = [&](const float* weight) {
-    for (int64_t b = 0; b < B; ++b)
-      norm_row(x + b * D, 1, D, weight, static_cast<float>(s.norm_eps), normed_x + b * D);
-  };
-  const auto add = [&] {
-    for (int64_t d = 0; d < B * D; ++d) x[d] += y[d];
-  };
-  for (int64_t b = 0; b < B; ++b) {
+// What the blocks read: of tokens their embeddings, of features their projection.
+inline void read_input(const Step& s, const void* input, float* x) {
+  const int64_t D = s.D;
+  if (s.I > 0) {
+    const auto* features = static_cast<const float*>(input);
+    if (s.proj == nullptr) std::copy(features, features + s.B * D, x);
+    else map(s.B, D, s.I, s.proj, s.proj_bias, features, s.I, x, D);
+    return;
+  }
+  const auto* ids = static_cast<const int64_t*>(input);
+  for (int64_t b = 0; b < s.B; ++b) {
     const float* token = s.tokens + ids[b] * D;
     std::copy(token, token + D, x + b * D);
     if (s.positions != nullptr) {
@@ -230,17 +252,45 @@ inline void step_model(const Step& s, const StepLayer* layers, const int64_t* id
     }
     ++s.position[b];
   }
+}
+
+// Reads tokens (B) or features (B, I) → out, the states and positions a step further.
+inline void step_model(const Step& s, const StepLayer* layers, const void* input, float* scratch) {
+  const int64_t B = s.B, D = s.D;
+  Arena arena{scratch};
+  float *x = arena.take(B * D), *normed_x = arena.take(B * D), *y = arena.take(B * D);
+  float* rest = arena.next;
+  const auto norm_all = [&](const float* weight, float* to) {
+    for (int64_t b = 0; b < B; ++b)
+      norm_row(x + b * D, 1, D, weight, static_cast<float>(s.norm_eps), to + b * D);
+  };
+  const auto add = [&] {
+    for (int64_t d = 0; d < B * D; ++d) x[d] += y[d];
+  };
+  read_input(s, input, x);
   for (int64_t l = 0; l < s.num_layers; ++l) {
     const StepLayer& layer = layers[l];
-    norm_all(layer.norm);
+    if (layer.norm == nullptr) {
+      const float *proj = layer.weight[11], *in = x;
+      if (proj != nullptr) map(B, D, D, proj, layer.weight[12], in, D, normed_x, D), in = normed_x;
+      layer.is_slstm ? slstm_layer(s, layer, in, y, rest) : bare_mlstm_layer(s, layer, in, y, rest);
+      std::swap(x, y);
+      continue;
+    }
+    norm_all(layer.norm, normed_x);
     layer.is_slstm ? slstm_layer(s, layer, normed_x, y, rest) : mlstm_layer(s, layer, normed_x, y, rest);
     add();
     if (layer.is_slstm && layer.inner > 0) {
-      norm_all(layer.weight[3]);
+      norm_all(layer.weight[3], normed_x);
       feedforward_layer(s, layer, normed_x, y, rest);
       add();
     }
   }
-  norm_all(s.norm);
-  map(B, s.V, D, s.head, nullptr, normed_x, D, s.logits, s.V);
+  if (s.head == nullptr) {
+    if (s.norm == nullptr) std::copy(x, x + B * D, s.out);
+    else norm_all(s.norm, s.out);
+    return;
+  }
+  norm_all(s.norm, normed_x);
+  map(B, s.V, D, s.head, nullptr, normed_x, D, s.out, s.V);
 }

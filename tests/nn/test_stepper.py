@@ -1,0 +1,133 @@
+"""A stepper says, step by step, what the layer says, and minds whose state is whose."""
+
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from op_cases import needs_native, run_with_isa
+from rnn_cases import KINDS, I, content, make_rnn, random_state
+from tolerances import assert_close
+
+from openxlstm import XLSTM, XLSTMState
+from openxlstm.nn import stepper as stepper_module
+from openxlstm.nn.step_plan import refuses
+
+ONE_WAY = [kind for kind in KINDS if kind != "both ways"]
+NATIVE = [kind for kind in ONE_WAY if kind != "large"]
+each_one_way = pytest.mark.parametrize("kind", ONE_WAY)
+
+
+@each_one_way
+@given(B=st.integers(1, 4), T=st.integers(1, 8), seed=st.integers(0, 2**31), empty=st.booleans())
+def test_steps_are_those_of_the_sequence(kind: str, B: int, T: int, seed: int, empty: bool) -> None:
+    """Beside the same weights in float64, resets included."""
+    torch.manual_seed(seed)
+    rnn = make_rnn(kind, dtype=torch.float32)
+    x, reset = torch.randn(B, T, I), torch.rand(B, T) < 0.2
+    state = None if empty else random_state(rnn, B)
+    stepper = rnn.stepper(B, state)
+    ys = [stepper.step(x[:, t], reset[:, t]) for t in range(T)]
+    truth = rnn.double()
+    y, after = truth(x.double(), None if state is None else state.to(torch.float64), reset=reset)
+    assert_close(torch.stack(ys, dim=1), y, tolerance=1e-4)
+    expected = content(after.forward)
+    for name, part in content(stepper.state).items():
+        assert_close(part, expected[name], name, tolerance=1e-4)
+
+
+@needs_native
+@pytest.mark.parametrize("kind", NATIVE)
+def test_it_is_native_where_it_can_be(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    rnn = make_rnn(kind, dtype=torch.float32)
+    assert refuses(rnn.stack, rnn.in_proj) is None
+    calls = []
+    step = stepper_module.step
+    monkeypatch.setattr(stepper_module, "step", lambda *a: (calls.append(1), step(*a)))
+    rnn.stepper(2).step(torch.randn(2, I))
+    assert calls == [1]
+
+
+@needs_native
+@pytest.mark.parametrize("isa", ["avx2", "vector"])
+def test_other_instruction_sets(isa: str) -> None:
+    code = (
+        "import torch, openxlstm\n"
+        "torch.manual_seed(0)\n"
+        "for kind in ('paper', 'bare'):\n"
+        "    rnn = openxlstm.XLSTM(3, 20, layers='sms', block=kind, batch_first=True)\n"
+        "    x = torch.randn(2, 6, 3)\n"
+        "    stepper = rnn.stepper(2)\n"
+        "    y = torch.stack([stepper.step(x[:, t]) for t in range(6)], dim=1)\n"
+        "    torch.testing.assert_close(y, rnn(x)[0], rtol=1e-4, atol=1e-5)\n"
+        "print('close')\n"
+    )
+    assert "close" in run_with_isa(isa, code)
+
+
+@each_one_way
+def test_without_a_projection(kind: str) -> None:
+    options: dict[str, Any] = {"num_heads": 2, **KINDS[kind]}
+    rnn = XLSTM(I * 4, I * 4, batch_first=True, **options).eval()
+    x = torch.randn(2, 3, I * 4)
+    stepper = rnn.stepper(2)
+    ys = torch.stack([stepper.step(x[:, t]) for t in range(3)], dim=1)
+    torch.testing.assert_close(ys, rnn(x)[0], rtol=1e-4, atol=1e-5)
+
+
+@each_one_way
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_state_goes_in_and_comes_out_as_a_value(kind: str, dtype: torch.dtype) -> None:
+    rnn = make_rnn(kind, dtype=dtype)
+    x = torch.randn(2, 6, I, dtype=dtype)
+    state = random_state(rnn, 2)
+    before = content(state)
+    before = {name: part.clone() for name, part in before.items()}
+    stepper = rnn.stepper(2, state)
+    first = stepper.step(x[:, 0])
+    kept = first.clone()
+    middle = stepper.state
+    y = stepper.step(x[:, 1])
+    assert torch.equal(first, kept)  # an answer is not overwritten
+    assert all(torch.equal(part, before[name]) for name, part in content(state).items())
+    again = rnn.stepper(2, XLSTMState(middle, None)).step(x[:, 1])
+    assert torch.equal(again, y)
+    torch.testing.assert_close(rnn(x[:, :2], state)[0][:, 1], y, rtol=1e-3, atol=1e-5)
+
+
+def test_weights_are_the_layers_own() -> None:
+    rnn = make_rnn("s", dtype=torch.float32)
+    x, stepper = torch.randn(1, I), rnn.stepper()
+    before = stepper.step(x)
+    with torch.no_grad():
+        for parameter in rnn.parameters():
+            parameter.mul_(1.5)
+    after = rnn.stepper().step(x)
+    assert not torch.allclose(before, after)
+    trained = make_rnn("s", dtype=torch.float32)
+    stepper = trained.stepper()
+    trained.load_state_dict(rnn.state_dict())
+    assert torch.equal(stepper.step(x), after)
+
+
+def test_no_gradient_and_no_dropout() -> None:
+    rnn = XLSTM(I, 16, layers="sm", dropout=0.5)
+    x = torch.randn(1, I, requires_grad=True)
+    y = rnn.stepper().step(x)
+    assert not y.requires_grad
+    assert torch.equal(rnn.eval().stepper().step(x), y)
+
+
+def test_mistakes_are_named() -> None:
+    rnn = make_rnn("s", dtype=torch.float32)
+    stepper = rnn.stepper(2)
+    for x in (torch.randn(I), torch.randn(1, I), torch.randn(2, 1, I), torch.randn(2, I).double()):
+        with pytest.raises(ValueError, match=r"x must be \(2, 3\) torch.float32 on cpu, not"):
+            stepper.step(x)
+    with pytest.raises(ValueError, match=r"reset must be \(2,\) torch.bool"):
+        stepper.step(torch.randn(2, I), torch.zeros(2))
+    with pytest.raises(ValueError, match=r"must be \(3, .*not \(2, "):
+        rnn.stepper(3, random_state(rnn, 2))
+    with pytest.raises(ValueError, match="it cannot be stepped"):
+        make_rnn("both ways").stepper()
