@@ -129,7 +129,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> mlstm_output_grad(
   p.down = down_packed.data(), p.dy = data(dy), p.dh = data(dh), p.dc = data(dc), p.dz = data(dz);
   const int64_t EP = OPENXLSTM_CALL(padded, p.E);
   Sums sums(p.B * OPENXLSTM_CALL(tiles, p.T), {p.E, p.E, D * EP});
-  sums.for_each(OPENXLSTM_CALL(output_backward_floats, D, p.E, p.NH),
+  sums.for_each(OPENXLSTM_CALL(output_backward_floats, D, p.E),
                 [&](int64_t task, float* const* part, float* scratch) {
                   const MLSTMOutputSums s{part[0], part[1], part[2]};
                   OPENXLSTM_CALL(output_backward_task, p, task, s, scratch);

@@ -231,68 +231,79 @@ inline void input_backward_task(const MLSTMInput& p, const MLSTMInputGrads& g, i
 
 // --- The output.
 
+// Calls f(head, row, count, h) for up to LANES rows of a tile and their h of one head.
+template <class F>
+inline void for_head_rows(const MLSTMOutput& p, const Tile& tile, const F& f) {
+  const int64_t DH = p.E / p.NH;
+  for (int64_t r = 0; r < tile.rows; r += LANES)
+    for (int64_t head = 0; head < p.NH; ++head)
+      f(head, r, std::min<int64_t>(LANES, tile.rows - r),
+        p.h + ((tile.b * p.NH + head) * p.T + tile.t0 + r) * DH);
+}
+
 inline int64_t output_forward_floats(int64_t D, int64_t E) {
   return kTileRows * (padded(E) + padded(D)) + 32;
 }
 
 inline void output_forward_task(const MLSTMOutput& p, int64_t task, float* scratch) {
-  const int64_t D = p.D, E = p.E, NH = p.NH, DH = E / NH, EP = padded(E), DP = padded(D);
+  const int64_t D = p.D, E = p.E, DH = E / p.NH, EP = padded(E), DP = padded(D);
   const Tile tile(task, p.T);
   const int64_t at = tile.b * p.T + tile.t0;
   Arena arena{scratch};
   float *inner = arena.take(kTileRows * EP), *y = arena.take(kTileRows * DP);
-  for (int64_t r = 0; r < tile.rows; ++r)
-    for (int64_t head = 0; head < NH; ++head) {
-      const float* h = p.h + ((tile.b * NH + head) * p.T + tile.t0 + r) * DH;
-      const Moments m = moments(h, DH, p.eps);
-      for (int64_t d = 0; d < DH; d += LANES) {
-        const int64_t e = head * DH + d, row = (at + r) * E + e, count = DH - d;
-        const Vec z = load(p.z + row, count);
-        const Vec kept = normed(load(h + d, count), m) * (load(p.norm + e, count) + 1.0f) +
-                         load(p.skip + e, count) * load(p.c + row, count);
-        store(inner + r * EP + e, kept * z * sigmoid(z).value, count);
-      }
-    }
+  for_head_rows(p, tile, [&](int64_t head, int64_t r0, int64_t count, const float* h) {
+    const Moments m = moments(h, DH, count, DH, p.eps);
+    for (int64_t j = 0; j < count; ++j)
+      for_vectors(DH, [&](int64_t d, int64_t n) {
+        const int64_t e = head * DH + d, row = (at + r0 + j) * E + e;
+        const Vec z = load(p.z + row, n);
+        const Vec kept = normed(load(h + j * DH + d, n), m, j) * (load(p.norm + e, n) + 1.0f) +
+                         load(p.skip + e, n) * load(p.c + row, n);
+        store(inner + (r0 + j) * EP + e, kept * z * sigmoid(z).value, n);
+      });
+  });
   product_packed(tile.rows, D, E, inner, EP, 1, p.down, y, DP, false);
   write_rows(y, DP, tile.rows, D, p.y + at * D, D);
 }
 
-inline int64_t output_backward_floats(int64_t D, int64_t E, int64_t NH) {
-  return kTileRows * (2 * odd_lines(E) + odd_lines(D)) + padded(E / NH) + 64;
+inline int64_t output_backward_floats(int64_t D, int64_t E) {
+  return kTileRows * (2 * odd_lines(E) + odd_lines(D)) + 48;
 }
 
 inline void output_backward_task(const MLSTMOutput& p, int64_t task, const MLSTMOutputSums& sums,
                                  float* scratch) {
-  const int64_t D = p.D, E = p.E, NH = p.NH, DH = E / NH, EP = odd_lines(E), XP = odd_lines(D);
+  const int64_t D = p.D, E = p.E, DH = E / p.NH, EP = odd_lines(E), XP = odd_lines(D);
   const Tile tile(task, p.T);
   const int64_t at = tile.b * p.T + tile.t0;
   Arena arena{scratch};
   float *inner = arena.take(kTileRows * EP), *dinner = arena.take(kTileRows * EP);
-  float *dy = arena.take(kTileRows * XP), *dh_row = arena.take(padded(DH));
+  float* dy = arena.take(kTileRows * XP);
   copy_rows(p.dy + at * D, D, tile.rows, D, dy, XP);
   product_packed(tile.rows, E, D, dy, XP, 1, p.down, dinner, EP, false);
-  for (int64_t r = 0; r < tile.rows; ++r)
-    for (int64_t head = 0; head < NH; ++head) {
-      const int64_t from = ((tile.b * NH + head) * p.T + tile.t0 + r) * DH;
-      const float* h = p.h + from;
-      const Moments m = moments(h, DH, p.eps);
-      for (int64_t d = 0; d < DH; d += LANES) {
-        const int64_t e = head * DH + d, row = (at + r) * E + e, count = DH - d;
-        const Vec z = load(p.z + row, count), c = load(p.c + row, count);
-        const Vec n = normed(load(h + d, count), m), scale = load(p.norm + e, count) + 1.0f;
-        const Vec skip = load(p.skip + e, count), kept = n * scale + skip * c;
+  for_head_rows(p, tile, [&](int64_t head, int64_t r0, int64_t count, const float* h) {
+    const Moments m = moments(h, DH, count, DH, p.eps);
+    float* dh = p.dh + (h - p.h);
+    for_vectors(DH, [&](int64_t d, int64_t n) {
+      const int64_t e = head * DH + d;
+      const Vec scale = load(p.norm + e, n) + 1.0f, skip = load(p.skip + e, n);
+      Vec dskip{}, dnorm{};
+      for (int64_t j = 0; j < count; ++j) {
+        const int64_t row = (at + r0 + j) * E + e;
+        const Vec z = load(p.z + row, n), c = load(p.c + row, n);
+        const Vec in = normed(load(h + j * DH + d, n), m, j), kept = in * scale + skip * c;
         const Sigmoid s = sigmoid(z);
-        const Vec gate = z * s.value, dout = load(dinner + r * EP + e, count);
+        const Vec gate = z * s.value, dout = load(dinner + (r0 + j) * EP + e, n);
         const Vec dkept = dout * gate;
-        store(inner + r * EP + e, kept * gate, count);
-        store(p.dz + row, dout * kept * s.value * (1.0f + z * s.complement), count);
-        store(p.dc + row, dkept * skip, count);
-        store(sums.skip + e, load(sums.skip + e, count) + dkept * c, count);
-        store(sums.norm + e, load(sums.norm + e, count) + dkept * n, count);
-        store(dh_row + d, dkept * scale);
+        store(inner + (r0 + j) * EP + e, kept * gate, n);
+        store(p.dz + row, dout * kept * s.value * (1.0f + z * s.complement), n);
+        store(p.dc + row, dkept * skip, n);
+        store(dh + j * DH + d, dkept * scale, n);
+        dskip += dkept * c, dnorm += dkept * in;
       }
-      through_norm(h, m, dh_row, DH);
-      write_rows(dh_row, 0, 1, DH, p.dh + from, 0);
-    }
+      store(sums.skip + e, load(sums.skip + e, n) + dskip, n);
+      store(sums.norm + e, load(sums.norm + e, n) + dnorm, n);
+    });
+    through_norm(h, DH, count, DH, m, dh, DH);
+  });
   product(D, E, tile.rows, dy, 1, XP, inner, EP, sums.down, padded(E), true);
 }
