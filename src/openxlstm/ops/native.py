@@ -41,8 +41,8 @@ def _load() -> str | None:
 _MISSING = _load()
 
 if _MISSING is None:
-    # The tensors of a training step come and go. glibc gives what is freed back to the system, which
-    # zeroes it before it hands it out anew, unless as large a block was freed before: 32 MB at most.
+    # A training step's tensors come and go. glibc gives what is freed back to the system, which
+    # zeroes it before it hands it out anew, unless as large a block was freed before (up to 32 MB).
     torch.empty(31 << 18, dtype=torch.float32)
 
 
