@@ -14,9 +14,9 @@ from torch import Tensor, nn
 
 from openxlstm.config import ModelConfig, StackConfig
 from openxlstm.errors import UserError
-from openxlstm.nn.decoder import refuses
 from openxlstm.nn.large import LargeBlock, soft_cap
 from openxlstm.nn.stack import Stack
+from openxlstm.nn.step_plan import refuses
 from openxlstm.reference.mlstm import initial_state, step
 from openxlstm.states import LayerState, MLSTMState
 
@@ -216,8 +216,8 @@ def test_soft_cap() -> None:
 
 def test_the_native_decoder_refuses_it() -> None:
     tokens, head = nn.Embedding(5, D), nn.Linear(D, 5, bias=False)
-    assert refuses(tokens, None, Stack(CONFIG), head) == (
-        "it knows the paper's blocks, and these are large"
+    assert refuses(Stack(CONFIG), tokens, None, head) == (
+        "it knows the paper's blocks and bare ones, and these are large"
     )
 
 
@@ -231,7 +231,7 @@ def test_the_native_decoder_refuses_it() -> None:
         ({"large_ff_factor": 0.0}, "large_ff_factor must be positive"),
         ({"large_gate_soft_cap": -1.0}, "large_gate_soft_cap must be 0 or more"),
         ({"large_logit_soft_cap": -1.0}, "large_logit_soft_cap must be 0 or more"),
-        ({"block": "huge"}, "block must be paper or large"),
+        ({"block": "huge"}, "block must be paper or large or bare"),
     ],
     ids=str,
 )

@@ -39,6 +39,7 @@ def _setup(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> Non
     *tensors, silu, residual, eps, _ = inputs
     ctx.options = silu, residual, eps
     ctx.save_for_backward(*tensors, output[1])
+    ctx.set_materialize_grads(False)  # zeros for what was only saved are the widest there are
 
 
 def _backward(ctx: Any, dy: Tensor, _: Any) -> tuple[Tensor | None, ...]:

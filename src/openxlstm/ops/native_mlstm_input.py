@@ -81,20 +81,20 @@ def _fake(x: Tensor, up: Tensor, q: Any, k: Any, v: Any, gate: Tensor, *rest: An
 
 
 def _setup(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
-    a, _, _, q, k, v, _, _, f_preact = output
-    ctx.save_for_backward(*inputs, a, q, k, v, f_preact)
+    a, *_, f_preact = output
+    ctx.save_for_backward(*inputs, a, f_preact)
     ctx.set_materialize_grads(False)
 
 
 def _backward(ctx: Any, _: Any, *grads: Tensor | None) -> tuple[Tensor | None, ...]:
-    *saved, a, q, k, v, f_preact = ctx.saved_tensors
+    *saved, a, f_preact = ctx.saved_tensors
     wide, narrow = (a,) * 5, (f_preact,) * 2
     dz, dc, dq, dk, dv, dlog_i, dlog_f = (
         torch.zeros_like(like) if grad is None else grad.contiguous()
         for grad, like in zip(grads, (*wide, *narrow), strict=False)
     )
     results = torch.ops.openxlstm.mlstm_input_grad(
-        *saved, a, q, k, v, f_preact, dz, dc, dq, dk, dv, dlog_i, dlog_f
+        *saved, a, f_preact, dz, dc, dq, dk, dv, dlog_i, dlog_f
     )
     return *present(results, saved), None
 

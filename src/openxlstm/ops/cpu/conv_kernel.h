@@ -27,7 +27,7 @@ struct Window {
     copy_rows(x + t0 * a.D, a.D, steps, a.D, rows, ld);
     copy_before(x, a.D, before, a.D, t0, a.K, rows - (a.K - 1) * ld, ld);
     compute_reach(a.reset == nullptr ? nullptr : a.reset + b * a.T, t0, steps, a.K, reach);
-    convolve(rows, ld, steps, a.weight, a.bias, a.K, reach, preact);
+    convolve(rows, ld, steps, ld, a.weight, a.bias, a.K, reach, preact, ld);
   }
 };
 inline int64_t window_floats(int64_t steps, int64_t K, int64_t ld) {
@@ -78,8 +78,9 @@ inline void backward_task(const Conv& a, int64_t task, float* dweight, float* db
             a.silu ? dy * gate.value * (1.0f + v * gate.complement) : dy);
     }
   fill(dx - back * ld, (back + steps) * ld, 0.0f);
-  convolve_back(dpreact, extended, ld, t0 == 0 ? -back : 0, steps, a.weight, a.K, window.reach, dx);
-  convolve_sums(dpreact, window.rows, ld, steps, a.K, window.reach, dweight, dbias);
+  convolve_back(dpreact, extended, ld, t0 == 0 ? -back : 0, steps, ld, a.weight, a.K, window.reach,
+                dx, ld);
+  convolve_sums(dpreact, window.rows, ld, steps, ld, a.K, window.reach, dweight, dbias);
   write_rows(dx, ld, steps, D, a.dx + at * D, D);
   if (t0 == 0 && a.dbefore != nullptr)
     write_rows(dx - back * ld, ld, back, D, a.dbefore + b * back * D, D);

@@ -1,7 +1,7 @@
 // The causal convolution of rows that lie in cache, for one instruction set (see each_isa.h).
 //
-// A window holds the K-1 rows before a tile and then the tile's own. Weights are (K, ld), the newest
-// step's last; a row that a reset hides is not read.
+// A window holds the K-1 rows before a tile and then the tile's own. Weights are (K, width), the
+// newest step's last; a row that a reset hides is not read.
 
 constexpr int64_t kMaxKernel = 8;
 
@@ -17,19 +17,20 @@ inline void compute_reach(const bool* reset, int64_t t0, int64_t steps, int64_t 
   }
 }
 
-// preact (steps, ld) of the convolution. window points at the first step's row; the K-1 before it are
-// there too.
-inline void convolve(const float* window, int64_t ld, int64_t steps, const float* weight,
-                     const float* bias, int64_t K, const int64_t* reach, float* preact) {
-  for (int64_t d = 0; d < ld; d += LANES) {
+// preact (steps, width) of the convolution, rows ldp apart. window points at the first step's row; the
+// K-1 before it are there too.
+inline void convolve(const float* window, int64_t ld, int64_t steps, int64_t width,
+                     const float* weight, const float* bias, int64_t K, const int64_t* reach,
+                     float* preact, int64_t ldp) {
+  for (int64_t d = 0; d < width; d += LANES) {
     Vec w[kMaxKernel];
-    for (int64_t back = 0; back < K; ++back) w[back] = load(weight + (K - 1 - back) * ld + d);
+    for (int64_t back = 0; back < K; ++back) w[back] = load(weight + (K - 1 - back) * width + d);
     const Vec b = load(bias + d);
     for (int64_t s = 0; s < steps; ++s) {
       Vec sum = b;
       for (int64_t back = 0; back <= reach[s]; ++back)
         sum += w[back] * load(window + (s - back) * ld + d);
-      store(preact + s * ld + d, sum);
+      store(preact + s * ldp + d, sum);
     }
   }
 }
@@ -38,24 +39,25 @@ inline void convolve(const float* window, int64_t ld, int64_t steps, const float
 // gradients of preact (extended, ld) say: those of the tile and of the K-1 rows after it, as far as
 // there are any.
 inline void convolve_back(const float* dpreact, int64_t extended, int64_t ld, int64_t begin,
-                          int64_t steps, const float* weight, int64_t K, const int64_t* reach,
-                          float* dinput) {
-  for (int64_t d = 0; d < ld; d += LANES) {
+                          int64_t steps, int64_t width, const float* weight, int64_t K,
+                          const int64_t* reach, float* dinput, int64_t ldi) {
+  for (int64_t d = 0; d < width; d += LANES) {
     Vec w[kMaxKernel];
-    for (int64_t back = 0; back < K; ++back) w[back] = load(weight + (K - 1 - back) * ld + d);
+    for (int64_t back = 0; back < K; ++back) w[back] = load(weight + (K - 1 - back) * width + d);
     for (int64_t s = begin; s < steps; ++s) {
-      Vec sum = load(dinput + s * ld + d);
+      Vec sum = load(dinput + s * ldi + d);
       for (int64_t back = std::max<int64_t>(0, -s); back < K && s + back < extended; ++back)
         if (back <= reach[s + back]) sum += w[back] * load(dpreact + (s + back) * ld + d);
-      store(dinput + s * ld + d, sum);
+      store(dinput + s * ldi + d, sum);
     }
   }
 }
 
-// Adds the gradients of weight (K, ld) and bias (ld) of a tile.
+// Adds the gradients of weight (K, width) and bias (width) of a tile.
 inline void convolve_sums(const float* dpreact, const float* window, int64_t ld, int64_t steps,
-                          int64_t K, const int64_t* reach, float* dweight, float* dbias) {
-  for (int64_t d = 0; d < ld; d += LANES) {
+                          int64_t width, int64_t K, const int64_t* reach, float* dweight,
+                          float* dbias) {
+  for (int64_t d = 0; d < width; d += LANES) {
     Vec w[kMaxKernel] = {}, b{};
     for (int64_t s = 0; s < steps; ++s) {
       const Vec g = load(dpreact + s * ld + d);
@@ -64,7 +66,7 @@ inline void convolve_sums(const float* dpreact, const float* window, int64_t ld,
         w[back] += g * load(window + (s - back) * ld + d);
     }
     for (int64_t back = 0; back < K; ++back) {
-      float* to = dweight + (K - 1 - back) * ld + d;
+      float* to = dweight + (K - 1 - back) * width + d;
       store(to, load(to) + w[back]);
     }
     store(dbias + d, load(dbias + d) + b);

@@ -27,6 +27,8 @@ inline int64_t forward_floats(int64_t D, int64_t F) {
   return kTileRows * (padded(2 * F) + padded(F) + 2 * padded(D)) + 16 * 4;
 }
 
+inline NormedRows norm_of(const FeedForward& a) { return {1, a.D, a.norm, a.eps}; }
+
 inline void add_bias(float* x, int64_t ld, int64_t rows, int64_t width, const float* bias) {
   if (bias == nullptr) return;
   for (int64_t d = 0; d < width; d += LANES) {
@@ -41,8 +43,7 @@ inline void forward_tile(const FeedForward& a, int64_t tile, float* scratch) {
   float *u = arena.take(kTileRows * UP), *act = arena.take(kTileRows * FP);
   float *y = arena.take(kTileRows * DP), *normed_x = arena.take(kTileRows * DP);
   const float* in = a.x + r0 * D;
-  for (int64_t r = 0; r < rows && a.norm != nullptr; ++r)
-    norm_row(in + r * D, 1, D, a.norm, a.eps, normed_x + r * DP);
+  if (a.norm != nullptr) norm_of(a).forward(in, D, rows, normed_x, DP);
   product_packed(rows, 2 * F, D, a.norm != nullptr ? normed_x : in, a.norm != nullptr ? DP : D, 1,
                  a.up, u, UP, false);
   add_bias(u, UP, rows, 2 * F, a.up_bias);
@@ -67,14 +68,13 @@ inline void backward_tile(const FeedForward& a, int64_t tile, const FeedForwardS
   const int64_t D = a.D, F = a.F, UP = odd_lines(2 * F), FP = odd_lines(F);
   const int64_t DP = padded(D), XP = odd_lines(D);
   const int64_t r0 = tile * kTileRows, rows = std::min(kTileRows, a.R - r0);
-  const float* u = a.preact + r0 * 2 * F;
+  const float *in = a.x + r0 * D, *u = a.preact + r0 * 2 * F;
   Arena arena{scratch};
   float *du = arena.take(kTileRows * UP), *act = arena.take(kTileRows * FP);
   float *dact = arena.take(kTileRows * padded(F)), *dx = arena.take(kTileRows * DP);
   float *x = arena.take(kTileRows * XP), *dy = arena.take(kTileRows * XP);
-  copy_rows(a.x + r0 * D, D, rows, D, x, XP);
-  for (int64_t r = 0; r < rows && a.norm != nullptr; ++r)
-    norm_row(a.x + (r0 + r) * D, 1, D, a.norm, a.eps, x + r * XP);
+  if (a.norm != nullptr) norm_of(a).forward(in, D, rows, x, XP);
+  else copy_rows(in, D, rows, D, x, XP);
   copy_rows(a.dy + r0 * D, D, rows, D, dy, XP);
   product_packed(rows, F, D, dy, XP, 1, a.down, dact, padded(F), false);
   for (int64_t r = 0; r < rows; ++r)
@@ -87,8 +87,7 @@ inline void backward_tile(const FeedForward& a, int64_t tile, const FeedForwardS
       store(du + r * UP + F + d, from * g.value, F - d);
     }
   product_packed(rows, D, 2 * F, du, UP, 1, a.up, dx, DP, false);
-  for (int64_t r = 0; r < rows && a.norm != nullptr; ++r)
-    norm_back(a.x + (r0 + r) * D, D, a.norm, a.eps, dx + r * DP, sums.norm);
+  if (a.norm != nullptr) norm_of(a).backward(in, D, rows, dx, dx, DP, sums.norm);
   if (a.residual) add_rows(dy, XP, rows, D, dx, DP);
   write_rows(dx, DP, rows, D, a.dx + r0 * D, D);
   product(2 * F, D, rows, du, 1, UP, x, XP, sums.up, DP, true);

@@ -19,26 +19,53 @@ namespace {
 
 using MaybeTensor = std::optional<Tensor>;
 
+// to (rows, E) += the rows of `from` through a map of blocks (E/4, out, in), or back through it.
+void through_blocks(const float* weight, bool back, const float* from, int64_t ld, int64_t rows,
+                    int64_t E, float* to, int64_t ldt) {
+  for (int64_t r = 0; r < rows; ++r)
+    for (int64_t e = 0; e < E; ++e)
+      for (int64_t j = 0; j < kBlock; ++j) {
+        const int64_t block = e / kBlock, lane = e % kBlock;
+        const float w = weight[(block * kBlock + (back ? j : lane)) * kBlock + (back ? lane : j)];
+        to[r * ldt + e] += w * from[r * ld + block * kBlock + j];
+      }
+}
+// The gradient (E/4, out, in) of such a map += that of a product of its inputs and its outputs' own.
+void add_outer(const float* out, int64_t ldo, const float* in, int64_t ldi, int64_t rows, int64_t E,
+               float* weight) {
+  for (int64_t r = 0; r < rows; ++r)
+    for (int64_t e = 0; e < E; ++e)
+      for (int64_t j = 0; j < kBlock; ++j)
+        weight[e * kBlock + j] += out[r * ldo + e] * in[r * ldi + e / kBlock * kBlock + j];
+}
+
 // The arguments of both directions, and the packed weights that they point to.
 struct Prepared {
   MLSTMInput p;
-  Floats up, q, k, v, gate;
+  Floats up, q, k, v, gate_c, gate_a;
+  std::vector<float> gate;  // (2·NH, 2E): what the gates see of c and of a
   PackedConv conv;
-  int64_t ld;
 
   Prepared(const Tensor& x, const Tensor& up_, const Tensor& q_, const Tensor& k_,
            const Tensor& v_, const Tensor& gate_, const Tensor& gate_bias,
            const MaybeTensor& conv_weight, const MaybeTensor& conv_bias, const MaybeTensor& before,
            const MaybeTensor& reset, bool backward) {
-    const int64_t D = x.size(2), E = up_.size(0) / 2, NH = gate_bias.numel() / 2;
+    const int64_t D = x.size(2), E = up_.size(0) / 2, NH = gate_bias.numel() / 2, rows = 2 * NH;
     p = {x.size(0), x.size(1), D, E, NH, conv_weight ? conv_weight->size(1) : 0};
     p.x = data(x), p.before = data(before), p.reset = mask(reset);
     up = backward ? packed(data(up_), D, 1, 2 * E, D) : packed(data(up_), 1, D, D, 2 * E);
-    if (!backward) gate = packed(data(gate_), 1, 3 * E, 3 * E, 2 * NH);
-    p.up = up.data(), p.gate = backward ? data(gate_) : gate.data(), p.gate_bias = data(gate_bias);
+    gate.assign(rows * 2 * E, 0.0f);
+    through_blocks(data(q_), true, data(gate_), 3 * E, rows, E, gate.data(), 2 * E);
+    through_blocks(data(k_), true, data(gate_) + E, 3 * E, rows, E, gate.data(), 2 * E);
+    through_blocks(data(v_), true, data(gate_) + 2 * E, 3 * E, rows, E, gate.data() + E, 2 * E);
+    p.gate_c = gate.data(), p.gate_a = gate.data() + E;
+    if (!backward) {
+      gate_c = packed(p.gate_c, 1, 2 * E, E, rows), gate_a = packed(p.gate_a, 1, 2 * E, E, rows);
+      p.gate_c = gate_c.data(), p.gate_a = gate_a.data();
+    }
+    p.up = up.data(), p.gate_bias = data(gate_bias);
     pack(q_, q, p.q, backward), pack(k_, k, p.k, backward), pack(v_, v, p.v, backward);
-    ld = OPENXLSTM_CALL(row_floats, E);
-    if (p.K) conv.pack(*conv_weight, *conv_bias, ld);
+    if (p.K) conv.pack(*conv_weight, *conv_bias, E);
     p.conv = conv.weight.data(), p.conv_bias = conv.bias.data();
   }
   void pack(const Tensor& from, Floats& to, const float*& pointer, bool transposed) {
@@ -72,30 +99,39 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tenso
 std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor>
 mlstm_input_grad(Tensor x, Tensor up, Tensor q, Tensor k, Tensor v, Tensor gate, Tensor gate_bias,
                  MaybeTensor conv_weight, MaybeTensor conv_bias, MaybeTensor before,
-                 MaybeTensor reset, Tensor a, Tensor out_q, Tensor out_k, Tensor out_v,
-                 Tensor f_preact, Tensor dz, Tensor dc, Tensor dq, Tensor dk, Tensor dv,
-                 Tensor dlog_i, Tensor dlog_f) {
+                 MaybeTensor reset, Tensor a, Tensor f_preact, Tensor dz, Tensor dc, Tensor dq,
+                 Tensor dk, Tensor dv, Tensor dlog_i, Tensor dlog_f) {
   Prepared prepared(x, up, q, k, v, gate, gate_bias, conv_weight, conv_bias, before, reset, true);
   MLSTMInput& p = prepared.p;
-  const int64_t D = p.D, E = p.E, NH = p.NH, K = p.K, ld = prepared.ld;
-  p.a = data(a), p.out_q = data(out_q), p.out_k = data(out_k), p.out_v = data(out_v);
-  p.f_preact = data(f_preact);
+  const int64_t D = p.D, E = p.E, rows = 2 * p.NH, K = p.K;
+  p.a = data(a), p.f_preact = data(f_preact);
   Tensor dx = fresh(x, {p.B, p.T, D}), dbefore = fresh(x, {p.B, K - 1, E}, before.has_value());
   const MLSTMInputGrads g{data(dz), data(dc), data(dq), data(dk), data(dv), data(dlog_i),
                           data(dlog_f), data(dx), before ? data(dbefore) : nullptr};
-  const int64_t DP = OPENXLSTM_CALL(padded, D), GP = OPENXLSTM_CALL(padded, 2 * NH);
-  Sums sums(prepared.tasks(), {2 * E * DP, kBlock * E, kBlock * E, kBlock * E, 2 * NH * 3 * E, GP,
-                               K * ld, ld});
-  sums.for_each(OPENXLSTM_CALL(input_backward_floats, D, E, NH, K),
+  const int64_t DP = OPENXLSTM_CALL(padded, D), GP = OPENXLSTM_CALL(padded, rows);
+  Sums sums(prepared.tasks(),
+            {2 * E * DP, kBlock * E, kBlock * E, kBlock * E, rows * 2 * E, GP, K * E, E});
+  sums.for_each(OPENXLSTM_CALL(input_backward_floats, D, E, p.NH, K),
                 [&](int64_t task, float* const* part, float* scratch) {
                   const MLSTMInputSums s{part[0], part[1], part[2], part[3],
                                          part[4], part[5], part[6], part[7]};
                   OPENXLSTM_CALL(input_backward_task, p, g, task, s, scratch);
                 });
-  const auto blocks = [&](int64_t part) { return transposed(sums.total(x, part, {kBlock, E}, E)); };
-  return {dx, sums.total(x, 0, {2 * E, D}, DP), blocks(1), blocks(2), blocks(3),
-          sums.total(x, 4, {2 * NH, 3 * E}, 3 * E), sums.total(x, 5, {2 * NH}, GP),
-          transposed(sums.total(x, 6, {K, E}, ld)), sums.total(x, 7, {K ? E : 0}, ld), dbefore};
+  // From the gates' joint map of c and a back to the gates and to query, key and value.
+  const Tensor joint = sums.total(x, 4, {rows, 2 * E}, 2 * E);
+  Tensor dgate = fresh(x, {rows, 3 * E}), dweight[3];
+  std::fill_n(data(dgate), dgate.numel(), 0.0f);
+  const Tensor* weights[] = {&q, &k, &v};
+  for (int64_t part = 0; part < 3; ++part) {
+    const float* in = data(joint) + (part < 2 ? 0 : E);
+    const Tensor& weight = *weights[part];
+    dweight[part] = transposed(sums.total(x, part + 1, {kBlock, E}, E));
+    through_blocks(data(weight), false, in, 2 * E, rows, E, data(dgate) + part * E, 3 * E);
+    add_outer(data(gate) + part * E, 3 * E, in, 2 * E, rows, E, data(dweight[part]));
+  }
+  return {dx, sums.total(x, 0, {2 * E, D}, DP), dweight[0], dweight[1], dweight[2], dgate,
+          sums.total(x, 5, {rows}, GP), transposed(sums.total(x, 6, {K, E}, E)),
+          sums.total(x, 7, {K ? E : 0}, E), dbefore};
 }
 
 MLSTMOutput output_arguments(const Tensor& h, const Tensor& c, const Tensor& z, const Tensor& norm,
@@ -129,7 +165,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> mlstm_output_grad(
   p.down = down_packed.data(), p.dy = data(dy), p.dh = data(dh), p.dc = data(dc), p.dz = data(dz);
   const int64_t EP = OPENXLSTM_CALL(padded, p.E);
   Sums sums(p.B * OPENXLSTM_CALL(tiles, p.T), {p.E, p.E, D * EP});
-  sums.for_each(OPENXLSTM_CALL(output_backward_floats, D, p.E, p.NH),
+  sums.for_each(OPENXLSTM_CALL(output_backward_floats, D, p.E),
                 [&](int64_t task, float* const* part, float* scratch) {
                   const MLSTMOutputSums s{part[0], part[1], part[2]};
                   OPENXLSTM_CALL(output_backward_task, p, task, s, scratch);
@@ -150,8 +186,7 @@ STABLE_TORCH_LIBRARY_FRAGMENT(openxlstm, m) {
       "mlstm_input(" WEIGHTS ") -> (Tensor a, Tensor z, Tensor c, Tensor out_q, Tensor out_k, "
       "Tensor out_v, Tensor log_i, Tensor log_f, Tensor f_preact)");
   m.def(
-      "mlstm_input_grad(" WEIGHTS ", Tensor a, Tensor out_q, Tensor out_k, Tensor out_v, "
-      "Tensor f_preact, Tensor dz, Tensor dc, Tensor dq, Tensor dk, Tensor dv, Tensor dlog_i, "
+      "mlstm_input_grad(" WEIGHTS ", Tensor a, Tensor f_preact, Tensor dz, Tensor dc, Tensor dq, Tensor dk, Tensor dv, Tensor dlog_i, "
       "Tensor dlog_f) -> (Tensor dx, Tensor d_up, Tensor d_q, Tensor d_k, Tensor d_v, "
       "Tensor d_gate, Tensor d_gate_bias, Tensor d_conv_weight, Tensor d_conv_bias, "
       "Tensor d_before)");

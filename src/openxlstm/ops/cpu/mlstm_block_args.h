@@ -16,7 +16,9 @@ struct MLSTMInput {
   const float *conv, *conv_bias;  // (K, ld), (ld)
   const float* up;                // (2E, D), packed
   const float *q, *k, *v;         // (kBlock, E): how each input of a block reaches its outputs
-  const float* gate;              // (2·NH, 3E): packed, or for the backward as it is
+  // What the gates read through q, k and v is a map of c and a, which q, k and v are maps of:
+  // (2·NH, E) each, packed for the forward; for the backward rows of 2E.
+  const float *gate_c, *gate_a;
   const float* gate_bias;         // (2·NH)
   float *a, *z, *c, *out_q, *out_k, *out_v;  // (B, T, E); a is read by the backward
   float *log_i, *log_f, *f_preact;           // (B, NH, T); f_preact too
@@ -33,7 +35,7 @@ struct MLSTMInputGrads {
 struct MLSTMInputSums {
   float *up;                 // (2E, padded D)
   float *q, *k, *v;          // (kBlock, padded E)
-  float *gate, *gate_bias;   // (2·NH, padded 3E), (2·NH padded)
+  float *gate, *gate_bias;   // (2·NH, 2E) of the joint map, (2·NH padded)
   float *conv, *conv_bias;   // (K, ld), (ld)
 };
 

@@ -33,10 +33,9 @@ std::tuple<Tensor, Tensor> norm_grad(Tensor x, Tensor weight, int64_t groups, do
   Tensor dx = fresh(x, {x.size(0), x.size(1)});
   a.dy = data(dy), a.dx = data(dx);
   Sums sums(OPENXLSTM_CALL(tiles, a.R), {x.size(1)});
-  sums.for_each(OPENXLSTM_CALL(scratch_floats, a.W),
-                [&](int64_t tile, float* const* part, float* scratch) {
-                  OPENXLSTM_CALL(backward_tile, a, tile, part[0], scratch);
-                });
+  sums.for_each(0, [&](int64_t tile, float* const* part, float*) {
+    OPENXLSTM_CALL(backward_tile, a, tile, part[0]);
+  });
   return {dx, sums.total(x, 0, {x.size(1)}, 0)};
 }
 

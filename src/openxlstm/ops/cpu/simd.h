@@ -28,6 +28,14 @@ inline void store(float* p, Vec v, int64_t count) {
   for (int64_t j = 0; j < count; ++j) p[j] = v[j];
 }
 
+// Calls f(at, count) for each vector of a row: a whole one, or what is left of the row.
+template <class F>
+inline void for_vectors(int64_t width, const F& f) {
+  int64_t d = 0;
+  for (; d + LANES <= width; d += LANES) f(d, static_cast<int64_t>(LANES));
+  if (d < width) f(d, width - d);
+}
+
 // The first `count` lanes, the others 0.
 inline Vec first(Vec v, int64_t count) {
   for (int64_t j = count; j < LANES; ++j) v[j] = 0.0f;

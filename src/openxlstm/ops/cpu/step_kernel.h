@@ -139,11 +139,12 @@ inline void mlstm_layer(const Step& s, const StepLayer& layer, const float* x, f
     }
   }
   map(B, 2 * NH, 3 * E, gate, gate_bias, qkv, 3 * E, gates, 2 * NH);
+  const NormedRows norm{NH, DH, layer.head_norm, static_cast<float>(s.norm_eps)};
   for (int64_t b = 0; b < B; ++b) {
     const float *q = qkv + b * 3 * E, *k = q + E, *v = k + E, *z = u + b * 2 * E + E;
     float* hb = h + b * E;
     cells_of_row(layer, NH, DH, b, q, k, v, gates + b * 2 * NH, hb);
-    norm_row(hb, NH, DH, layer.head_norm, static_cast<float>(s.norm_eps), hb);
+    norm.forward(hb, E, 1, hb, E);
     for (int64_t e = 0; e < E; e += LANES) {
       const int64_t count = E - e;
       const Vec gate_branch = load(z + e, count);
@@ -203,10 +204,11 @@ inline void slstm_layer(const Step& s, const StepLayer& layer, const float* x, f
         for (int part = 0; part < 4; ++part) store(layer.state[part] + at, after[part], count);
       }
   }
-  for (int64_t b = 0; b < B; ++b) {
-    const float* h = layer.state[0] + b * D;
-    if (layer.head_norm == nullptr) std::copy(h, h + D, y + b * D);
-    else norm_row(h, NH, DH, layer.head_norm, static_cast<float>(s.norm_eps), y + b * D);
+  if (layer.head_norm == nullptr) {
+    std::copy(layer.state[0], layer.state[0] + B * D, y);
+  } else {
+    const NormedRows norm{NH, DH, layer.head_norm, static_cast<float>(s.norm_eps)};
+    norm.forward(layer.state[0], D, B, y, D);
   }
 }
 
@@ -261,8 +263,8 @@ inline void step_model(const Step& s, const StepLayer* layers, const void* input
   float *x = arena.take(B * D), *normed_x = arena.take(B * D), *y = arena.take(B * D);
   float* rest = arena.next;
   const auto norm_all = [&](const float* weight, float* to) {
-    for (int64_t b = 0; b < B; ++b)
-      norm_row(x + b * D, 1, D, weight, static_cast<float>(s.norm_eps), to + b * D);
+    const NormedRows norm{1, D, weight, static_cast<float>(s.norm_eps)};
+    norm.forward(x, D, B, to, D);
   };
   const auto add = [&] {
     for (int64_t d = 0; d < B * D; ++d) x[d] += y[d];
