@@ -36,7 +36,7 @@ bench: $(VENV)/dev  ## speed beside peers and the machine's limit, and memory (s
 
 clean:  ## remove the environment and everything built; runs/ stays
 	rm -rf $(VENV) build dist src/*.egg-info .pytest_cache .hypothesis .ruff_cache
-	find src tests benchmarks -name __pycache__ -type d -prune -exec rm -rf {} +
+	find src tests benchmarks examples -name __pycache__ -type d -prune -exec rm -rf {} +
 
 # The environment. torch and the build's own needs go first: an isolated build would fetch torch
 # a second time.

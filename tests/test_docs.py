@@ -1,11 +1,14 @@
 """What the README and the pages in docs say to type does what they say."""
 
+import contextlib
 import gzip
+import io
 import json
 import re
 import shlex
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from jobs import Jobs, server
@@ -39,6 +42,15 @@ def commands(page: Path) -> Iterator[list[str]]:
                 yield shlex.split(line, comments=True)
 
 
+def python_blocks(page: Path) -> Iterator[tuple[str, str | None]]:
+    """The `python` blocks of a page, each with what the `text` block right after it says that it
+    prints, None without one. Lines stay where they are in the page, for tracebacks."""
+    text = page.read_text()
+    pattern = r"^```python\n(.*?)^```\n(?:\n```text\n(.*?)^```)?"
+    for block in re.finditer(pattern, text, re.MULTILINE | re.DOTALL):
+        yield "\n" * text[: block.start(1)].count("\n") + block[1], block[2]
+
+
 def shortened(arguments: list[str]) -> list[str] | None:
     """The same command, made to take a moment; None if that can't be."""
     added = SHORT.get(arguments[0], [])
@@ -64,13 +76,17 @@ def jobs(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Jobs]:
         yield jobs
 
 
-def test_there_are_commands() -> None:
+def test_there_are_commands_and_code() -> None:
     assert sum(len(list(commands(page))) for page in PAGES) > 15
+    assert sum(len(list(python_blocks(page))) for page in PAGES) > 15
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
-def test_commands(page: Path, jobs: Jobs, tmp_path: Path) -> None:
-    """In a folder with texts of one's own, one after another, as a reader types them."""
+def test_commands_and_code(
+    page: Path, jobs: Jobs, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In a folder with texts of one's own, one after another, as a reader types them: first the
+    commands, then the code, which may read what they left."""
     (tmp_path / "my.txt").write_text(TEXT)
     (tmp_path / "texts").mkdir()
     records = json.dumps({"text": LETTERS}) + "\n"
@@ -83,3 +99,15 @@ def test_commands(page: Path, jobs: Jobs, tmp_path: Path) -> None:
             ended = jobs.run(*arguments, world_size=world_size, folder=tmp_path)
             said = shlex.join(words), ended.errors
             assert ended.codes == [0] * world_size, said
+    blocks = list(python_blocks(page))
+    if any("runs/demo" in code for code, _ in blocks):  # `make demo` has left it
+        train = shortened(["train", "--steps", "20", "--out", "runs/demo"])
+        assert train is not None
+        assert jobs.run(*train, folder=tmp_path).codes == [0]
+    monkeypatch.chdir(tmp_path)
+    names: dict[str, Any] = {"__name__": page.stem}
+    for code, prints in blocks:
+        with contextlib.redirect_stdout(io.StringIO()) as printed:
+            exec(compile(code, str(page), "exec"), names)
+        if prints is not None:
+            assert printed.getvalue() == prints

@@ -14,7 +14,7 @@ from openxlstm.nn.norm import EPS
 from openxlstm.nn.stack import Stack
 from openxlstm.nn.step_plan import layer_plans, norm_weight, refuses
 from openxlstm.ops.native_step import StepPlan, step
-from openxlstm.states import StackState, map_state
+from openxlstm.states import StackState, XLSTMState, map_state
 
 
 class Stepper:
@@ -84,9 +84,9 @@ class Stepper:
         return out[:, 0]
 
     @property
-    def state(self) -> StackState:
-        """What has been read so far, as a value of its own."""
-        return map_state(Tensor.clone, self._state)
+    def state(self) -> XLSTMState:
+        """What has been read so far, as a value of its own, of the kind that the layer returns."""
+        return XLSTMState(map_state(Tensor.clone, self._state), None)
 
     def _empty(self, samples: Tensor) -> None:
         if samples.shape != (self._size,) or samples.dtype != torch.bool:
