@@ -14,7 +14,7 @@ Both have 96 features, two layers, the same embedding, dropout before and after 
 batches and learning rates to choose from.
 """
 
-import importlib
+import importlib.util
 import json as json_module
 import statistics
 import time
@@ -71,6 +71,8 @@ def surnames(locale: str) -> set[str]:
 
 def read_names(seed: int = 0, most: int = 500) -> list[Names]:
     """Names for training, for validation and for the test, in that order."""
+    if importlib.util.find_spec("faker") is None:
+        raise SystemExit("the names are in Faker: pip install 'openxlstm[examples]'")
     by_language = [surnames(locale) for locale in LANGUAGES.values()]
     homes = Counter(name for names in by_language for name in names)
     parts: list[list[tuple[str, int]]] = [[], [], []]
