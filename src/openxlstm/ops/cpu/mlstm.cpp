@@ -14,6 +14,20 @@
 #include "each_isa.h"
 
 namespace openxlstm {
+
+int64_t mlstm_forward_floats(const MLSTMForward& a) {
+  return OPENXLSTM_CALL(forward_floats, a.DQK, a.DHV, a.L);
+}
+void mlstm_forward_task(const MLSTMForward& a, int64_t task, float* scratch) {
+  OPENXLSTM_CALL(forward_task, a, task, scratch);
+}
+int64_t mlstm_backward_floats(const MLSTMBackward& a) {
+  return OPENXLSTM_CALL(backward_floats, a.DQK, a.DHV, a.L);
+}
+void mlstm_backward_task(const MLSTMBackward& a, int64_t task, float* scratch) {
+  OPENXLSTM_CALL(backward_task, a, task, scratch);
+}
+
 namespace {
 
 Rows rows(const Tensor& x) { return {data(x), x.stride(0), x.stride(1), x.stride(2)}; }
@@ -45,8 +59,8 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> mlstm
     a.C_chunks = data(C_chunks), a.n_chunks = data(n_chunks);
     a.m_steps = data(m_steps), a.normalizer = data(normalizer);
   }
-  for_each_task(B * NH, OPENXLSTM_CALL(forward_floats, DQK, DHV, chunk_size),
-                [&](int64_t task, float* scratch) { OPENXLSTM_CALL(forward_task, a, task, scratch); });
+  for_each_task(B * NH, mlstm_forward_floats(a),
+                [&](int64_t task, float* scratch) { mlstm_forward_task(a, task, scratch); });
   return {h, C, n, m, C_chunks, n_chunks, m_steps, normalizer};
 }
 
@@ -67,8 +81,8 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> mlstm_grad(
   a.m_steps = data(m_steps), a.normalizer = data(normalizer);
   a.dq = rows_out(dq), a.dk = rows_out(dk), a.dv = rows_out(dv), a.dlog_i = data(dlog_i);
   a.dlog_f = data(dlog_f), a.dC = data(dC), a.dn = data(dn);
-  for_each_task(B * NH, OPENXLSTM_CALL(backward_floats, DQK, DHV, chunk_size),
-                [&](int64_t task, float* scratch) { OPENXLSTM_CALL(backward_task, a, task, scratch); });
+  for_each_task(B * NH, mlstm_backward_floats(a),
+                [&](int64_t task, float* scratch) { mlstm_backward_task(a, task, scratch); });
   return {dq, dk, dv, dlog_i, dlog_f, dC, dn};
 }
 
