@@ -89,8 +89,9 @@ def _backward(
     dC_T = torch.zeros_like(C) if dC_T is None else dC_T.contiguous()
     dn_T = torch.zeros_like(n) if dn_T is None else dn_T.contiguous()
     dq, dk, dv, dlog_i, dlog_f, dC, dn = torch.ops.openxlstm.mlstm_grad(
-        q, k, v, log_i, log_f, m_0, reset, ctx.eps, ctx.chunk_size, h, *saved, dh, dC_T, dn_T
-    )
+        q, k, v, log_i, log_f, m_0, reset, ctx.eps, ctx.chunk_size, h, *saved, dh, dC_T, dn_T,
+        any(ctx.needs_input_grad[5:8]),
+    )  # fmt: skip
     dm_0 = (C_0 * dC).sum((-2, -1)) + (n_0 * dn).sum(-1)
 
     # h does not depend on m but for eps.
@@ -125,7 +126,7 @@ def through_m(
 def _grad_fake(
     q: Tensor, k: Tensor, v: Tensor, log_i: Tensor, log_f: Tensor, *rest: Any
 ) -> tuple[Tensor, ...]:
-    dC_T, dn_T = rest[-2:]
+    dC_T, dn_T = rest[-3:-1]
     like = (_empty_like(x) for x in (q, k, v))
     gates = (x.new_empty(x.shape) for x in (log_i, log_f))
     return (*like, *gates, torch.empty_like(dC_T), torch.empty_like(dn_T))

@@ -109,6 +109,7 @@ def _backward(
     dy = torch.zeros_like(inputs[0]) if dy is None else dy.contiguous()
     dC_T = torch.zeros_like(C) if dC_T is None else dC_T.contiguous()
     dn_T = torch.zeros_like(n) if dn_T is None else dn_T.contiguous()
+    initial = any(ctx.needs_input_grad[11:14])
     more_i = more_f = more_0 = None
     if on_state:
         log_i, log_f = kept[4:6]
@@ -118,18 +119,19 @@ def _backward(
         more_i, more_f, more_0 = (part.contiguous() for part in more)
     *grads, dC, dn, dnorm, dskip, ddown = torch.ops.openxlstm.mlstm_block_grad(
         *inputs, m_0, norm, skip, down, ctx.eps, ctx.chunk_size, *kept, dy, dC_T, dn_T,
-        more_i, more_f,
+        more_i, more_f, initial,
     )  # fmt: skip
-    dm_0 = (C_0 * dC).sum((-2, -1)) + (n_0 * dn).sum(-1)
-    if more_0 is not None:
-        dm_0 = dm_0 + more_0
+    of_initial: tuple[Tensor | None, ...] = (None, None, None)
+    if initial:
+        dm_0 = (C_0 * dC).sum((-2, -1)) + (n_0 * dn).sum(-1)
+        of_initial = dC, dn, dm_0 if more_0 is None else dm_0 + more_0
     of_inputs = present(grads, inputs[:-1])
-    return *of_inputs, None, dC, dn, dm_0, dnorm, dskip, ddown, None, None, None
+    return *of_inputs, None, *of_initial, dnorm, dskip, ddown, None, None, None
 
 
 def _grad_fake(*arguments: Any) -> tuple[Tensor, ...]:
     _, norm, skip, down = arguments[11:15]
-    dC_T, dn_T = arguments[-4:-2]
+    dC_T, dn_T = arguments[-5:-3]
     state = (torch.empty_like(part) for part in (dC_T, dn_T))
     output = (torch.empty_like(part) for part in (norm, skip, down))
     return *grad_fake(*arguments[:10]), *state, *output

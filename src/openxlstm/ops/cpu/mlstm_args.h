@@ -42,6 +42,7 @@ struct MLSTMBackward {
   RowsOf<float> dq, dk, dv;
   float *dlog_i, *dlog_f;    // (B, NH, T)
   float *dC, *dn;            // gradients of the final state, then of the initial
+  bool wants_initial;        // whether the latter is looked at
 };
 
 // The tasks of mlstm_kernel.h, one a sample and head, for the instruction set that runs; and the

@@ -230,7 +230,7 @@ STABLE_TORCH_LIBRARY_FRAGMENT(openxlstm, m) {
       "mlstm_block_grad(" WEIGHTS ", Tensor m_0, Tensor norm, Tensor skip, Tensor down, float eps, "
       "int chunk_size, Tensor a, Tensor z, Tensor h, Tensor f_preact, Tensor log_i, Tensor log_f, "
       "Tensor C_chunks, Tensor n_chunks, Tensor m_steps, Tensor normalizer, Tensor dy, "
-      "Tensor dC_T, Tensor dn_T, Tensor? dlog_i, Tensor? dlog_f) -> (Tensor dx, Tensor d_up, "
+      "Tensor dC_T, Tensor dn_T, Tensor? more_i, Tensor? more_f, bool initial) -> (Tensor dx, Tensor d_up, "
       "Tensor d_q, Tensor d_k, Tensor d_v, Tensor d_gate, Tensor d_gate_bias, "
       "Tensor d_conv_weight, Tensor d_conv_bias, Tensor d_before, Tensor dC, Tensor dn, "
       "Tensor d_norm, Tensor d_skip, Tensor d_down)");

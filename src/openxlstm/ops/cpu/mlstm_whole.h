@@ -82,7 +82,8 @@ mlstm_block(Tensor x, Tensor up, Tensor q, Tensor k, Tensor v, Tensor gate, Tens
 }
 
 // Gradients of what `mlstm_block` was given, with m a constant. more_i and more_f are added to those of
-// the gates' logarithms, which the final state's m may have.
+// the gates' logarithms, which the final state's m may have. Those of the initial state are only right
+// if `initial`.
 std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor,
            Tensor, Tensor, Tensor, Tensor>
 mlstm_block_grad(Tensor x, Tensor up, Tensor q, Tensor k, Tensor v, Tensor gate, Tensor gate_bias,
@@ -90,7 +91,8 @@ mlstm_block_grad(Tensor x, Tensor up, Tensor q, Tensor k, Tensor v, Tensor gate,
                  MaybeTensor reset, Tensor m_0, Tensor norm, Tensor skip, Tensor down, double eps,
                  int64_t chunk_size, Tensor a, Tensor z, Tensor h, Tensor f_preact, Tensor log_i,
                  Tensor log_f, Tensor C_chunks, Tensor n_chunks, Tensor m_steps, Tensor normalizer,
-                 Tensor dy, Tensor dC_T, Tensor dn_T, MaybeTensor more_i, MaybeTensor more_f) {
+                 Tensor dy, Tensor dC_T, Tensor dn_T, MaybeTensor more_i, MaybeTensor more_f,
+                 bool initial) {
   Prepared prepared(x, up, q, k, v, gate, gate_bias, conv_weight, conv_bias, before, reset, true);
   MLSTMInput& p = prepared.p;
   const int64_t B = p.B, T = p.T, D = p.D, E = p.E, NH = p.NH, DH = E / NH, wide = T * E;
@@ -141,7 +143,7 @@ mlstm_block_grad(Tensor x, Tensor up, Tensor q, Tensor k, Tensor v, Tensor gate,
     f.m_steps = data(m_steps) + b * heads, f.normalizer = data(normalizer) + b * heads;
     f.dq = {one.in.out_q, 0, DH, E}, f.dk = {one.in.out_k, 0, DH, E}, f.dv = {one.in.out_v, 0, DH, E};
     f.dlog_i = dlog_i, f.dlog_f = dlog_f;
-    f.dC = data(dC) + b * NH * DH * DH, f.dn = data(dn) + b * NH * DH;
+    f.dC = data(dC) + b * NH * DH * DH, f.dn = data(dn) + b * NH * DH, f.wants_initial = initial;
     for (int64_t head = 0; head < NH; ++head) mlstm_backward_task(f, head, arena.next);
     for (int64_t j = 0; j < heads && more_i; ++j)
       dlog_i[j] += data(more_i)[b * heads + j], dlog_f[j] += data(more_f)[b * heads + j];
