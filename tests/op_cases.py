@@ -279,10 +279,24 @@ def mlstm_output_inputs(
     return inputs
 
 
+def mlstm_block_inputs(
+    B: int, T: int, D: int, E: int, NH: int, K: int = 4, *, with_state: bool = True, seed: int = 0
+) -> Inputs:
+    randn, DH = random_source(seed), E // NH
+    inputs = mlstm_input_inputs(B, T, D, E, NH, K, with_state=False, seed=seed)
+    inputs |= {"norm_weight": randn(E), "skip": randn(E), "down_weight": scaled(randn(D, E))}
+    if K and with_state:
+        inputs["before.x"] = randn(B, K - 1, E)
+    if with_state:
+        inputs |= {"state.C": randn(B, NH, DH, DH), "state.n": randn(B, NH, DH)}
+        inputs["state.m"] = randn(B, NH)
+    return inputs
+
+
 def call(op: Callable[..., Any], inputs: Inputs, **options: Any) -> Any:
     """The op of inputs by name."""
     arguments: dict[str, Any] = {}
-    parts: dict[str, dict[str, Tensor]] = {"state": {}, "biases": {}}
+    parts: dict[str, dict[str, Tensor]] = {"before": {}, "state": {}, "biases": {}}
     for name, x in inputs.items():
         whole, _, part = name.partition(".")
         if part:
@@ -290,8 +304,10 @@ def call(op: Callable[..., Any], inputs: Inputs, **options: Any) -> Any:
         else:
             arguments[name] = x
     if parts["state"]:
-        kind = ConvState if "x" in parts["state"] else SLSTMState
-        arguments["state"] = kind(**parts["state"])
+        kinds = {"x": ConvState, "C": MLSTMState, "h": SLSTMState}
+        arguments["state"] = kinds[next(iter(parts["state"]))](**parts["state"])
+    if parts["before"]:
+        arguments["before"] = ConvState(**parts["before"])
     if parts["biases"]:
         arguments["biases"] = tuple(parts["biases"].values())
     return op(**arguments, **options)
@@ -335,12 +351,14 @@ def check_native(op: Callable[..., Any], inputs: Inputs, **options: Any) -> None
     assert_all_close({n: actual[n] for n in outputs}, {n: expected[n] for n in outputs})
 
 
-def check_few_rows(op: Callable[..., Any], few: Inputs, enough: Inputs) -> None:
-    """Whether `few`, of 8 rows, are left to torch, and one more row is not."""
+def check_few_rows(
+    op: Callable[..., Any], few: Inputs, enough: Inputs, *, other: str = "torch"
+) -> None:
+    """Whether `few`, of 8 rows, are left to another backend, and one more row is not."""
     few, enough = ({name: x.float() for name, x in inputs.items()} for inputs in (few, enough))
     with pytest.raises(BackendError, match=r"'native' cannot run .*: 8 rows are too few"):
         call(op, few, backend="native")
-    for inputs, backend in ((few, "torch"), (enough, "native")):
+    for inputs, backend in ((few, other), (enough, "native")):
         chosen, same = (tensors(call(op, inputs, backend=name)) for name in (None, backend))
         assert all(map(torch.equal, chosen, same))
     assert not all(map(torch.equal, tensors(call(op, enough, backend="torch")), same))

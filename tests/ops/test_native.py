@@ -21,6 +21,7 @@ from op_cases import (
     everything,
     feedforward_inputs,
     make_reset,
+    mlstm_block_inputs,
     mlstm_input_inputs,
     mlstm_inputs,
     mlstm_output_inputs,
@@ -58,7 +59,7 @@ class Case(NamedTuple):
 
 
 B, T = 3, 70
-OF_SAMPLES = {"x", "convolved", "raw", "h", "c", "z", "state"}
+OF_SAMPLES = {"x", "convolved", "raw", "h", "c", "z", "before", "state"}
 """Inputs that belong to samples; the others are parameters."""
 
 
@@ -73,6 +74,9 @@ def make_cases() -> dict[str, Case]:
         "conv": Case(ops.causal_conv, conv_inputs(B, T, 21), rows | {"activation": "silu"}),
         "feedforward": Case(ops.gated_feedforward, ff_inputs, {"residual": True}),
         "slstm_layer": Case(ops.slstm_layer, slstm_layer_inputs(B, T, 3, 7, empty=0.2), rows),
+        "mlstm_block": Case(
+            ops.mlstm_block, mlstm_block_inputs(B, T, 21, 48, 3), rows | {"norm_eps": 1.0}
+        ),
         "mlstm_input": Case(ops.mlstm_input, mlstm_input_inputs(B, T, 21, 48, 3, 4), rows),
         "mlstm_output": Case(ops.mlstm_output, mlstm_output_inputs(B, T, 4, 12, 21), {}),
     }
@@ -80,7 +84,10 @@ def make_cases() -> dict[str, Case]:
 
 CASES = make_cases()
 EACH_CASE = pytest.mark.parametrize("name", CASES)
-ROUNDED = {"mlstm_input": {"output 7", "dx", "dup_weight"}}
+ROUNDED = {
+    "mlstm_input": {"output 7", "dx", "dup_weight"},
+    "mlstm_block": {"output 1", "dx", "dup_weight"},
+}
 """What torch's own products had a part in, whose rounding is their affair: the rows of the
 convolution's state."""
 
@@ -352,16 +359,17 @@ def test_gradient_of_one_input_of_a_layer(name: str) -> None:
 @pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16], ids=str)
 def test_other_dtypes_are_left_to_torch(name: str, dtype: torch.dtype) -> None:
     case = CASES[name]
-    wide = state_dtype(dtype) if name == "slstm_layer" else dtype
+    wide = state_dtype(dtype) if name in ("slstm_layer", "mlstm_block") else dtype
     inputs = {
         part: x.to(wide if part.startswith("state") else dtype) for part, x in case.inputs.items()
     }
     with pytest.raises(BackendError, match=str(dtype).removeprefix("torch.")):
         call(case.op, inputs, backend="native", **case.options)
     chosen = tensors(call(case.op, inputs, **case.options))
-    by_torch = tensors(call(case.op, inputs, backend="torch", **case.options))
+    other = "apart" if name == "mlstm_block" else "torch"
+    by_other = tensors(call(case.op, inputs, backend=other, **case.options))
     assert chosen[0].dtype == dtype
-    assert all(map(torch.equal, chosen, by_torch))
+    assert all(map(torch.equal, chosen, by_other))
 
 
 @EACH_CASE
@@ -479,6 +487,10 @@ def test_operators_of_layers_tell_torch_the_truth(whole: bool) -> None:
     )
     conv = (x.get("conv_weight"), x.get("conv_bias"), x.get("state.x"))
     check_operator("mlstm_input", x["x"], *weights, *conv, reset)
+    y = mlstm_block_inputs(3, 5, 6, 16, 2)
+    state = [y[f"state.{part}"] for part in MLSTMState._fields]
+    output = y["norm_weight"], y["skip"], y["down_weight"]
+    check_operator("mlstm_block", x["x"], *weights, *conv, reset, *state, *output, 1e-5, 4, True)
     check_operator("mlstm_output", *mlstm_output_inputs(3, 5, 2, 8, 6).values(), 1e-5)
 
 

@@ -62,34 +62,42 @@ class MLSTMLayer(nn.Module):
     ) -> tuple[Tensor, LayerState]:
         conv_state, cell_state = (None, None) if state is None else state
         assert not isinstance(cell_state, SLSTMState), "the state is an sLSTM's"
-        inputs, conv_state = self.inputs(x, conv_state, reset)
-        q, k, v, log_i, log_f, c, z = inputs
-        h, cell_state = ops.mlstm(
-            q, k, v, log_i, log_f, cell_state, reset=reset, eps=self.eps
-        )  # (B, NH, T, DH)
         down = self.down_proj
-        y = ops.mlstm_output(h, c, z, self.norm.weight, self.skip, down.weight, down.bias, eps=EPS)
+        y, conv_state, cell_state = ops.mlstm_block(
+            x,
+            *self._weights(),
+            self.norm.weight,
+            self.skip,
+            down.weight,
+            down.bias,
+            *weights_of(self.conv),
+            conv_state,
+            cell_state,
+            reset=reset,
+            biases=self._biases(),
+            eps=self.eps,
+            norm_eps=EPS,
+        )
         return self.dropout(y), LayerState(conv_state, cell_state)
 
     def inputs(
         self, x: Tensor, conv_state: ConvState | None, reset: Tensor | None
     ) -> tuple[ops.MLSTMInputs, ConvState | None]:
         """What the cell reads of x (B, T, D), and what joins its output."""
-        conv_weight, conv_bias = weights_of(self.conv)
         return ops.mlstm_input(
             x,
-            self.up_proj.weight,
-            self.q_proj.weight,
-            self.k_proj.weight,
-            self.v_proj.weight,
-            self.gate_weight,
-            self.gate_bias,
-            conv_weight,
-            conv_bias,
+            *self._weights(),
+            *weights_of(self.conv),
             conv_state,
             reset=reset,
             biases=self._biases(),
         )
+
+    def _weights(self) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
+        """Those of the projections up and to query, key and value, and of the gates."""
+        projections = self.up_proj, self.q_proj, self.k_proj, self.v_proj
+        up, q, k, v = (part.weight for part in projections)
+        return up, q, k, v, self.gate_weight, self.gate_bias
 
     def _biases(self) -> tuple[Tensor, Tensor, Tensor, Tensor] | None:
         """Those of the projections up and to query, key and value, if there are any."""

@@ -7,6 +7,8 @@ from openxlstm.ops.feedforward import BACKENDS as FEEDFORWARD_BACKENDS
 from openxlstm.ops.feedforward import gated_feedforward
 from openxlstm.ops.mlstm import BACKENDS as MLSTM_BACKENDS
 from openxlstm.ops.mlstm import mlstm
+from openxlstm.ops.mlstm_block import BACKENDS as MLSTM_BLOCK_BACKENDS
+from openxlstm.ops.mlstm_block import mlstm_block
 from openxlstm.ops.mlstm_input import BACKENDS as MLSTM_INPUT_BACKENDS
 from openxlstm.ops.mlstm_input import MLSTMInputs, mlstm_input
 from openxlstm.ops.mlstm_output import BACKENDS as MLSTM_OUTPUT_BACKENDS
@@ -20,6 +22,7 @@ from openxlstm.ops.slstm_layer import slstm_layer
 
 TABLE = {
     "mlstm": MLSTM_BACKENDS,
+    "mlstm_block": MLSTM_BLOCK_BACKENDS,
     "mlstm_input": MLSTM_INPUT_BACKENDS,
     "mlstm_output": MLSTM_OUTPUT_BACKENDS,
     "slstm": SLSTM_BACKENDS,
@@ -37,6 +40,7 @@ __all__ = [
     "gated_feedforward",
     "layer_norm",
     "mlstm",
+    "mlstm_block",
     "mlstm_input",
     "mlstm_output",
     "slstm",

@@ -89,33 +89,44 @@ def _backward(
     dC_T = torch.zeros_like(C) if dC_T is None else dC_T.contiguous()
     dn_T = torch.zeros_like(n) if dn_T is None else dn_T.contiguous()
     dq, dk, dv, dlog_i, dlog_f, dC, dn = torch.ops.openxlstm.mlstm_grad(
-        q, k, v, log_i, log_f, m_0, reset, ctx.eps, ctx.chunk_size, h, *saved, dh, dC_T, dn_T
-    )
+        q, k, v, log_i, log_f, m_0, reset, ctx.eps, ctx.chunk_size, h, *saved, dh, dC_T, dn_T,
+        any(ctx.needs_input_grad[5:8]),
+    )  # fmt: skip
     dm_0 = (C_0 * dC).sum((-2, -1)) + (n_0 * dn).sum(-1)
 
-    # h does not depend on m but for eps. A loss on the final state may: C and n are over exp(m).
+    # h does not depend on m but for eps.
     dm = torch.zeros_like(m_steps)
     if ctx.eps:
         denominator = torch.maximum(normalizer.abs(), one(m_steps)) + ctx.eps
         dm -= ctx.eps * (dh * h).sum(-1) / denominator
     if on_state:
-        dm[..., -1] -= (C * dC_T).sum((-2, -1)) + (n * dn_T).sum(-1)
-        dm[..., -1] += 0.0 if dm_T is None else dm_T
+        dm[..., -1] += of_final_m(C, n, dC_T, dn_T, dm_T)
     if ctx.eps or on_state:
-        segment = None if reset is None else segments(reset, q.shape[1])
-        more_i, more_f, more_0 = through_stabilizer(
-            dm.flatten(0, 1), log_i.flatten(0, 1), log_f.flatten(0, 1), m_0.flatten(), segment
-        )
-        dlog_i = dlog_i + more_i.view_as(dlog_i)
-        dlog_f = dlog_f + more_f.view_as(dlog_f)
-        dm_0 = dm_0 + more_0.view_as(dm_0)
+        more_i, more_f, more_0 = through_m(dm, log_i, log_f, m_0, reset)
+        dlog_i, dlog_f, dm_0 = dlog_i + more_i, dlog_f + more_f, dm_0 + more_0
     return dq, dk, dv, dlog_i, dlog_f, dC, dn, dm_0, None, None, None, None
+
+
+def of_final_m(C: Tensor, n: Tensor, dC_T: Tensor, dn_T: Tensor, dm_T: Tensor | None) -> Tensor:
+    """The gradient of the final m: C and n are stored over exp(m)."""
+    dm = -(C * dC_T).sum((-2, -1)) - (n * dn_T).sum(-1)
+    return dm if dm_T is None else dm + dm_T
+
+
+def through_m(
+    dm: Tensor, log_i: Tensor, log_f: Tensor, m_0: Tensor, reset: Tensor | None
+) -> list[Tensor]:
+    """Gradients of log_i, log_f and m_0 from that of m (B, NH, T)."""
+    segment = None if reset is None else segments(reset, m_0.shape[1])
+    inputs = (x.flatten(0, 1) for x in (dm, log_i, log_f, m_0))
+    grads = through_stabilizer(*inputs, segment)
+    return [grad.view_as(x) for grad, x in zip(grads, (log_i, log_f, m_0), strict=True)]
 
 
 def _grad_fake(
     q: Tensor, k: Tensor, v: Tensor, log_i: Tensor, log_f: Tensor, *rest: Any
 ) -> tuple[Tensor, ...]:
-    dC_T, dn_T = rest[-2:]
+    dC_T, dn_T = rest[-3:-1]
     like = (_empty_like(x) for x in (q, k, v))
     gates = (x.new_empty(x.shape) for x in (log_i, log_f))
     return (*like, *gates, torch.empty_like(dC_T), torch.empty_like(dn_T))

@@ -1,5 +1,6 @@
 """The mLSTM's input on the native CPU backend (`cpu/mlstm_block_kernel.h`)."""
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -54,9 +55,30 @@ def mlstm_input(
 ) -> tuple[tuple[Tensor, ...], ConvState | None]:
     """`openxlstm.ops.mlstm_input` for inputs that it has checked."""
     NH = gate_weight.shape[1]
+    weights = up_weight, q_weight, k_weight, v_weight, gate_weight, gate_bias
     _, z, c, q, k, v, log_i, log_f, _ = torch.ops.openxlstm.mlstm_input(
+        *operands(x, weights, conv_weight, conv_bias, state, reset)
+    )
+    q, k, v = (y.unflatten(-1, (NH, -1)).transpose(1, 2) for y in (q, k, v))
+    inputs = q, k, v, log_i, log_f, c, z
+    if conv_weight is None:
+        return inputs, None
+    return inputs, conv_state(x, up_weight, conv_weight, state, reset)
+
+
+def operands(
+    x: Tensor,
+    weights: Sequence[Tensor],
+    conv_weight: Tensor | None,
+    conv_bias: Tensor | None,
+    state: ConvState | None,
+    reset: Tensor | None,
+) -> tuple[Tensor | None, ...]:
+    """What the operator takes; weights: of up, q, k, v, gates, and the gates' bias."""
+    *others, gate_weight, gate_bias = weights
+    return (
         x.contiguous(),
-        *(w.contiguous() for w in (up_weight, q_weight, k_weight, v_weight)),
+        *(w.contiguous() for w in others),
         gate_weight.flatten(0, 1).contiguous(),
         gate_bias.flatten().contiguous(),
         dense(conv_weight),
@@ -64,14 +86,20 @@ def mlstm_input(
         None if state is None else state.x.contiguous(),
         dense(reset),
     )
-    q, k, v = (y.unflatten(-1, (NH, -1)).transpose(1, 2) for y in (q, k, v))
-    inputs = q, k, v, log_i, log_f, c, z
-    if conv_weight is None:
-        return inputs, None
-    # The last rows of the branch once more, so that their gradient is torch's affair.
+
+
+def conv_state(
+    x: Tensor,
+    up_weight: Tensor,
+    conv_weight: Tensor,
+    state: ConvState | None,
+    reset: Tensor | None,
+) -> ConvState:
+    """That after x. It makes the last rows of the branch once more, so that their gradient is
+    torch's affair."""
     K, E = conv_weight.shape[1], up_weight.shape[0] // 2
     last = F.linear(x[:, -(K - 1) :], up_weight[:E]) if K > 1 else x.new_empty(len(x), 0, E)
-    return inputs, last_inputs(last, K, state, None if reset is None else reset[:, -(K - 1) :])
+    return last_inputs(last, K, state, None if reset is None else reset[:, -(K - 1) :])
 
 
 def _fake(x: Tensor, up: Tensor, q: Any, k: Any, v: Any, gate: Tensor, *rest: Any) -> Any:
@@ -99,7 +127,7 @@ def _backward(ctx: Any, _: Any, *grads: Tensor | None) -> tuple[Tensor | None, .
     return *present(results, saved), None
 
 
-def _grad_fake(
+def grad_fake(
     x: Tensor, up: Tensor, q: Tensor, k: Tensor, v: Tensor, gate: Tensor, gate_bias: Tensor,
     conv_weight: Any, conv_bias: Any, before: Any, *rest: Any,
 ) -> tuple[Tensor, ...]:  # fmt: skip
@@ -110,4 +138,4 @@ def _grad_fake(
     return tuple(x.new_empty(s) for s in (*shapes, (E, K), (E if K else 0,), before_shape))
 
 
-register("mlstm_input", _fake, _setup, _backward, _grad_fake)
+register("mlstm_input", _fake, _setup, _backward, grad_fake)

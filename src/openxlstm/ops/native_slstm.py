@@ -115,9 +115,12 @@ def _backward_layer(
 ) -> tuple[Tensor | None, ...]:
     convolved, raw, W, R, bias, state, reset, h, final, saved = ctx.saved_tensors
     upstream = _upstream(dh, d_final, h, final)
+    inputs = any(ctx.needs_input_grad[:2])  # not those of a first layer
     *grads, d_bias, d_state = torch.ops.openxlstm.slstm_layer_grad(
-        convolved, raw, W, R, state, reset, h, final, saved, *upstream
+        convolved, raw, W, R, state, reset, h, final, saved, *upstream, inputs
     )
+    if not inputs:
+        grads[:2] = None, None
     return *grads, d_bias.view(bias.shape), _of_initial(d_state, state), None, None, None
 
 
@@ -133,7 +136,9 @@ def _grad_fake_layer(
     convolved: Tensor, raw: Tensor, W: Tensor, R: Tensor, state: Tensor, *rest: Any
 ) -> tuple[Tensor, ...]:
     d_bias = raw.new_empty(W.shape[0], 4 * W.shape[3])
-    return *(torch.empty_like(x) for x in (convolved, raw, W, R)), d_bias, torch.empty_like(state)
+    *_, inputs = rest
+    of_inputs = (x.new_empty(x.shape if inputs else (0, 0, 0)) for x in (convolved, raw))
+    return *of_inputs, *(torch.empty_like(x) for x in (W, R)), d_bias, torch.empty_like(state)
 
 
 register("slstm", _fake, _setup, _backward, _grad_fake)

@@ -14,6 +14,20 @@
 #include "each_isa.h"
 
 namespace openxlstm {
+
+int64_t mlstm_forward_floats(const MLSTMForward& a) {
+  return OPENXLSTM_CALL(forward_floats, a.DQK, a.DHV, a.L);
+}
+void mlstm_forward_task(const MLSTMForward& a, int64_t task, float* scratch) {
+  OPENXLSTM_CALL(forward_task, a, task, scratch);
+}
+int64_t mlstm_backward_floats(const MLSTMBackward& a) {
+  return OPENXLSTM_CALL(backward_floats, a.DQK, a.DHV, a.L);
+}
+void mlstm_backward_task(const MLSTMBackward& a, int64_t task, float* scratch) {
+  OPENXLSTM_CALL(backward_task, a, task, scratch);
+}
+
 namespace {
 
 Rows rows(const Tensor& x) { return {data(x), x.stride(0), x.stride(1), x.stride(2)}; }
@@ -45,16 +59,18 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> mlstm
     a.C_chunks = data(C_chunks), a.n_chunks = data(n_chunks);
     a.m_steps = data(m_steps), a.normalizer = data(normalizer);
   }
-  for_each_task(B * NH, OPENXLSTM_CALL(forward_floats, DQK, DHV, chunk_size),
-                [&](int64_t task, float* scratch) { OPENXLSTM_CALL(forward_task, a, task, scratch); });
+  for_each_task(B * NH, mlstm_forward_floats(a),
+                [&](int64_t task, float* scratch) { mlstm_forward_task(a, task, scratch); });
   return {h, C, n, m, C_chunks, n_chunks, m_steps, normalizer};
 }
 
-// Gradients of q, k, v, log_i, log_f and of the initial C and n, with m a constant.
+// Gradients of q, k, v, log_i, log_f and of the initial C and n, with m a constant; the last two are
+// only right if `initial`.
 std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> mlstm_grad(
     Tensor q, Tensor k, Tensor v, Tensor log_i, Tensor log_f, Tensor m_0,
     std::optional<Tensor> reset, double eps, int64_t chunk_size, Tensor h, Tensor C_chunks,
-    Tensor n_chunks, Tensor m_steps, Tensor normalizer, Tensor dh, Tensor dC_T, Tensor dn_T) {
+    Tensor n_chunks, Tensor m_steps, Tensor normalizer, Tensor dh, Tensor dC_T, Tensor dn_T,
+    bool initial) {
   const int64_t B = q.size(0), NH = q.size(1), T = q.size(2), DQK = q.size(3), DHV = v.size(3);
   Tensor dq = fresh_like(q), dk = fresh_like(k), dv = fresh_like(v);
   Tensor dlog_i = fresh(q, {B, NH, T});
@@ -66,9 +82,9 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> mlstm_grad(
   a.C_chunks = data(C_chunks), a.n_chunks = data(n_chunks);
   a.m_steps = data(m_steps), a.normalizer = data(normalizer);
   a.dq = rows_out(dq), a.dk = rows_out(dk), a.dv = rows_out(dv), a.dlog_i = data(dlog_i);
-  a.dlog_f = data(dlog_f), a.dC = data(dC), a.dn = data(dn);
-  for_each_task(B * NH, OPENXLSTM_CALL(backward_floats, DQK, DHV, chunk_size),
-                [&](int64_t task, float* scratch) { OPENXLSTM_CALL(backward_task, a, task, scratch); });
+  a.dlog_f = data(dlog_f), a.dC = data(dC), a.dn = data(dn), a.wants_initial = initial;
+  for_each_task(B * NH, mlstm_backward_floats(a),
+                [&](int64_t task, float* scratch) { mlstm_backward_task(a, task, scratch); });
   return {dq, dk, dv, dlog_i, dlog_f, dC, dn};
 }
 
@@ -83,8 +99,8 @@ STABLE_TORCH_LIBRARY_FRAGMENT(openxlstm, m) {
   m.def(
       "mlstm_grad(Tensor q, Tensor k, Tensor v, Tensor log_i, Tensor log_f, Tensor m_0, "
       "Tensor? reset, float eps, int chunk_size, Tensor h, Tensor C_chunks, Tensor n_chunks, "
-      "Tensor m_steps, Tensor normalizer, Tensor dh, Tensor dC_T, Tensor dn_T) -> (Tensor dq, "
-      "Tensor dk, Tensor dv, Tensor dlog_i, Tensor dlog_f, Tensor dC, Tensor dn)");
+      "Tensor m_steps, Tensor normalizer, Tensor dh, Tensor dC_T, Tensor dn_T, bool initial) -> "
+      "(Tensor dq, Tensor dk, Tensor dv, Tensor dlog_i, Tensor dlog_f, Tensor dC, Tensor dn)");
 }
 
 STABLE_TORCH_LIBRARY_IMPL(openxlstm, CPU, m) {

@@ -42,6 +42,14 @@ struct MLSTMBackward {
   RowsOf<float> dq, dk, dv;
   float *dlog_i, *dlog_f;    // (B, NH, T)
   float *dC, *dn;            // gradients of the final state, then of the initial
+  bool wants_initial;        // whether the latter is looked at
 };
+
+// The tasks of mlstm_kernel.h, one a sample and head, for the instruction set that runs; and the
+// scratch memory that they take.
+int64_t mlstm_forward_floats(const MLSTMForward& a);
+void mlstm_forward_task(const MLSTMForward& a, int64_t task, float* scratch);
+int64_t mlstm_backward_floats(const MLSTMBackward& a);
+void mlstm_backward_task(const MLSTMBackward& a, int64_t task, float* scratch);
 
 }  // namespace openxlstm

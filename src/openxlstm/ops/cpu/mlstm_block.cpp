@@ -6,6 +6,7 @@
 
 #include "arena.h"
 #include "isa.h"
+#include "mlstm_args.h"
 #include "mlstm_block_args.h"
 #include "tensors.h"
 
@@ -94,29 +95,21 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tenso
   return {wide[0], wide[1], wide[2], wide[3], wide[4], wide[5], narrow[0], narrow[1], narrow[2]};
 }
 
-// Gradients of x and the parameters, in the order of the forward's arguments, and of before; empty
-// for what there is not.
-std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor>
-mlstm_input_grad(Tensor x, Tensor up, Tensor q, Tensor k, Tensor v, Tensor gate, Tensor gate_bias,
-                 MaybeTensor conv_weight, MaybeTensor conv_bias, MaybeTensor before,
-                 MaybeTensor reset, Tensor a, Tensor f_preact, Tensor dz, Tensor dc, Tensor dq,
-                 Tensor dk, Tensor dv, Tensor dlog_i, Tensor dlog_f) {
-  Prepared prepared(x, up, q, k, v, gate, gate_bias, conv_weight, conv_bias, before, reset, true);
-  MLSTMInput& p = prepared.p;
-  const int64_t D = p.D, E = p.E, rows = 2 * p.NH, K = p.K;
-  p.a = data(a), p.f_preact = data(f_preact);
-  Tensor dx = fresh(x, {p.B, p.T, D}), dbefore = fresh(x, {p.B, K - 1, E}, before.has_value());
-  const MLSTMInputGrads g{data(dz), data(dc), data(dq), data(dk), data(dv), data(dlog_i),
-                          data(dlog_f), data(dx), before ? data(dbefore) : nullptr};
+// Sizes of the sums over tasks that the input's gradients are, in the order of MLSTMInputSums.
+std::vector<int64_t> sizes_of_sums(const MLSTMInput& p) {
+  const int64_t E = p.E, rows = 2 * p.NH;
+  return {2 * E * OPENXLSTM_CALL(padded, p.D), kBlock * E, kBlock * E, kBlock * E, rows * 2 * E,
+          OPENXLSTM_CALL(padded, rows), p.K * E, E};
+}
+MLSTMInputSums input_sums(float* const* part) {
+  return {part[0], part[1], part[2], part[3], part[4], part[5], part[6], part[7]};
+}
+// The gradients of the parameters from those sums, in the order of the forward's arguments.
+std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> parameter_grads(
+    Sums& sums, const MLSTMInput& p, const Tensor& x, const Tensor& q, const Tensor& k,
+    const Tensor& v, const Tensor& gate) {
+  const int64_t D = p.D, E = p.E, K = p.K, rows = 2 * p.NH;
   const int64_t DP = OPENXLSTM_CALL(padded, D), GP = OPENXLSTM_CALL(padded, rows);
-  Sums sums(prepared.tasks(),
-            {2 * E * DP, kBlock * E, kBlock * E, kBlock * E, rows * 2 * E, GP, K * E, E});
-  sums.for_each(OPENXLSTM_CALL(input_backward_floats, D, E, p.NH, K),
-                [&](int64_t task, float* const* part, float* scratch) {
-                  const MLSTMInputSums s{part[0], part[1], part[2], part[3],
-                                         part[4], part[5], part[6], part[7]};
-                  OPENXLSTM_CALL(input_backward_task, p, g, task, s, scratch);
-                });
   // From the gates' joint map of c and a back to the gates and to query, key and value.
   const Tensor joint = sums.total(x, 4, {rows, 2 * E}, 2 * E);
   Tensor dgate = fresh(x, {rows, 3 * E}), dweight[3];
@@ -129,9 +122,32 @@ mlstm_input_grad(Tensor x, Tensor up, Tensor q, Tensor k, Tensor v, Tensor gate,
     through_blocks(data(weight), false, in, 2 * E, rows, E, data(dgate) + part * E, 3 * E);
     add_outer(data(gate) + part * E, 3 * E, in, 2 * E, rows, E, data(dweight[part]));
   }
-  return {dx, sums.total(x, 0, {2 * E, D}, DP), dweight[0], dweight[1], dweight[2], dgate,
+  return {sums.total(x, 0, {2 * E, D}, DP), dweight[0], dweight[1], dweight[2], dgate,
           sums.total(x, 5, {rows}, GP), transposed(sums.total(x, 6, {K, E}, E)),
-          sums.total(x, 7, {K ? E : 0}, E), dbefore};
+          sums.total(x, 7, {K ? E : 0}, E)};
+}
+
+// Gradients of x and the parameters, in the order of the forward's arguments, and of before; empty
+// for what there is not.
+std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor>
+mlstm_input_grad(Tensor x, Tensor up, Tensor q, Tensor k, Tensor v, Tensor gate, Tensor gate_bias,
+                 MaybeTensor conv_weight, MaybeTensor conv_bias, MaybeTensor before,
+                 MaybeTensor reset, Tensor a, Tensor f_preact, Tensor dz, Tensor dc, Tensor dq,
+                 Tensor dk, Tensor dv, Tensor dlog_i, Tensor dlog_f) {
+  Prepared prepared(x, up, q, k, v, gate, gate_bias, conv_weight, conv_bias, before, reset, true);
+  MLSTMInput& p = prepared.p;
+  p.a = data(a), p.f_preact = data(f_preact);
+  Tensor dx = fresh(x, {p.B, p.T, p.D});
+  Tensor dbefore = fresh(x, {p.B, p.K - 1, p.E}, before.has_value());
+  const MLSTMInputGrads g{data(dz), data(dc), data(dq), data(dk), data(dv), data(dlog_i),
+                          data(dlog_f), data(dx), before ? data(dbefore) : nullptr};
+  Sums sums(prepared.tasks(), sizes_of_sums(p));
+  sums.for_each(OPENXLSTM_CALL(input_backward_floats, p.D, p.E, p.NH, p.K),
+                [&](int64_t task, float* const* part, float* scratch) {
+                  OPENXLSTM_CALL(input_backward_task, p, g, task, input_sums(part), scratch);
+                });
+  return std::tuple_cat(std::tuple(dx), parameter_grads(sums, p, x, q, k, v, gate),
+                        std::tuple(dbefore));
 }
 
 MLSTMOutput output_arguments(const Tensor& h, const Tensor& c, const Tensor& z, const Tensor& norm,
@@ -154,6 +170,10 @@ Tensor mlstm_output(Tensor h, Tensor c, Tensor z, Tensor norm, Tensor skip, Tens
   return y;
 }
 
+std::vector<int64_t> sizes_of_sums(const MLSTMOutput& p) {
+  return {p.E, p.E, p.D * OPENXLSTM_CALL(padded, p.E)};
+}
+
 // Gradients of h, c, z, norm, skip and down.
 std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> mlstm_output_grad(
     Tensor h, Tensor c, Tensor z, Tensor norm, Tensor skip, Tensor down, double eps, Tensor dy) {
@@ -163,16 +183,20 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> mlstm_output_grad(
   Tensor dh = fresh(h, {p.B, p.NH, p.T, p.E / p.NH}), dc = fresh(h, {p.B, p.T, p.E});
   Tensor dz = fresh(h, {p.B, p.T, p.E});
   p.down = down_packed.data(), p.dy = data(dy), p.dh = data(dh), p.dc = data(dc), p.dz = data(dz);
-  const int64_t EP = OPENXLSTM_CALL(padded, p.E);
-  Sums sums(p.B * OPENXLSTM_CALL(tiles, p.T), {p.E, p.E, D * EP});
+  Sums sums(p.B * OPENXLSTM_CALL(tiles, p.T), sizes_of_sums(p));
   sums.for_each(OPENXLSTM_CALL(output_backward_floats, D, p.E),
                 [&](int64_t task, float* const* part, float* scratch) {
                   const MLSTMOutputSums s{part[0], part[1], part[2]};
                   OPENXLSTM_CALL(output_backward_task, p, task, s, scratch);
                 });
   return {dh, dc, dz, sums.total(h, 0, {p.E}, 0), sums.total(h, 1, {p.E}, 0),
-          sums.total(h, 2, {D, p.E}, EP)};
+          sums.total(h, 2, {D, p.E}, p.E)};
 }
+
+// --- Input, cell and output together, a sample at a time: what is E wide and not kept for the
+// backward then never leaves the core's cache.
+
+#include "mlstm_whole.h"
 
 }  // namespace
 }  // namespace openxlstm
@@ -197,6 +221,19 @@ STABLE_TORCH_LIBRARY_FRAGMENT(openxlstm, m) {
       "mlstm_output_grad(Tensor h, Tensor c, Tensor z, Tensor norm, Tensor skip, Tensor down, "
       "float eps, Tensor dy) -> (Tensor dh, Tensor dc, Tensor dz, Tensor d_norm, Tensor d_skip, "
       "Tensor d_down)");
+  m.def(
+      "mlstm_block(" WEIGHTS ", Tensor C_0, Tensor n_0, Tensor m_0, Tensor norm, Tensor skip, "
+      "Tensor down, float eps, int chunk_size, bool save) -> (Tensor y, Tensor C, Tensor n, "
+      "Tensor m, Tensor a, Tensor z, Tensor h, Tensor f_preact, Tensor log_i, Tensor log_f, "
+      "Tensor C_chunks, Tensor n_chunks, Tensor m_steps, Tensor normalizer)");
+  m.def(
+      "mlstm_block_grad(" WEIGHTS ", Tensor m_0, Tensor norm, Tensor skip, Tensor down, float eps, "
+      "int chunk_size, Tensor a, Tensor z, Tensor h, Tensor f_preact, Tensor log_i, Tensor log_f, "
+      "Tensor C_chunks, Tensor n_chunks, Tensor m_steps, Tensor normalizer, Tensor dy, "
+      "Tensor dC_T, Tensor dn_T, Tensor? more_i, Tensor? more_f, bool initial) -> (Tensor dx, Tensor d_up, "
+      "Tensor d_q, Tensor d_k, Tensor d_v, Tensor d_gate, Tensor d_gate_bias, "
+      "Tensor d_conv_weight, Tensor d_conv_bias, Tensor d_before, Tensor dC, Tensor dn, "
+      "Tensor d_norm, Tensor d_skip, Tensor d_down)");
 }
 
 STABLE_TORCH_LIBRARY_IMPL(openxlstm, CPU, m) {
@@ -204,4 +241,6 @@ STABLE_TORCH_LIBRARY_IMPL(openxlstm, CPU, m) {
   m.impl("mlstm_input_grad", TORCH_BOX(&openxlstm::mlstm_input_grad));
   m.impl("mlstm_output", TORCH_BOX(&openxlstm::mlstm_output));
   m.impl("mlstm_output_grad", TORCH_BOX(&openxlstm::mlstm_output_grad));
+  m.impl("mlstm_block", TORCH_BOX(&openxlstm::mlstm_block));
+  m.impl("mlstm_block_grad", TORCH_BOX(&openxlstm::mlstm_block_grad));
 }

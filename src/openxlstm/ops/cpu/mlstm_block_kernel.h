@@ -59,6 +59,49 @@ inline void blockwise_sums(const float* x, int64_t ldx, const float* dy, int64_t
 
 // --- The input.
 
+// The rows of a that a tile's convolution reads, `rows` from its first on and the K-1 before it.
+inline void window_of(const MLSTMInput& p, const Tile& tile, int64_t rows, float* window, int64_t ld) {
+  const float *a = p.a + tile.b * p.T * p.E, *before = p.before;
+  if (before != nullptr) before += tile.b * (p.K - 1) * p.E;
+  copy_part(a + tile.t0 * p.E, p.E, rows, p.E, window, ld);
+  if (p.K > 0) copy_before(a, p.E, before, p.E, tile.t0, p.K, window - (p.K - 1) * ld, ld);
+}
+
+// c, query, key and value of a tile from the rows of a; the K-1 rows before it lie before them.
+inline void branches(const MLSTMInput& p, const Tile& tile, const float* rows, int64_t ldr,
+                     float* preact, int64_t* reach) {
+  const int64_t E = p.E, ld = row_floats(E), at = tile.b * p.T + tile.t0;
+  if (p.K > 0) {
+    compute_reach(p.reset == nullptr ? nullptr : p.reset + tile.b * p.T, tile.t0, tile.rows, p.K, reach);
+    convolve(rows, ldr, tile.rows, E, p.conv, p.conv_bias, p.K, reach, preact, ld);
+  }
+  for (int64_t r = 0; r < tile.rows; ++r) {
+    const float *own = rows + r * ldr, *in = p.K > 0 ? preact + r * ld : own;
+    const int64_t to = (at + r) * E;
+    for (int64_t d = 0; d < E; d += LANES) {
+      const Vec v = load(in + d), c = v * sigmoid(v).value;
+      store(p.c + to + d, c);
+      store(p.out_q + to + d, blockwise(c, p.q + d, E));
+      store(p.out_k + to + d, blockwise(c, p.k + d, E));
+      store(p.out_v + to + d, blockwise(load(own + d), p.v + d, E));
+    }
+  }
+}
+// The same once more, from a itself.
+inline int64_t branches_floats(int64_t E, int64_t K) {
+  return (2 * kTileRows + K) * row_floats(E) + 2 * kTileRows + 16 * 3;
+}
+inline void branches_task(const MLSTMInput& p, int64_t task, float* scratch) {
+  const int64_t E = p.E, ld = row_floats(E), back = p.K > 0 ? p.K - 1 : 0;
+  const Tile tile(task, p.T);
+  Arena arena{scratch};
+  float* window = arena.take((kTileRows + p.K) * ld) + back * ld;
+  float* preact = arena.take(kTileRows * ld);
+  int64_t* reach = reinterpret_cast<int64_t*>(arena.take(2 * kTileRows));
+  window_of(p, tile, tile.rows, window, ld);
+  branches(p, tile, window, ld, preact, reach);
+}
+
 inline int64_t input_forward_floats(int64_t D, int64_t E, int64_t NH, int64_t K) {
   const int64_t rows = kTileRows + K;
   return rows * odd_lines(2 * E) + kTileRows * (row_floats(E) + padded(2 * NH)) + 2 * rows + 16 * 4;
@@ -77,23 +120,11 @@ inline void input_forward_task(const MLSTMInput& p, int64_t task, float* scratch
   const int64_t halo = std::min(back, tile.t0), at = tile.b * T + tile.t0;
   product_packed(halo + tile.rows, 2 * E, D, p.x + (at - halo) * D, D, 1, p.up, u - halo * UP, UP,
                  false);
-  if (p.K > 0) {
-    const float* before = p.before == nullptr ? nullptr : p.before + tile.b * back * E;
-    if (tile.t0 < back) copy_before(u - halo * UP, UP, before, E, halo, p.K, u - back * UP, UP);
-    compute_reach(p.reset == nullptr ? nullptr : p.reset + tile.b * T, tile.t0, tile.rows, p.K, reach);
-    convolve(u, UP, tile.rows, E, p.conv, p.conv_bias, p.K, reach, preact, ld);
-  }
-  for (int64_t r = 0; r < tile.rows; ++r) {
-    const float *own = u + r * UP, *in = p.K > 0 ? preact + r * ld : own;
-    const int64_t to = (at + r) * E;
-    for (int64_t d = 0; d < E; d += LANES) {
-      const Vec a = load(own + d), v = load(in + d), c = v * sigmoid(v).value;
-      store(p.a + to + d, a), store(p.z + to + d, load(own + E + d)), store(p.c + to + d, c);
-      store(p.out_q + to + d, blockwise(c, p.q + d, E));
-      store(p.out_k + to + d, blockwise(c, p.k + d, E));
-      store(p.out_v + to + d, blockwise(a, p.v + d, E));
-    }
-  }
+  const float* before = p.before == nullptr ? nullptr : p.before + tile.b * back * E;
+  if (tile.t0 < back) copy_before(u - halo * UP, UP, before, E, halo, p.K, u - back * UP, UP);
+  write_rows(u, UP, tile.rows, E, p.a + at * E, E);
+  write_rows(u + E, UP, tile.rows, E, p.z + at * E, E);
+  branches(p, tile, u, UP, preact, reach);
   product_packed(tile.rows, 2 * NH, E, p.c + at * E, E, 1, p.gate_c, gates, GP, false);
   product_packed(tile.rows, 2 * NH, E, u, UP, 1, p.gate_a, gates, GP, true);
   for (int64_t head = 0; head < NH; ++head) {
@@ -133,10 +164,8 @@ inline void input_backward_task(const MLSTMInput& p, const MLSTMInputGrads& g, i
   float* da_before = arena.take(p.K * ld);
 
   // What the forward did, of the tile and the steps after it.
-  copy_part(p.a + at * E, E, extended, E, window, ld);
+  window_of(p, tile, extended, window, ld);
   if (p.K > 0) {
-    const float* before = p.before == nullptr ? nullptr : p.before + tile.b * back * E;
-    copy_before(p.a + tile.b * T * E, E, before, E, tile.t0, p.K, window - back * ld, ld);
     compute_reach(p.reset == nullptr ? nullptr : p.reset + tile.b * T, tile.t0, extended, p.K, reach);
     convolve(window, ld, extended, E, p.conv, p.conv_bias, p.K, reach, c, ld);
   } else {

@@ -96,6 +96,7 @@ inline void forward_task(const MLSTMForward& a, int64_t task, float* scratch) {
     copy_rows(a.q.at(b, head, t0), a.q.stride_t, steps, DQK, q, QP);
     copy_rows(a.k.at(b, head, t0), a.k.stride_t, steps, DQK, k, QP);
     copy_rows(a.v.at(b, head, t0), a.v.stride_t, steps, DHV, v, VP);
+    const bool empty = chunk == 0 && is_zero(C, DQK * VP) && is_zero(n, QP);
     for (int64_t t = 0; t < steps; ++t) scale_row(q + t * QP, QP, scale);
     transpose(k, QP, steps, DQK, k_t, LP);
     product(steps, LP, DQK, q, QP, 1, k_t, LP, scores, LP, false, Causal::kLowerOut);
@@ -115,23 +116,24 @@ inline void forward_task(const MLSTMForward& a, int64_t task, float* scratch) {
         total += gated;
       }
       const float initial = gates.initial[t];
-      const float normalizer = sum(total) + initial * dot(q + t * QP, n, QP);
+      const float before = empty ? 0.0f : initial * dot(q + t * QP, n, QP);
+      const float normalizer = sum(total) + before;
       const float denominator = std::max(std::fabs(normalizer), one(gates.m[t])) + a.eps;
       if (a.m_steps != nullptr) a.m_steps[at + t] = gates.m[t], a.normalizer[at + t] = normalizer;
       // h is divided by it at the end; the weights of the sum can as well be divided before.
       const float inverse = 1.0f / denominator;
       scale_row(row, LP, inverse);
-      scale_row(q + t * QP, QP, initial * inverse);
+      if (!empty) scale_row(q + t * QP, QP, initial * inverse);
     }
     product(steps, DHV, steps, scores, LP, 1, v, VP, h, VP, false, Causal::kLowerIn);
-    product(steps, DHV, DQK, q, QP, 1, C, VP, h, VP, true);
+    if (!empty) product(steps, DHV, DQK, q, QP, 1, C, VP, h, VP, true);
     write_rows(h, VP, steps, DHV, a.h + at * DHV, DHV);
 
     for (int64_t s = 0; s < steps; ++s) scale_row(k + s * QP, QP, gates.write[s]);
-    for (int64_t d = 0; d < DQK; ++d) scale_row(C + d * VP, VP, gates.decay);
-    product(DQK, DHV, steps, k, 1, QP, v, VP, C, VP, true);
+    for (int64_t d = 0; d < DQK && !empty; ++d) scale_row(C + d * VP, VP, gates.decay);
+    product(DQK, DHV, steps, k, 1, QP, v, VP, C, VP, !empty);
     scale_row(n, QP, gates.decay);
-    for (int64_t s = 0; s < steps; ++s) add_scaled(n, k + s * QP, QP, 1.0f);
+    add_column_sums(n, k, QP, steps, QP);
     m = gates.m[steps - 1];
   }
   write_rows(C, VP, DQK, DHV, a.C + task * DQK * DHV, DHV);
@@ -215,34 +217,54 @@ inline void backward_task(const MLSTMBackward& a, int64_t task, float* scratch) 
     product(steps, DQK, steps, dscores, LP, 1, k, QP, dq, QP, false, Causal::kLowerIn);
 
     // Into what the chunk wrote, and how it let the state before it decay.
-    transpose(dC, VP, DQK, DHV, dC_t, QP);
-    product(steps, DQK, DHV, v, VP, 1, dC_t, QP, temp, QP, false);
+    const bool ignored = chunk == NC - 1 && is_zero(dC, DQK * VP) && is_zero(dn, QP);
     double d_sum_log_f = 0.0;
-    for (int64_t s = 0; s < steps; ++s) {
-      add_scaled(temp + s * QP, dn, QP, 1.0f);
-      d_sum_log_f += gates.write[s] * dot(k + s * QP, temp + s * QP, QP);
-      add_scaled(dk + s * QP, temp + s * QP, QP, gates.write[s]);
-      dlog_i[s] = dot(k + s * QP, dk + s * QP, QP);
-      copy_rows(k + s * QP, QP, 1, DQK, temp + s * QP, QP);
-      scale_row(temp + s * QP, QP, gates.write[s]);
+    if (!ignored) {
+      transpose(dC, VP, DQK, DHV, dC_t, QP);
+      product(steps, DQK, DHV, v, VP, 1, dC_t, QP, temp, QP, false);
     }
-    product(steps, DHV, DQK, temp, QP, 1, dC, VP, dv, VP, true);
-    d_sum_log_f += gates.decay * (dot(C, dC, DQK * VP) + dot(n, dn, QP));
+    for (int64_t s = 0; s < steps; ++s) {
+      float *dk_s = dk + s * QP, *k_s = k + s * QP, *temp_s = temp + s * QP;
+      if (!ignored) {
+        const float write = gates.write[s];
+        Vec along{};
+        for (int64_t d = 0; d < QP; d += LANES) {
+          const Vec key = load(k_s + d), reached = load(temp_s + d) + load(dn + d);
+          along += key * reached;
+          store(dk_s + d, load(dk_s + d) + reached * write);
+          store(temp_s + d, key * write);
+        }
+        d_sum_log_f += write * sum(along);
+      }
+      dlog_i[s] = dot(k_s, dk_s, QP);
+    }
+    if (!ignored) {
+      product(steps, DHV, DQK, temp, QP, 1, dC, VP, dv, VP, true);
+      d_sum_log_f += gates.decay * (dot(C, dC, DQK * VP) + dot(n, dn, QP));
+    }
 
     // From the state before the chunk.
-    transpose(C, VP, DQK, DHV, C_t, QP);
-    product(steps, DQK, DHV, dnum, VP, 1, C_t, QP, temp, QP, false);
-    for (int64_t t = 0; t < steps; ++t) {
-      add_scaled(temp + t * QP, n, QP, dnorm[t]);
-      const float initial = gates.initial[t] * scale;
-      add_scaled(dq + t * QP, temp + t * QP, QP, initial);
-      db[t] = dot(q + t * QP, dq + t * QP, QP) - dlog_i[t];
-      scale_row(q + t * QP, QP, initial);
+    const bool empty = chunk == 0 && is_zero(C, DQK * VP) && is_zero(n, QP);
+    if (!empty) {
+      transpose(C, VP, DQK, DHV, C_t, QP);
+      product(steps, DQK, DHV, dnum, VP, 1, C_t, QP, temp, QP, false);
     }
-    for (int64_t d = 0; d < DQK; ++d) scale_row(dC + d * VP, VP, gates.decay);
-    product(DQK, DHV, steps, q, 1, QP, dnum, VP, dC, VP, true);
-    scale_row(dn, QP, gates.decay);
-    for (int64_t t = 0; t < steps; ++t) add_scaled(dn, q + t * QP, QP, dnorm[t]);
+    for (int64_t t = 0; t < steps; ++t) {
+      float *dq_t = dq + t * QP, *q_t = q + t * QP;
+      const float initial = gates.initial[t] * scale;
+      for (int64_t d = 0; d < QP && !empty; d += LANES) {
+        const Vec reached = load(temp + t * QP + d) + load(n + d) * dnorm[t];
+        store(dq_t + d, load(dq_t + d) + reached * initial);
+      }
+      db[t] = dot(q_t, dq_t, QP) - dlog_i[t];
+      scale_row(q_t, QP, initial);
+    }
+    if (chunk > 0 || a.wants_initial) {
+      for (int64_t d = 0; d < DQK && !ignored; ++d) scale_row(dC + d * VP, VP, gates.decay);
+      product(DQK, DHV, steps, q, 1, QP, dnum, VP, dC, VP, !ignored);
+      scale_row(dn, QP, gates.decay);
+      add_weighted_rows(dn, q, dnorm, steps, QP);
+    }
 
     // A gate is a factor of all that it lets through: its gradient is what came of that.
     double sum_db = d_sum_log_f;

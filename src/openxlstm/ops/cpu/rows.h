@@ -11,6 +11,13 @@ inline void copy_rows(const float* from, int64_t stride, int64_t rows, int64_t w
     for (int64_t d = 0; d < ld; d += LANES)
       store(to + r * ld + d, d < width ? load(from + r * stride + d, width - d) : Vec{});
 }
+inline bool is_zero(const float* x, int64_t floats) {
+  IVec any{};
+  for (int64_t d = 0; d < floats; d += LANES) any |= load(x + d) != 0.0f;
+  for (int j = 0; j < LANES; ++j)
+    if (any[j]) return false;
+  return true;
+}
 // Without padding: other columns of `to` stay as they are.
 inline void copy_part(const float* from, int64_t stride, int64_t rows, int64_t width, float* to,
                       int64_t ld) {
@@ -67,6 +74,15 @@ inline void add_column_sums(float* sums, const float* x, int64_t stride, int64_t
     Vec s{};
     for (int64_t r = 0; r < rows; ++r) s += load(x + r * stride + d, width - d);
     store(sums + d, load(sums + d) + s);
+  }
+}
+// sums (ld) += the sum of some rows, each times its weight.
+inline void add_weighted_rows(float* sums, const float* x, const float* weight, int64_t rows,
+                              int64_t ld) {
+  for (int64_t d = 0; d < ld; d += LANES) {
+    Vec s = load(sums + d);
+    for (int64_t r = 0; r < rows; ++r) s += load(x + r * ld + d) * weight[r];
+    store(sums + d, s);
   }
 }
 // Asks for a row that will be read, or written, a step later: rows of one sample are too far apart in

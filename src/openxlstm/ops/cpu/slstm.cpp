@@ -115,18 +115,18 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> slstm_grad(Tensor R, MaybeTensor bias
           d_state};
 }
 
-// Gradients of convolved, raw, W, R, bias and the initial state.
+// Gradients of convolved and raw, empty unless `inputs`; of W, R, bias and the initial state.
 std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> slstm_layer_grad(
     Tensor convolved, Tensor raw, Tensor W, Tensor R, Tensor state, MaybeTensor reset, Tensor h,
-    Tensor final, Tensor saved, Tensor dh, Tensor d_final) {
+    Tensor final, Tensor saved, Tensor dh, Tensor d_final, bool inputs) {
   const int64_t NH = R.size(0), DH = R.size(3), B = raw.size(0), T = raw.size(1);
   const int64_t DP = OPENXLSTM_CALL(padded, DH), GP = OPENXLSTM_CALL(padded, 4 * DH);
   Tensor d_state = torch::stable::clone(d_final);
-  Tensor dconvolved = fresh(raw, {B, T, NH * DH}), draw = fresh(raw, {B, T, NH * DH});
+  Tensor dconvolved = fresh(raw, {B, T, NH * DH}, inputs), draw = fresh(raw, {B, T, NH * DH}, inputs);
   const auto input = pack_input(W, true);
   SLSTMBackward a = backward_arguments(state, reset, h, final, saved, dh, d_state);
   a.convolved = data(convolved), a.raw = data(raw), a.input = input.data();
-  a.dconvolved = data(dconvolved), a.draw = data(draw);
+  if (inputs) a.dconvolved = data(dconvolved), a.draw = data(draw);
   Sums sums = run_grad(a, R, true, true);
   return {dconvolved, draw, sums.total(h, 2, {NH, 4, DH, DH}, DP),
           sums.total(h, 0, {NH, 4, DH, DH}, DP), sums.total(h, 1, {NH, 4 * DH}, GP), d_state};
@@ -150,8 +150,8 @@ STABLE_TORCH_LIBRARY_FRAGMENT(openxlstm, m) {
       "Tensor? reset, bool exp_gate, bool save) -> (Tensor h, Tensor final, Tensor saved)");
   m.def(
       "slstm_layer_grad(Tensor convolved, Tensor raw, Tensor W, Tensor R, Tensor state, "
-      "Tensor? reset, Tensor h, Tensor final, Tensor saved, Tensor dh, Tensor d_final) -> "
-      "(Tensor dconvolved, Tensor draw, Tensor dW, Tensor dR, Tensor dbias, Tensor d_state)");
+      "Tensor? reset, Tensor h, Tensor final, Tensor saved, Tensor dh, Tensor d_final, "
+      "bool inputs) -> (Tensor dconvolved, Tensor draw, Tensor dW, Tensor dR, Tensor dbias, Tensor d_state)");
   m.def("lanes() -> int");
 }
 

@@ -34,7 +34,7 @@ struct SLSTMBackward {
   float* dstate;        // (4, B, NH, DH): gradients of the final state, then of the initial
   float* dx;            // (B, T, NH, 4, DH); or null where these are wanted:
   const float *convolved, *raw, *input;
-  float *dconvolved, *draw;
+  float *dconvolved, *draw;  // or null, both
 };
 
 // Gradients of the weights from one slice of the samples; rows are padded.

@@ -229,8 +229,10 @@ void backward_tile(const SLSTMBackward& a, int64_t head, int64_t b0, const float
         if (projects) {
           prefetch<false>(a.convolved + (row - NH) * DH, DH);
           prefetch<false>(a.raw + (row - NH) * DH, DH);
-          prefetch<true>(a.dconvolved + row * DH, DH);
-          prefetch<true>(a.draw + row * DH, DH);
+          if (a.draw != nullptr) {
+            prefetch<true>(a.dconvolved + row * DH, DH);
+            prefetch<true>(a.draw + row * DH, DH);
+          }
         } else {
           prefetch<true>(a.dx + (row - NH) * 4 * DH, 4 * DH);
         }
@@ -300,6 +302,7 @@ void backward_tile(const SLSTMBackward& a, int64_t head, int64_t b0, const float
         const float* dhalf = dgates + half * 2 * DH;
         product(2 * DH, DH, rows, dhalf, 1, G, inputs + half * S * BS * DP, DP,
                 sums.input + head * packed_floats(DH) + half * 2 * DH * DP, DP, true);
+        if (a.draw == nullptr) continue;
         product_packed(rows, DH, 2 * DH, dhalf, G, 1,
                        a.input + (head * 2 + half) * half_floats(DH, true), dinputs, DP, false);
         float* to = half == 0 ? a.dconvolved : a.draw;

@@ -1,0 +1,161 @@
+// An mLSTM block's input, cell and output together, for mlstm_block.cpp. A task is one sample, so that
+// what is E wide and not kept for the backward never leaves the core's cache.
+
+// The arguments of one sample's tasks, as if it were alone.
+struct Sample {
+  MLSTMInput in;
+  MLSTMOutput out;
+  Rows q, k, v;
+  int64_t b, tiles;
+
+  Sample(const MLSTMInput& all, const MLSTMOutput& out_, int64_t sample) : in(all), out(out_), b(sample) {
+    const int64_t T = in.T, E = in.E, heads = in.NH * T;
+    tiles = OPENXLSTM_CALL(tiles, T);
+    in.B = out.B = 1;
+    in.x += b * T * in.D;
+    if (in.before != nullptr) in.before += b * (in.K - 1) * E;
+    if (in.reset != nullptr) in.reset += b * T;
+    in.log_i += b * heads, in.log_f += b * heads, in.f_preact += b * heads;
+    if (out.y != nullptr) out.y += b * T * in.D;
+    if (out.dy != nullptr) out.dy += b * T * in.D;
+  }
+  // Where c, q, k and v go.
+  void put_branches(Arena& arena) {
+    const int64_t wide = in.T * in.E, DH = in.E / in.NH;
+    in.c = arena.take(wide), in.out_q = arena.take(wide), in.out_k = arena.take(wide);
+    in.out_v = arena.take(wide), out.c = in.c;
+    q = {in.out_q, 0, DH, in.E}, k = {in.out_k, 0, DH, in.E}, v = {in.out_v, 0, DH, in.E};
+  }
+  void put_kept(float* a, float* z, float* h) { in.a = a, in.z = z, out.z = z, out.h = h; }
+};
+
+// What `a` and `mlstm_block` have in common with `mlstm_input`, `mlstm` and `mlstm_output`, see there.
+std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor,
+           Tensor, Tensor, Tensor>
+mlstm_block(Tensor x, Tensor up, Tensor q, Tensor k, Tensor v, Tensor gate, Tensor gate_bias,
+            MaybeTensor conv_weight, MaybeTensor conv_bias, MaybeTensor before, MaybeTensor reset,
+            Tensor C_0, Tensor n_0, Tensor m_0, Tensor norm, Tensor skip, Tensor down, double eps,
+            int64_t chunk_size, bool save) {
+  Prepared prepared(x, up, q, k, v, gate, gate_bias, conv_weight, conv_bias, before, reset, false);
+  MLSTMInput& p = prepared.p;
+  const int64_t B = p.B, T = p.T, D = p.D, E = p.E, NH = p.NH, DH = E / NH, wide = T * E;
+  const int64_t NC = (T + chunk_size - 1) / chunk_size;
+  Tensor y = fresh(x, {B, T, D}), a = fresh(x, {B, T, E}, save), z = fresh(x, {B, T, E}, save);
+  Tensor h = fresh(x, {B, NH, T, DH}, save), f_preact = fresh(x, {B, NH, T});
+  Tensor log_i = fresh(x, {B, NH, T}), log_f = fresh(x, {B, NH, T});
+  Tensor C = torch::stable::clone(C_0), n = torch::stable::clone(n_0), m = torch::stable::clone(m_0);
+  Tensor C_chunks = fresh(x, {B, NH, NC, DH, DH}, save), n_chunks = fresh(x, {B, NH, NC, DH}, save);
+  Tensor m_steps = fresh(x, {B, NH, T}, save), normalizer = fresh(x, {B, NH, T}, save);
+  p.log_i = data(log_i), p.log_f = data(log_f), p.f_preact = data(f_preact);
+  const auto down_packed = packed(data(down), 1, E, E, D);
+  MLSTMOutput out{1, T, D, E, NH, static_cast<float>(eps)};
+  out.norm = data(norm), out.skip = data(skip), out.down = down_packed.data(), out.y = data(y);
+  const MLSTMForward cell{1, NH, T, DH, DH, chunk_size};
+  const int64_t floats = std::max({OPENXLSTM_CALL(input_forward_floats, D, E, NH, p.K),
+                                   mlstm_forward_floats(cell),
+                                   OPENXLSTM_CALL(output_forward_floats, D, E)});
+  for_each_task(B, (save ? 4 : 7) * (wide + 16) + floats, [&](int64_t b, float* scratch) {
+    Arena arena{scratch};
+    Sample one(p, out, b);
+    one.put_branches(arena);
+    const auto place = [&](const Tensor& kept) {
+      return save ? data(kept) + b * wide : arena.take(wide);
+    };
+    float *a_b = place(a), *z_b = place(z), *h_b = place(h);
+    one.put_kept(a_b, z_b, h_b);
+    for (int64_t tile = 0; tile < one.tiles; ++tile)
+      OPENXLSTM_CALL(input_forward_task, one.in, tile, arena.next);
+    MLSTMForward f = cell;
+    f.q = one.q, f.k = one.k, f.v = one.v, f.log_i = one.in.log_i, f.log_f = one.in.log_f;
+    f.reset = one.in.reset, f.h = h_b;
+    f.C = data(C) + b * NH * DH * DH, f.n = data(n) + b * NH * DH, f.m = data(m) + b * NH;
+    if (save) {
+      f.C_chunks = data(C_chunks) + b * NH * NC * DH * DH;
+      f.n_chunks = data(n_chunks) + b * NH * NC * DH;
+      f.m_steps = data(m_steps) + b * NH * T, f.normalizer = data(normalizer) + b * NH * T;
+    }
+    for (int64_t head = 0; head < NH; ++head) mlstm_forward_task(f, head, arena.next);
+    for (int64_t tile = 0; tile < one.tiles; ++tile)
+      OPENXLSTM_CALL(output_forward_task, one.out, tile, arena.next);
+  });
+  return {y, C, n, m, a, z, h, f_preact, log_i, log_f, C_chunks, n_chunks, m_steps, normalizer};
+}
+
+// Gradients of what `mlstm_block` was given, with m a constant. more_i and more_f are added to those of
+// the gates' logarithms, which the final state's m may have. Those of the initial state are only right
+// if `initial`.
+std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor,
+           Tensor, Tensor, Tensor, Tensor>
+mlstm_block_grad(Tensor x, Tensor up, Tensor q, Tensor k, Tensor v, Tensor gate, Tensor gate_bias,
+                 MaybeTensor conv_weight, MaybeTensor conv_bias, MaybeTensor before,
+                 MaybeTensor reset, Tensor m_0, Tensor norm, Tensor skip, Tensor down, double eps,
+                 int64_t chunk_size, Tensor a, Tensor z, Tensor h, Tensor f_preact, Tensor log_i,
+                 Tensor log_f, Tensor C_chunks, Tensor n_chunks, Tensor m_steps, Tensor normalizer,
+                 Tensor dy, Tensor dC_T, Tensor dn_T, MaybeTensor more_i, MaybeTensor more_f,
+                 bool initial) {
+  Prepared prepared(x, up, q, k, v, gate, gate_bias, conv_weight, conv_bias, before, reset, true);
+  MLSTMInput& p = prepared.p;
+  const int64_t B = p.B, T = p.T, D = p.D, E = p.E, NH = p.NH, DH = E / NH, wide = T * E;
+  const int64_t NC = (T + chunk_size - 1) / chunk_size, heads = NH * T;
+  Tensor dx = fresh(x, {B, T, D}), dbefore = fresh(x, {B, p.K - 1, E}, before.has_value());
+  Tensor dC = torch::stable::clone(dC_T), dn = torch::stable::clone(dn_T);
+  p.log_i = data(log_i), p.log_f = data(log_f), p.f_preact = data(f_preact);
+  const auto down_packed = packed(data(down), E, 1, D, E);
+  MLSTMOutput out{1, T, D, E, NH, static_cast<float>(eps)};
+  out.norm = data(norm), out.skip = data(skip), out.down = down_packed.data(), out.dy = data(dy);
+  const MLSTMBackward cell{1, NH, T, DH, DH, chunk_size};
+  // The forward's maps to q, k and v; what it made of them is made once more.
+  Floats q_map, k_map, v_map;
+  MLSTMInput again = p;
+  prepared.pack(q, q_map, again.q, false), prepared.pack(k, k_map, again.k, false);
+  prepared.pack(v, v_map, again.v, false);
+
+  std::vector<int64_t> sizes = sizes_of_sums(p);
+  const int64_t first_of_output = static_cast<int64_t>(sizes.size());
+  for (int64_t size : sizes_of_sums(out)) sizes.push_back(size);
+  const int64_t floats = std::max({OPENXLSTM_CALL(branches_floats, E, p.K),
+                                   OPENXLSTM_CALL(output_backward_floats, D, E),
+                                   mlstm_backward_floats(cell),
+                                   OPENXLSTM_CALL(input_backward_floats, D, E, NH, p.K)});
+  Sums sums(B, sizes);
+  sums.for_each(6 * (wide + 16) + 2 * (heads + 16) + floats, [&](int64_t b, float* const* part,
+                                                                 float* scratch) {
+    Arena arena{scratch};
+    Sample one(again, out, b);
+    one.put_branches(arena);
+    one.put_kept(data(a) + b * wide, data(z) + b * wide, data(h) + b * wide);
+    float *dh = arena.take(wide), *dz = arena.take(wide);
+    float *dlog_i = arena.take(heads), *dlog_f = arena.take(heads);
+    for (int64_t tile = 0; tile < one.tiles; ++tile)
+      OPENXLSTM_CALL(branches_task, one.in, tile, arena.next);
+
+    // Gradients take the place of what is no longer read: that of c, and of q, k and v chunk by chunk.
+    one.out.dh = dh, one.out.dc = one.in.c, one.out.dz = dz;
+    float* const* of_output = part + first_of_output;
+    for (int64_t tile = 0; tile < one.tiles; ++tile)
+      OPENXLSTM_CALL(output_backward_task, one.out, tile, {of_output[0], of_output[1], of_output[2]},
+                     arena.next);
+    MLSTMBackward f = cell;
+    f.q = one.q, f.k = one.k, f.v = one.v, f.h = {one.out.h, 0, T * DH, DH}, f.dh = {dh, 0, T * DH, DH};
+    f.log_i = one.in.log_i, f.log_f = one.in.log_f, f.reset = one.in.reset;
+    f.m_0 = data(m_0) + b * NH, f.C_chunks = data(C_chunks) + b * NH * NC * DH * DH;
+    f.n_chunks = data(n_chunks) + b * NH * NC * DH;
+    f.m_steps = data(m_steps) + b * heads, f.normalizer = data(normalizer) + b * heads;
+    f.dq = {one.in.out_q, 0, DH, E}, f.dk = {one.in.out_k, 0, DH, E}, f.dv = {one.in.out_v, 0, DH, E};
+    f.dlog_i = dlog_i, f.dlog_f = dlog_f;
+    f.dC = data(dC) + b * NH * DH * DH, f.dn = data(dn) + b * NH * DH, f.wants_initial = initial;
+    for (int64_t head = 0; head < NH; ++head) mlstm_backward_task(f, head, arena.next);
+    for (int64_t j = 0; j < heads && more_i; ++j)
+      dlog_i[j] += data(more_i)[b * heads + j], dlog_f[j] += data(more_f)[b * heads + j];
+
+    one.in.q = p.q, one.in.k = p.k, one.in.v = p.v;
+    const MLSTMInputGrads g{dz, one.in.c, one.in.out_q, one.in.out_k, one.in.out_v, dlog_i, dlog_f,
+                            data(dx) + b * T * D, before ? data(dbefore) + b * (p.K - 1) * E : nullptr};
+    for (int64_t tile = 0; tile < one.tiles; ++tile)
+      OPENXLSTM_CALL(input_backward_task, one.in, g, tile, input_sums(part), arena.next);
+  });
+  return std::tuple_cat(std::tuple(dx), parameter_grads(sums, p, x, q, k, v, gate),
+                        std::tuple(dbefore, dC, dn, sums.total(x, first_of_output, {E}, 0),
+                                   sums.total(x, first_of_output + 1, {E}, 0),
+                                   sums.total(x, first_of_output + 2, {D, E}, E)));
+}
