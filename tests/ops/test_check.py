@@ -12,6 +12,7 @@ from openxlstm.ops import (
     gated_feedforward,
     layer_norm,
     mlstm,
+    mlstm_block,
     mlstm_input,
     mlstm_output,
     slstm,
@@ -302,6 +303,47 @@ class TestMLSTMInput:
     def test_blocks_do_not_divide_the_inner_width(self):
         change = {f"{name}_weight": zeros(6, 5, 5) for name in "qkv"}
         assert_refused(mlstm_input, self.arguments, change, r"^(the inner width 32|q_weight)")
+
+
+class TestMLSTMBlock:
+    arguments = {
+        "x": zeros(2, 9, 5), "up_weight": zeros(64, 5), "gate_weight": zeros(2, 2, 96),
+        "gate_bias": zeros(2, 2), "norm_weight": zeros(32), "skip": zeros(32),
+        "down_weight": zeros(5, 32), "down_bias": zeros(5), "conv_weight": zeros(32, 4),
+        "conv_bias": zeros(32), "before": ConvState(zeros(2, 3, 32)), "reset": mask(2, 9),
+        "state": MLSTMState(zeros(2, 2, 16, 16), zeros(2, 2, 16), zeros(2, 2)),
+    } | {f"{name}_weight": zeros(8, 4, 4) for name in "qkv"}  # fmt: skip
+
+    @pytest.mark.parametrize("backend", [None, "torch"])
+    @pytest.mark.parametrize(
+        ("change", "message"),
+        [
+            ({"x": zeros(9, 5)}, r"^x must be \(B, T, D\)"),
+            ({"x": zeros(2, 9, 5, dtype=torch.int64)}, "^x must be floating point"),
+            ({"up_weight": zeros(65, 5)}, r"^up_weight must have shape \(64, 5\)"),
+            ({"q_weight": zeros(8, 4)}, r"^q_weight must be \(E/S, S, S\)"),
+            ({"v_weight": zeros(8, 4, 4, device=META)}, "^v_weight must be on cpu"),
+            ({"gate_weight": zeros(2, 96)}, r"^gate_weight must be \(2, NH, 3·E\)"),
+            ({"gate_weight": zeros(2, 3, 96)}, "^the inner width 32 is not a multiple of NH = 3"),
+            ({"q_weight": zeros(6, 5, 5)}, "^the inner width 32 is not a multiple of the blocks'"),
+            ({"norm_weight": zeros(16)}, "^norm_weight must have shape"),
+            ({"down_weight": zeros(5, 30)}, "^down_weight must have shape"),
+            ({"down_bias": zeros(32)}, "^down_bias must have shape"),
+            ({"conv_bias": None}, "^conv_weight and conv_bias must be given both or neither"),
+            ({"before": ConvState(zeros(2, 4, 32))}, r"^before\.x must have shape"),
+            ({"reset": zeros(2, 9)}, "^reset must be torch.bool"),
+            (
+                {"state": MLSTMState(zeros(2, 2, 16, 8), zeros(2, 2, 16), zeros(2, 2))},
+                r"^state\.C must have shape",
+            ),
+        ],
+    )
+    def test_argument(self, change: dict[str, Any], message: str, backend: str | None):
+        assert_refused(mlstm_block, self.arguments, change | {"backend": backend}, message)
+
+    def test_backend(self):
+        change = {"backend": "abacus"}
+        assert_refused(mlstm_block, self.arguments, change, "^mlstm_block has no backend 'abacus'")
 
 
 class TestMLSTMOutput:

@@ -112,7 +112,8 @@ def test_the_state_goes_on_in_the_next_call() -> None:
 def test_what_it_leaves_to_the_three(
     sizes: dict[str, Any], options: dict[str, Any], message: str
 ) -> None:
-    x = mlstm_block_inputs(**{"B": 2, "T": 9, "D": 5, "E": 32, "NH": 2} | sizes)
+    usual: dict[str, Any] = {"B": 2, "T": 9, "D": 5, "E": 32, "NH": 2}
+    x = mlstm_block_inputs(**usual | sizes)
     x = {name: part.float() for name, part in x.items()}
     with pytest.raises(BackendError, match=f"'native' cannot run mlstm_block here: .*{message}"):
         call(mlstm_block, x, backend="native", **options)

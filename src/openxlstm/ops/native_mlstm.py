@@ -118,8 +118,9 @@ def through_m(
 ) -> list[Tensor]:
     """Gradients of log_i, log_f and m_0 from that of m (B, NH, T)."""
     segment = None if reset is None else segments(reset, m_0.shape[1])
-    inputs = (x.flatten(0, 1) for x in (dm, log_i, log_f, m_0))
-    grads = through_stabilizer(*inputs, segment)
+    grads = through_stabilizer(
+        dm.flatten(0, 1), log_i.flatten(0, 1), log_f.flatten(0, 1), m_0.flatten(), segment
+    )
     return [grad.view_as(x) for grad, x in zip(grads, (log_i, log_f, m_0), strict=True)]
 
 

@@ -70,7 +70,8 @@ def mlstm(
 
 def best_chunk_size(DQK: int, DHV: int) -> int:
     """Chunk size that was fastest on CPUs: work within a chunk grows with L, between with 1/L."""
-    return 32 if max(DQK, DHV) <= 32 else 64
+    widest = max(DQK, DHV)
+    return 32 if widest <= 32 else 64 if widest < 128 else 96
 
 
 class _Gates(NamedTuple):

@@ -193,9 +193,6 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> mlstm_output_grad(
           sums.total(h, 2, {D, p.E}, p.E)};
 }
 
-// --- Input, cell and output together, a sample at a time: what is E wide and not kept for the
-// backward then never leaves the core's cache.
-
 #include "mlstm_whole.h"
 
 }  // namespace
@@ -210,8 +207,8 @@ STABLE_TORCH_LIBRARY_FRAGMENT(openxlstm, m) {
       "mlstm_input(" WEIGHTS ") -> (Tensor a, Tensor z, Tensor c, Tensor out_q, Tensor out_k, "
       "Tensor out_v, Tensor log_i, Tensor log_f, Tensor f_preact)");
   m.def(
-      "mlstm_input_grad(" WEIGHTS ", Tensor a, Tensor f_preact, Tensor dz, Tensor dc, Tensor dq, Tensor dk, Tensor dv, Tensor dlog_i, "
-      "Tensor dlog_f) -> (Tensor dx, Tensor d_up, Tensor d_q, Tensor d_k, Tensor d_v, "
+      "mlstm_input_grad(" WEIGHTS ", Tensor a, Tensor f_preact, Tensor dz, Tensor dc, Tensor dq, "
+      "Tensor dk, Tensor dv, Tensor dlog_i, Tensor dlog_f) -> (Tensor dx, Tensor d_up, Tensor d_q, Tensor d_k, Tensor d_v, "
       "Tensor d_gate, Tensor d_gate_bias, Tensor d_conv_weight, Tensor d_conv_bias, "
       "Tensor d_before)");
   m.def(
@@ -230,7 +227,8 @@ STABLE_TORCH_LIBRARY_FRAGMENT(openxlstm, m) {
       "mlstm_block_grad(" WEIGHTS ", Tensor m_0, Tensor norm, Tensor skip, Tensor down, float eps, "
       "int chunk_size, Tensor a, Tensor z, Tensor h, Tensor f_preact, Tensor log_i, Tensor log_f, "
       "Tensor C_chunks, Tensor n_chunks, Tensor m_steps, Tensor normalizer, Tensor dy, "
-      "Tensor dC_T, Tensor dn_T, Tensor? more_i, Tensor? more_f, bool initial) -> (Tensor dx, Tensor d_up, "
+      "Tensor dC_T, Tensor dn_T, Tensor? more_i, Tensor? more_f, bool initial) -> (Tensor dx, "
+      "Tensor d_up, "
       "Tensor d_q, Tensor d_k, Tensor d_v, Tensor d_gate, Tensor d_gate_bias, "
       "Tensor d_conv_weight, Tensor d_conv_bias, Tensor d_before, Tensor dC, Tensor dn, "
       "Tensor d_norm, Tensor d_skip, Tensor d_down)");

@@ -280,6 +280,11 @@ inline void output_backward_task(const MLSTMOutput& p, int64_t task, const MLSTM
   copy_rows(p.dy + at * D, D, tile.rows, D, dy, XP);
   product_packed(tile.rows, E, D, dy, XP, 1, p.down, dinner, EP, false);
   for_head_rows(p, tile, [&](int64_t head, int64_t r0, int64_t count, const float* h) {
+    // What comes from memory: the processor does not foresee rows that are read down their columns.
+    for (int64_t j = LANES; j < 2 * LANES; ++j) {
+      prefetch<false>(h + j * DH, DH);
+      prefetch<false>(p.z + (at + r0 + j) * E + head * DH, DH);
+    }
     const Moments m = moments(h, DH, count, DH, p.eps);
     float* dh = p.dh + (h - p.h);
     for_vectors(DH, [&](int64_t d, int64_t n) {

@@ -8,7 +8,8 @@ struct Sample {
   Rows q, k, v;
   int64_t b, tiles;
 
-  Sample(const MLSTMInput& all, const MLSTMOutput& out_, int64_t sample) : in(all), out(out_), b(sample) {
+  Sample(const MLSTMInput& all, const MLSTMOutput& output, int64_t sample)
+      : in(all), out(output), b(sample) {
     const int64_t T = in.T, E = in.E, heads = in.NH * T;
     tiles = OPENXLSTM_CALL(tiles, T);
     in.B = out.B = 1;
@@ -29,7 +30,8 @@ struct Sample {
   void put_kept(float* a, float* z, float* h) { in.a = a, in.z = z, out.z = z, out.h = h; }
 };
 
-// What `a` and `mlstm_block` have in common with `mlstm_input`, `mlstm` and `mlstm_output`, see there.
+// Arguments are those of mlstm_input, mlstm and mlstm_output → y, the state after the last step, and
+// what the backward reads, which is empty unless `save` but for the gates.
 std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor,
            Tensor, Tensor, Tensor>
 mlstm_block(Tensor x, Tensor up, Tensor q, Tensor k, Tensor v, Tensor gate, Tensor gate_bias,
@@ -129,19 +131,21 @@ mlstm_block_grad(Tensor x, Tensor up, Tensor q, Tensor k, Tensor v, Tensor gate,
     for (int64_t tile = 0; tile < one.tiles; ++tile)
       OPENXLSTM_CALL(branches_task, one.in, tile, arena.next);
 
-    // Gradients take the place of what is no longer read: that of c, and of q, k and v chunk by chunk.
+    // Gradients take the place of what is no longer read: c, and chunk by chunk q, k and v.
     one.out.dh = dh, one.out.dc = one.in.c, one.out.dz = dz;
     float* const* of_output = part + first_of_output;
     for (int64_t tile = 0; tile < one.tiles; ++tile)
       OPENXLSTM_CALL(output_backward_task, one.out, tile, {of_output[0], of_output[1], of_output[2]},
                      arena.next);
     MLSTMBackward f = cell;
-    f.q = one.q, f.k = one.k, f.v = one.v, f.h = {one.out.h, 0, T * DH, DH}, f.dh = {dh, 0, T * DH, DH};
+    f.q = one.q, f.k = one.k, f.v = one.v;
+    f.h = {one.out.h, 0, T * DH, DH}, f.dh = {dh, 0, T * DH, DH};
     f.log_i = one.in.log_i, f.log_f = one.in.log_f, f.reset = one.in.reset;
     f.m_0 = data(m_0) + b * NH, f.C_chunks = data(C_chunks) + b * NH * NC * DH * DH;
     f.n_chunks = data(n_chunks) + b * NH * NC * DH;
     f.m_steps = data(m_steps) + b * heads, f.normalizer = data(normalizer) + b * heads;
-    f.dq = {one.in.out_q, 0, DH, E}, f.dk = {one.in.out_k, 0, DH, E}, f.dv = {one.in.out_v, 0, DH, E};
+    f.dq = {one.in.out_q, 0, DH, E}, f.dk = {one.in.out_k, 0, DH, E};
+    f.dv = {one.in.out_v, 0, DH, E};
     f.dlog_i = dlog_i, f.dlog_f = dlog_f;
     f.dC = data(dC) + b * NH * DH * DH, f.dn = data(dn) + b * NH * DH, f.wants_initial = initial;
     for (int64_t head = 0; head < NH; ++head) mlstm_backward_task(f, head, arena.next);
