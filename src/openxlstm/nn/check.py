@@ -6,6 +6,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from openxlstm.ops.surroundings import is_transformed
+
 
 def check_input(
     name: str, x: Tensor, size: int, dims: str, ranks: tuple[int, ...], parameter: Tensor
@@ -116,5 +118,5 @@ def can_look(x: Tensor) -> bool:
         and type(x) in (Tensor, torch.nn.Parameter)
         and not torch.compiler.is_compiling()
         and not torch.jit.is_tracing()  # pyright: ignore[reportPrivateImportUsage]
-        and not torch._C._functorch.is_batchedtensor(x)  # pyright: ignore[reportAttributeAccessIssue]
+        and not is_transformed()
     )

@@ -1,0 +1,98 @@
+"""sLSTM and mLSTM as `torch.export` records them: one loop that runs for any number of steps.
+
+The steps, or chunks of steps, are those of `reference`; the loop is torch's `scan`, which becomes a
+Scan in ONNX. Outside of an export it would be compiled anew for every size, which nobody wants.
+
+B batch · T time = NC chunks of L steps, the last one padded · NH heads · DQK, DHV, DH widths
+"""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch._higher_order_ops.scan import scan
+
+from openxlstm.reference import mlstm as mlstm_reference
+from openxlstm.reference import slstm as slstm_reference
+from openxlstm.states import MLSTMState, SLSTMState, map_state
+
+CHUNK = 32
+"""Steps of an mLSTM that one turn of the loop reads."""
+
+
+def slstm(
+    x: Tensor,
+    recurrent_weight: Tensor,
+    bias: Tensor | None = None,
+    state: SLSTMState | None = None,
+    *,
+    reset: Tensor | None = None,
+    forget_gate: str = "sigmoid",
+) -> tuple[Tensor, SLSTMState]:
+    """`openxlstm.ops.slstm` for inputs that it has checked."""
+    if bias is not None:
+        x = x + bias
+    state = slstm_reference.initial_state(x) if state is None else state
+
+    def turn(before: SLSTMState, read: tuple[Tensor, ...]) -> tuple[SLSTMState, Tensor]:
+        x_t, *starts = read
+        for start in starts:
+            empty = start[:, None, None]
+            before = map_state(lambda part: torch.where(empty, 0.0, part), before)
+        after = slstm_reference.step(x_t, recurrent_weight, SLSTMState(*before), forget_gate)
+        return tuple(after), after.h.clone()
+
+    read = (x.transpose(0, 1), *(() if reset is None else (reset.T,)))
+    if _is_one(x.shape[1]):
+        after, h = turn(state, tuple(part[0] for part in read))
+        return h[:, None], SLSTMState(*after)
+    after, h = scan(turn, tuple(part.clone() for part in state), read)
+    return h.transpose(0, 1), SLSTMState(*after)
+
+
+def mlstm(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    log_i: Tensor,
+    log_f: Tensor,
+    state: MLSTMState | None = None,
+    *,
+    reset: Tensor | None = None,
+    eps: float = 0.0,
+    chunk_size: int = CHUNK,
+) -> tuple[Tensor, MLSTMState]:
+    """`openxlstm.ops.mlstm` for inputs that it has checked."""
+    state = mlstm_reference.initial_state(q, v) if state is None else state
+    B, NH, T, _ = q.shape
+    L = 1 if _is_one(T) else chunk_size
+
+    def turn(before: tuple[Tensor, ...], read: tuple[Tensor, ...]) -> tuple[MLSTMState, Tensor]:
+        *inputs, starts = (*read, None) if reset is None else read
+        h, after = mlstm_reference.parallel(*inputs, MLSTMState(*before), reset=starts, eps=eps)
+        return tuple(part.clone() for part in after), h
+
+    if L == 1:
+        read = q, k, v, log_i, log_f, *(() if reset is None else (reset,))
+        after, h = turn(state, read)
+        return h, MLSTMState(*after)
+
+    # Steps that write nothing and forget nothing fill the last chunk.
+    NC = (T + L - 1) // L
+    padding = NC * L - T
+
+    def chunks(x: Tensor, value: float = 0.0) -> Tensor:
+        """(B, NH, T, …) → (NC, B, NH, L, …)."""
+        x = F.pad(x, (*(0, 0) * (x.dim() - 3), 0, padding), value=value)
+        return x.unflatten(2, (NC, L)).movedim(2, 0)
+
+    read = (chunks(q), chunks(k), chunks(v), chunks(log_i, -torch.inf), chunks(log_f))
+    if reset is not None:
+        read += (chunks(reset[:, None])[:, :, 0],)
+    after, h = scan(turn, tuple(part.clone() for part in state), read)
+    h = h.movedim(0, 2).reshape(B, NH, NC * L, -1)
+    return h[:, :, :T], MLSTMState(*after)
+
+
+def _is_one(T: int) -> bool:
+    """Whether the program is for a single step, and not for any number."""
+    return isinstance(T, int) and T == 1
