@@ -65,7 +65,7 @@ def choose(
     if name is None:
         for backend in backends:
             if backend.refuses(request) is None:
-                if backend.slow:
+                if backend.slow and not torch.compiler.is_compiling():
                     _announce(op, backend.name, _reasons(backends, request))
                 return _without_autocast(backend.run, request.device)
         raise BackendError(f"no backend runs {op} here: {_reasons(backends, request)}")

@@ -76,8 +76,9 @@ def mlstm(
         after, h = turn(state, read)
         return h, MLSTMState(*after)
 
-    # Steps that write nothing and forget nothing fill the last chunk.
-    NC = (T + L - 1) // L
+    # Steps that write nothing and forget nothing fill the last chunk. There is one more of them
+    # than is needed, since a number of chunks that may be 1 would be taken for a constant.
+    NC = (T + 2 * L - 1) // L
     padding = NC * L - T
 
     def chunks(x: Tensor, value: float = 0.0) -> Tensor:
@@ -90,7 +91,8 @@ def mlstm(
         read += (chunks(reset[:, None])[:, :, 0],)
     after, h = scan(turn, tuple(part.clone() for part in state), read)
     h = h.movedim(0, 2).reshape(B, NH, NC * L, -1)
-    return h[:, :, :T], MLSTMState(*after)
+    # Not a slice, which asks whether T is more than there is, and makes a rule of the answer.
+    return h.index_select(2, torch.arange(T, device=h.device)), MLSTMState(*after)
 
 
 def _is_one(T: int) -> bool:
