@@ -1,5 +1,6 @@
 """A layer as an ONNX file: a step, or sequences of any length, with the state in and out."""
 
+import warnings
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,12 @@ from openxlstm.nn.rnn import XLSTM
 from openxlstm.states import map_state, names, tensors
 
 PACKAGES = ("onnx", "onnxscript")
+
+OF_TORCH = (
+    r"`isinstance\(treespec, LeafSpec\)` is deprecated",
+    "# The axis name: (batch|time) will not be",
+)
+"""Warnings that torch's exporter gives of what it does itself."""
 
 
 def export_onnx(
@@ -58,7 +65,10 @@ def export_onnx(
 
     was_training = module.training
     try:
-        with torch.no_grad():  # else the loop is recorded with what its backward would need
+        # With gradients the loop would be recorded with what its backward needs.
+        with torch.no_grad(), warnings.catch_warnings():
+            for message in OF_TORCH:
+                warnings.filterwarnings("ignore", message)
             _export(module, path, num_steps, batch_size, reset)
     finally:
         module.train(was_training)
@@ -88,17 +98,20 @@ def _export(
         arguments.append(torch.zeros(sizes, dtype=torch.bool, device=parameter.device))
         shapes.append(free)
     described = names(state)
-    torch.onnx.export(
+    program = torch.onnx.export(
         _Flat(module, state).eval(),
         tuple(arguments),
-        path,
         dynamo=True,
         input_names=["x", *(f"state.{name}" for name in described), *(["reset"] if reset else [])],
         output_names=["y", *(f"next_state.{name}" for name in described)],
         dynamic_shapes=tuple(shapes),
-        external_data=False,
         verbose=False,
     )
+    assert program is not None
+    for graph in (program.model.graph, *program.model.functions.values()):
+        for node in graph.all_nodes():
+            node.metadata_props.clear()  # where the code stood on this machine
+    program.save(path)
 
 
 class _Flat(nn.Module):

@@ -59,7 +59,9 @@ def plain(
     taps = [inputs[:, j : j + T] for j in range(K)]
     last = inputs[:, T:]
     if reset is not None:
-        taps = [torch.where(seen, tap, 0.0) for seen, tap in zip(_seen(reset, K), taps, strict=True)]
+        taps = [
+            torch.where(seen, tap, 0.0) for seen, tap in zip(_seen(reset, K), taps, strict=True)
+        ]
         last = torch.where(_unbroken_to_end(reset, K), last, 0.0)
     y = torch.stack([tap * weight[:, j] for j, tap in enumerate(taps)]).sum(0)
     y = y if bias is None else y + bias
