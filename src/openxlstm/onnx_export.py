@@ -17,7 +17,7 @@ PACKAGES = ("onnx", "onnxscript")
 
 OF_TORCH = (
     r"`isinstance\(treespec, LeafSpec\)` is deprecated",
-    "# The axis name: (batch|time) will not be",
+    "# The axis name: (batch|time) will not be used",
 )
 """Warnings that torch's exporter gives of what it does itself."""
 
@@ -30,7 +30,7 @@ def export_onnx(
     batch_size: int | None = None,
     reset: bool = False,
 ) -> None:
-    """Writes a layer or a cell, in evaluation mode, as an ONNX model that needs no openxlstm to run.
+    """Writes a layer or a cell, in evaluation mode, as an ONNX model that runs without openxlstm.
 
     Inputs are `x`, one `state.…` for each tensor of the state and, if asked for, `reset`; outputs
     are `y` and one `next_state.…` for each, in the same order. Shapes are those of the module's own

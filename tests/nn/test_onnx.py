@@ -174,13 +174,13 @@ class TestWrong:
             export_onnx(layer(), tmp_path / "x.onnx")
 
     def test_another_module(self, tmp_path: Path) -> None:
-        with pytest.raises(UserError, match="takes an XLSTM, an SLSTMCell or.*not a Linear"):
+        with pytest.raises(UserError, match=r"takes an XLSTM, an SLSTMCell or.*not a Linear"):
             export_onnx(nn.Linear(3, 3), tmp_path / "x.onnx")  # pyright: ignore[reportArgumentType]
 
     @pytest.mark.parametrize("option", ["num_steps", "batch_size"])
     def test_sizes(self, option: str, tmp_path: Path) -> None:
         with pytest.raises(UserError, match=f"{option} must be at least 1 or None"):
-            export_onnx(layer(), tmp_path / "x.onnx", **{option: 0})
+            export_onnx(layer(), tmp_path / "x.onnx", **{option: 0})  # pyright: ignore[reportArgumentType]
 
     @pytest.mark.parametrize("options", [{"reset": True}, {"num_steps": 2}])
     def test_a_cell_has_neither_steps_nor_resets(

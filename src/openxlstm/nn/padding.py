@@ -48,8 +48,8 @@ def run_padded(
         return _run_right_aligned(run, x, reset, lengths)
     if torch.compiler.is_compiling():
         torch._dynamo.graph_break(
-            "openxlstm reads samples that have both lengths and a state in pieces, as many as there "
-            "are lengths: in one graph give lengths without a state, or a state without lengths"
+            "openxlstm reads samples that have lengths and a state in pieces, as many as there are "
+            "lengths: in one graph give lengths without a state, or a state without lengths"
         )
     return _run_by_length(run, x, state, reset, lengths)
 

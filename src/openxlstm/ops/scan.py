@@ -13,7 +13,10 @@ from torch._higher_order_ops.scan import scan
 
 from openxlstm.reference import mlstm as mlstm_reference
 from openxlstm.reference import slstm as slstm_reference
-from openxlstm.states import MLSTMState, SLSTMState, map_state
+from openxlstm.states import MLSTMState, SLSTMState
+
+State = tuple[Tensor, ...]
+"""A state without its names, which the loop would not keep."""
 
 CHUNK = 32
 """Steps of an mLSTM that one turn of the loop reads."""
@@ -33,11 +36,11 @@ def slstm(
         x = x + bias
     state = slstm_reference.initial_state(x) if state is None else state
 
-    def turn(before: SLSTMState, read: tuple[Tensor, ...]) -> tuple[SLSTMState, Tensor]:
+    def turn(before: State, read: tuple[Tensor, ...]) -> tuple[State, Tensor]:
         x_t, *starts = read
-        for start in starts:
-            empty = start[:, None, None]
-            before = map_state(lambda part: torch.where(empty, 0.0, part), before)
+        if reset is not None:
+            empty = starts[0][:, None, None]
+            before = tuple(torch.where(empty, 0.0, part) for part in before)
         after = slstm_reference.step(x_t, recurrent_weight, SLSTMState(*before), forget_gate)
         return tuple(after), after.h.clone()
 
@@ -66,9 +69,12 @@ def mlstm(
     B, NH, T, _ = q.shape
     L = 1 if _is_one(T) else chunk_size
 
-    def turn(before: tuple[Tensor, ...], read: tuple[Tensor, ...]) -> tuple[MLSTMState, Tensor]:
-        *inputs, starts = (*read, None) if reset is None else read
-        h, after = mlstm_reference.parallel(*inputs, MLSTMState(*before), reset=starts, eps=eps)
+    def turn(before: State, read: tuple[Tensor, ...]) -> tuple[State, Tensor]:
+        q, k, v, log_i, log_f, *starts = read
+        h, after = mlstm_reference.parallel(
+            q, k, v, log_i, log_f, MLSTMState(*before),
+            reset=None if reset is None else starts[0], eps=eps,
+        )  # fmt: skip
         return tuple(part.clone() for part in after), h
 
     if L == 1:
