@@ -25,7 +25,8 @@ def check_input(
         raise ValueError(f"{name}, {dims}, has a dimension of size 0: {tuple(x.shape)}")
     if x.device != parameter.device:
         raise ValueError(f"{name} must be on {parameter.device} as the weights, not {x.device}")
-    if x.dtype.is_floating_point and torch.is_autocast_enabled(x.device.type):
+    is_cast = x.device.type != "meta" and torch.is_autocast_enabled(x.device.type)
+    if x.dtype.is_floating_point and is_cast:
         return x.to(parameter.dtype)
     if x.dtype != parameter.dtype:
         raise ValueError(f"{name} must be {parameter.dtype} as the weights are, not {x.dtype}")

@@ -36,7 +36,9 @@ def reverse(x: Tensor, lengths: Tensor | None) -> Tensor:
 def reverse_reset(reset: Tensor, lengths: Tensor | None) -> Tensor:
     """Where the state is emptied if one reads from the end: before the last step of each part that
     `reset` (B, T) begins."""
-    ends = torch.cat([reset[:, 1:], torch.zeros_like(reset[:, :1])], dim=1)
+    last = reset.shape[1] - 1
+    steps = torch.arange(last + 1, device=reset.device)
+    ends = reset[:, (steps + 1).clamp(max=last)] & (steps < last)
     return reverse(ends, lengths)
 
 

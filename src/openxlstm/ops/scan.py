@@ -15,8 +15,11 @@ from openxlstm.reference import mlstm as mlstm_reference
 from openxlstm.reference import slstm as slstm_reference
 from openxlstm.states import MLSTMState, SLSTMState
 
-State = tuple[Tensor, ...]
-"""A state without its names, which the loop would not keep."""
+Tensors = tuple[Tensor, ...]
+"""A state without its names, which the loop would not keep, or what it reads in one turn."""
+
+Turned = tuple[Tensors, Tensor]
+"""The state after a turn, and what it gives out."""
 
 CHUNK = 32
 """Steps of an mLSTM that one turn of the loop reads."""
@@ -36,7 +39,7 @@ def slstm(
         x = x + bias
     state = slstm_reference.initial_state(x) if state is None else state
 
-    def turn(before: State, read: tuple[Tensor, ...]) -> tuple[State, Tensor]:
+    def turn(before: Tensors, read: Tensors) -> Turned:
         x_t, *starts = read
         if reset is not None:
             empty = starts[0][:, None, None]
@@ -66,10 +69,10 @@ def mlstm(
 ) -> tuple[Tensor, MLSTMState]:
     """`openxlstm.ops.mlstm` for inputs that it has checked."""
     state = mlstm_reference.initial_state(q, v) if state is None else state
-    B, NH, T, _ = q.shape
+    T = q.shape[2]
     L = 1 if _is_one(T) else chunk_size
 
-    def turn(before: State, read: tuple[Tensor, ...]) -> tuple[State, Tensor]:
+    def turn(before: Tensors, read: Tensors) -> Turned:
         q, k, v, log_i, log_f, *starts = read
         h, after = mlstm_reference.parallel(
             q, k, v, log_i, log_f, MLSTMState(*before),
@@ -96,7 +99,7 @@ def mlstm(
     if reset is not None:
         read += (chunks(reset[:, None])[:, :, 0],)
     after, h = scan(turn, tuple(part.clone() for part in state), read)
-    h = h.movedim(0, 2).reshape(B, NH, NC * L, -1)
+    h = h.movedim(0, 2).flatten(2, 3)
     # Not a slice, which asks whether T is more than there is, and makes a rule of the answer.
     return h.index_select(2, torch.arange(T, device=h.device)), MLSTMState(*after)
 
