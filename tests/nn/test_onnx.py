@@ -62,7 +62,13 @@ def some_state(module: nn.Module, x: Tensor) -> Any:
         return module(torch.randn_like(x))[1]
 
 
-@pytest.mark.parametrize("options", KINDS)
+@pytest.mark.parametrize(
+    "options",
+    [
+        KINDS[0],
+        *(pytest.param(*kind.values, id=kind.id, marks=pytest.mark.slow) for kind in KINDS[1:]),
+    ],
+)
 def test_a_step(options: dict[str, Any], tmp_path: Path) -> None:
     """Of any batch, with the state that the step before returned."""
     module = layer(**options).eval()
