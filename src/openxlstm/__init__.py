@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from openxlstm.nn.parameters import parameter_groups
     from openxlstm.nn.rnn import XLSTM
     from openxlstm.nn.stack import Stack
+    from openxlstm.onnx_export import export_onnx
     from openxlstm.saved_states import load_state, save_state
     from openxlstm.states import MLSTMState, ModelState, SLSTMState, XLSTMState
 
@@ -39,6 +40,7 @@ _PLACES = {
     "UserError": "openxlstm.errors",
     "XLSTM": "openxlstm.nn.rnn",
     "XLSTMState": "openxlstm.states",
+    "export_onnx": "openxlstm.onnx_export",
     "generate": "openxlstm.generation.text",
     "load_state": "openxlstm.saved_states",
     "load_tokenizer": "openxlstm.data.tokenizer",
@@ -64,6 +66,7 @@ __all__ = [
     "UserError",
     "XLSTMState",
     "__version__",
+    "export_onnx",
     "generate",
     "load_state",
     "load_tokenizer",

@@ -8,14 +8,10 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from openxlstm import states
 from openxlstm.errors import UserError
 from openxlstm.files import write_atomically
+from openxlstm.states import KINDS
 
-KINDS = (
-    states.ConvState, states.LayerState, states.MLSTMState, states.ModelState, states.SLSTMState,
-    states.StackState, states.XLSTMState,
-)  # fmt: skip
 FORMAT = "openxlstm state"
 
 

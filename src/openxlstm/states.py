@@ -12,6 +12,7 @@ from typing import Any, NamedTuple, TypeVar
 
 import torch
 from torch import Tensor
+from torch.utils._pytree import _register_namedtuple
 
 S = TypeVar("S")
 
@@ -64,6 +65,17 @@ def tensors(state: Any) -> list[Tensor]:
     if isinstance(state, Tensor):
         return [state]
     return [] if state is None else [tensor for part in state for tensor in tensors(part)]
+
+
+def names(state: Any, name: str = "") -> list[str]:
+    """A name for each of `tensors(state)`: the way to it, as in `blocks.0.cell.h`."""
+    if isinstance(state, Tensor):
+        return [name]
+    if state is None:
+        return []
+    keys = getattr(state, "_fields", range(len(state)))
+    ways = [names(part, f"{name}.{key}".strip(".")) for key, part in zip(keys, state, strict=True)]
+    return [way for part in ways for way in part]
 
 
 def state_bytes(state: Any) -> int:
@@ -158,3 +170,11 @@ class ModelState(NamedTuple):
     detach = detach
     to = to
     select = select
+
+
+KINDS = (ConvState, LayerState, MLSTMState, ModelState, SLSTMState, StackState, XLSTMState)
+"""Every kind of state: what a file may hold, ours or torch's."""
+
+for _kind in KINDS:  # by these names `torch.export.save` writes them
+    _register_namedtuple(_kind, serialized_type_name=f"openxlstm.states.{_kind.__name__}")
+torch.serialization.add_safe_globals(list(KINDS))  # `torch.load` makes them: they run no code

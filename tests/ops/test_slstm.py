@@ -20,7 +20,7 @@ from openxlstm.reference.slstm import recurrent
 from openxlstm.states import SLSTMState, map_state
 
 EACH_BACKEND = pytest.mark.parametrize(
-    "backend", [b.name for b in BACKENDS if b.name not in ("reference", "native")]
+    "backend", [b.name for b in BACKENDS if b.name not in ("reference", "native", "scan")]
 )
 """Those that compute in float64; `test_native.py` has the other."""
 FORGET_GATES = pytest.mark.parametrize("forget_gate", ["sigmoid", "exp"])

@@ -47,7 +47,7 @@ class _Cell(nn.Module):
         is_batch = x.dim() == 2
         x = x[:, None] if is_batch else x[None, None]  # (B, 1, I)
         if state is not None:
-            check_state(state, self.initial_state(0), len(x))
+            check_state(state, self.initial_state(0), x.shape[0])
         if self.in_proj is not None:
             x = self.in_proj(x).to(parameter.dtype)  # autocast would narrow it
         h, after = self.layer(x, None if state is None else LayerState(None, state))

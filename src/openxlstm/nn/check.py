@@ -6,6 +6,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from openxlstm.ops.surroundings import is_transformed
+
 
 def check_input(
     name: str, x: Tensor, size: int, dims: str, ranks: tuple[int, ...], parameter: Tensor
@@ -25,9 +27,8 @@ def check_input(
         raise ValueError(f"{name} must be on {parameter.device} as the weights, not {x.device}")
     if x.dtype == parameter.dtype:
         return x
-    kind = x.device.type
-    can_autocast = x.dtype.is_floating_point and torch.amp.is_autocast_available(kind)
-    if can_autocast and torch.is_autocast_enabled(kind):
+    can_autocast = x.dtype.is_floating_point and x.device.type != "meta"
+    if can_autocast and torch.is_autocast_enabled(x.device.type):
         return x.to(parameter.dtype)
     raise ValueError(f"{name} must be {parameter.dtype} as the weights are, not {x.dtype}")
 
@@ -127,5 +128,5 @@ def can_look(x: Tensor) -> bool:
         and type(x) in (Tensor, torch.nn.Parameter)
         and not torch.compiler.is_compiling()
         and not torch.jit.is_tracing()  # pyright: ignore[reportPrivateImportUsage]
-        and not torch._C._functorch.is_batchedtensor(x)  # pyright: ignore[reportAttributeAccessIssue]
+        and not is_transformed()
     )

@@ -8,7 +8,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from openxlstm.states import StackState, select, stack
+from openxlstm.states import StackState, map_state, select, stack
 
 Run = Callable[[Tensor, StackState | None, Tensor | None], tuple[Tensor, StackState]]
 """From x (B, T, D), a state and a reset (B, T) to y (B, T, D) and the state after the last step."""
@@ -36,7 +36,9 @@ def reverse(x: Tensor, lengths: Tensor | None) -> Tensor:
 def reverse_reset(reset: Tensor, lengths: Tensor | None) -> Tensor:
     """Where the state is emptied if one reads from the end: before the last step of each part that
     `reset` (B, T) begins."""
-    ends = torch.cat([reset[:, 1:], torch.zeros_like(reset[:, :1])], dim=1)
+    last = reset.shape[1] - 1
+    steps = torch.arange(last + 1, device=reset.device)
+    ends = reset[:, (steps + 1).clamp(max=last)] & (steps < last)
     return reverse(ends, lengths)
 
 
@@ -46,6 +48,11 @@ def run_padded(
     """y (B, T, D), 0 at padding, and the state of each sample after its own last step."""
     if state is None:
         return _run_right_aligned(run, x, reset, lengths)
+    if torch.compiler.is_compiling():
+        torch._dynamo.graph_break(
+            "openxlstm reads samples that have lengths and a state in pieces, as many as there are "
+            "lengths: in one graph give lengths without a state, or a state without lengths"
+        )
     return _run_by_length(run, x, state, reset, lengths)
 
 
@@ -77,14 +84,19 @@ def _run_by_length(
     pieces, finished, start = [], [], 0
     for end in sorted(set(sizes.tolist())):
         there = int((sizes >= end).sum())
-        rows, state = rows[:there], select(state, range(there))
+        rows, state = rows[:there], _samples(state, 0, there)
         piece = x[rows, start:end]
         y, state = run(piece, state, None if reset is None else reset[rows, start:end])
         pieces.append(torch.cat([y, y.new_zeros(len(x) - there, *y.shape[1:])]))
         going_on = int((sizes > end).sum())
-        finished.insert(0, select(state, range(going_on, there)))
+        finished.insert(0, _samples(state, going_on, there))
         start = end
     y = torch.cat(pieces, dim=1)
     y = torch.cat([y, y.new_zeros(len(x), x.shape[1] - start, y.shape[2])], dim=1)
     back = order.argsort()
     return y[back], select(stack(finished), back)
+
+
+def _samples(state: StackState, start: int, end: int) -> StackState:
+    """The state of neighbouring samples; a loop over them, as `select` has, can't be compiled."""
+    return map_state(lambda part: part[start:end], state)

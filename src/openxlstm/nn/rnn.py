@@ -208,6 +208,11 @@ class XLSTM(nn.Module):
     def _forward_packed(
         self, x: PackedSequence, state: XLSTMState | None
     ) -> tuple[PackedSequence, XLSTMState]:
+        if torch.compiler.is_compiling():
+            torch._dynamo.graph_break(
+                "openxlstm unpacks a PackedSequence, whose sizes are data: in one graph give the "
+                "padded tensor and lengths"
+            )
         sizes = x.batch_sizes
         if bool((sizes[1:] > sizes[:-1]).any()):
             raise ValueError(

@@ -41,12 +41,12 @@ class SLSTMLayer(nn.Module):
 
     def initial_state(self, batch_size: int) -> LayerState:
         weight = self.recurrent_weight
-        zeros = torch.zeros(
-            batch_size, self.num_heads, self.head_dim,
-            dtype=ops.state_dtype(weight.dtype), device=weight.device,
-        )  # fmt: skip
+        sizes = batch_size, self.num_heads, self.head_dim
+        options = {"dtype": ops.state_dtype(weight.dtype), "device": weight.device}
         conv = None if self.conv is None else self.conv.initial_state(batch_size)
-        return LayerState(conv, SLSTMState(zeros, zeros, zeros, zeros))
+        # Tensors of their own, as those after a step: a compiled step takes both.
+        cell = SLSTMState(*(torch.zeros(sizes, **options) for _ in range(4)))
+        return LayerState(conv, cell)
 
     def forward(
         self, x: Tensor, state: LayerState | None = None, reset: Tensor | None = None

@@ -3,6 +3,8 @@
 import torch
 from torch import Tensor
 
+from openxlstm.ops.surroundings import is_exported
+
 TILE = 64
 """Width to which small diagonal blocks are joined: a product with the zeros between them costs less
 than many tiny products."""
@@ -15,7 +17,7 @@ def blockwise(x: Tensor, weight: Tensor) -> Tensor:
     """x (…, H·in) through the diagonal blocks of weight (H, out, in) → (…, H·out)."""
     H, _, dim_in = weight.shape
     grouped = x.reshape(-1, H, dim_in)  # (N, H, in)
-    if len(grouped) <= FEW:
+    if not is_exported() and len(grouped) <= FEW:
         return (weight * grouped[:, :, None, :]).sum(-1).view(*x.shape[:-1], -1)
     weight = tiles(weight)
     grouped = x.reshape(-1, len(weight), weight.shape[2]).transpose(0, 1)  # (H/t, N, t·in)
@@ -26,7 +28,7 @@ def blockwise(x: Tensor, weight: Tensor) -> Tensor:
 def tiles(weight: Tensor) -> Tensor:
     """The same block-diagonal map in fewer, wider blocks: (H, out, in) → (H/t, t·out, t·in)."""
     H, dim_out, dim_in = weight.shape
-    t = max((t for t in range(1, H + 1) if H % t == 0 and t * dim_in <= TILE), default=1)
+    t = max(t for t in range(1, H + 1) if H % t == 0 and (t == 1 or t * dim_in <= TILE))
     if t == 1:
         return weight
     blocks = weight.view(H // t, t, dim_out, dim_in).permute(0, 2, 3, 1)  # (H/t, out, in, t)

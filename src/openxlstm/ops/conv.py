@@ -5,12 +5,13 @@ from torch import Tensor
 
 from openxlstm.ops import native_conv, torch_conv
 from openxlstm.ops.check import check_floating, check_tensors
-from openxlstm.ops.dispatch import Backend, Request, choose, never
+from openxlstm.ops.dispatch import Backend, Request, choose, never, plain_only
 from openxlstm.states import ConvState
 
 BACKENDS = (
     Backend("native", native_conv.refuses, native_conv.causal_conv),
-    Backend("torch", never, torch_conv.causal_conv),
+    Backend("torch", plain_only, torch_conv.causal_conv),
+    Backend("plain", never, torch_conv.plain),
 )
 
 

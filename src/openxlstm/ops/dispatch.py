@@ -7,11 +7,13 @@ raises with its reason: nothing falls back in silence.
 
 import warnings
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cache
 from typing import Any
 
 import torch
+
+from openxlstm.ops.surroundings import Surroundings, surroundings
 
 
 @dataclass(frozen=True)
@@ -26,6 +28,8 @@ class Request:
     """Sizes by name, e.g. (("T", 256), ("DHV", 64))."""
     wants_grad: bool = False
     """Whether gradients may be asked for."""
+    place: Surroundings = field(default_factory=surroundings)
+    """What goes on around the call."""
 
 
 @dataclass(frozen=True)
@@ -60,8 +64,8 @@ def choose(
     if name is None:
         for backend in backends:
             if backend.refuses(request) is None:
-                if backend.slow:
-                    _announce(op, backend.name)
+                if backend.slow and not torch.compiler.is_compiling():
+                    _announce(op, backend.name, _reasons(backends, request))
                 return _without_autocast(backend.run, request.device)
         raise BackendError(f"no backend runs {op} here: {_reasons(backends, request)}")
     for backend in backends:
@@ -87,16 +91,33 @@ def _without_autocast(run: Callable[..., Any], device: str) -> Callable[..., Any
 
 
 def _reasons(backends: Sequence[Backend], request: Request) -> str:
-    return "; ".join(f"{backend.name}: {backend.refuses(request)}" for backend in backends)
+    reasons = ((backend.name, backend.refuses(request)) for backend in backends)
+    return "; ".join(f"{name}: {reason}" for name, reason in reasons if reason is not None)
 
 
 @cache
-def _announce(op: str, name: str) -> None:
+def _announce(op: str, name: str, reasons: str) -> None:
     warnings.warn(
-        f"openxlstm runs {op} with its slow backend {name!r}; `openxlstm info` says why",
+        f"openxlstm runs {op} with its slow backend {name!r} ({reasons}); see `openxlstm info`",
         stacklevel=4,
     )
 
 
 def never(request: Request) -> None:
     """For a backend that takes everything."""
+
+
+def plain_only(request: Request) -> str | None:
+    """For one that brings its own backward, and else takes everything."""
+    match request.place:
+        case Surroundings.PLAIN:
+            return None
+        case Surroundings.EXPORT:
+            return "an exported program is for any machine and any number of steps"
+        case Surroundings.TRANSFORM:
+            return "torch.func and forward-mode differentiation do not see through it"
+
+
+def export_only(request: Request) -> str | None:
+    """For one that is written for exported programs."""
+    return None if request.place is Surroundings.EXPORT else "it is for exported programs"

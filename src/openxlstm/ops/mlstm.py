@@ -3,15 +3,23 @@
 import torch
 from torch import Tensor
 
-from openxlstm.ops import native, native_mlstm, torch_mlstm
+from openxlstm.ops import native, native_mlstm, scan, torch_mlstm
 from openxlstm.ops.check import check_floating, check_tensors, state_dtype
-from openxlstm.ops.dispatch import Backend, Request, choose, never
+from openxlstm.ops.dispatch import (
+    Backend,
+    Request,
+    choose,
+    export_only,
+    never,
+    plain_only,
+)
 from openxlstm.reference import mlstm as reference
 from openxlstm.states import MLSTMState
 
 BACKENDS = (
     Backend("native", native.refuses, native_mlstm.mlstm),
-    Backend("torch", never, torch_mlstm.mlstm),
+    Backend("scan", export_only, scan.mlstm),
+    Backend("torch", plain_only, torch_mlstm.mlstm),
     Backend("reference", never, reference.chunkwise, slow=True),
 )
 

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from openxlstm.ops.dispatch import Request
+from openxlstm.ops.dispatch import Request, plain_only
 
 FEW = 8
 """Rows up to which packing the weights costs more than it saves."""
@@ -24,7 +24,7 @@ def refuses(request: Request) -> str | None:
         return f"it runs on the CPU, not on {request.device}"
     if request.dtype == torch.float64:
         return "it computes in float32, and float64 was given"
-    return missing()
+    return missing() or plain_only(request)
 
 
 def _load() -> str | None:

@@ -32,12 +32,15 @@ def mlstm(
     inputs = (rows(q), rows(k), rows(v), log_i.contiguous(), log_f.contiguous())
     initial = tuple(part.contiguous() for part in state)
     save = saves(*inputs, *initial)
+    L = min(MAX_CHUNK, chunk_size or best_chunk_size(q.shape[-1], v.shape[-1]))
+    if not torch.compiler.is_compiling():  # there it would fix T, which may be any number
+        L = min(L, q.shape[2])
     h, C, n, m, *_ = torch.ops.openxlstm.mlstm(
         *inputs,
         *initial,
         None if reset is None else reset.contiguous(),
         eps,
-        min(q.shape[2], MAX_CHUNK, chunk_size or best_chunk_size(q.shape[-1], v.shape[-1])),
+        L,
         save,
     )
     return h, MLSTMState(C, n, m)

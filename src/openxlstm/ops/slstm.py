@@ -3,15 +3,23 @@
 import torch
 from torch import Tensor
 
-from openxlstm.ops import native, native_slstm, torch_slstm
+from openxlstm.ops import native, native_slstm, scan, torch_slstm
 from openxlstm.ops.check import check_floating, check_tensors, state_dtype
-from openxlstm.ops.dispatch import Backend, Request, choose, never
+from openxlstm.ops.dispatch import (
+    Backend,
+    Request,
+    choose,
+    export_only,
+    never,
+    plain_only,
+)
 from openxlstm.reference import slstm as reference
 from openxlstm.states import SLSTMState
 
 BACKENDS = (
     Backend("native", native.refuses, native_slstm.slstm),
-    Backend("torch", never, torch_slstm.slstm),
+    Backend("scan", export_only, scan.slstm),
+    Backend("torch", plain_only, torch_slstm.slstm),
     Backend("reference", never, reference.recurrent, slow=True),
 )
 

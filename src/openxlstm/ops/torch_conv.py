@@ -43,6 +43,31 @@ def _convolve(
     return y, ConvState(last)
 
 
+def plain(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None = None,
+    state: ConvState | None = None,
+    *,
+    reset: Tensor | None = None,
+    activation: str | None = None,
+) -> tuple[Tensor, ConvState]:
+    """`causal_conv` in operations that every transform and exporter knows."""
+    T, K = x.shape[1], weight.shape[1]
+    before = x.new_zeros(x.shape[0], K - 1, x.shape[2]) if state is None else state.x
+    inputs = torch.cat([before, x], dim=1)  # (B, K-1+T, D)
+    taps = [inputs[:, j : j + T] for j in range(K)]
+    last = inputs[:, T:].clone()  # a view would keep all of x alive
+    if reset is not None:
+        taps = [
+            torch.where(seen, tap, 0.0) for seen, tap in zip(_seen(reset, K), taps, strict=True)
+        ]
+        last = torch.where(_unbroken_to_end(reset, K), last, 0.0)
+    y = torch.stack([tap * weight[:, j] for j, tap in enumerate(taps)]).sum(0)
+    y = y if bias is None else y + bias
+    return y if activation is None else F.silu(y), ConvState(last)
+
+
 def last_inputs(
     x: Tensor, kernel_size: int, before: ConvState | None, reset: Tensor | None
 ) -> ConvState:
@@ -112,8 +137,9 @@ def _resets_so_far(reset: Tensor, K: int) -> Tensor:
 
 def _seen(reset: Tensor, K: int) -> Tensor:
     """Whether no reset lies between a step and the input that tap j reads for it (K, B, T, 1)."""
-    count = _resets_so_far(reset, K)
-    return (count.unfold(1, K, 1) == count[:, K - 1 :, None]).permute(2, 0, 1)[..., None]
+    count, T = _resets_so_far(reset, K), reset.shape[1]
+    at_taps = torch.stack([count[:, j : j + T] for j in range(K)])
+    return (at_taps == count[:, K - 1 :])[..., None]
 
 
 def _unbroken_to_end(reset: Tensor, K: int) -> Tensor:
