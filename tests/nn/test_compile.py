@@ -121,6 +121,7 @@ def test_a_stream_of_a_cell_compiles_once(kind: Any) -> None:
                 _, state = compiled(torch.randn(1, 4), state)
 
 
+@pytest.mark.skipif(native.missing() is not None, reason="aot_autograd mixes dtypes without them")
 def test_under_autocast() -> None:
     """In one graph too; the stream and the state stay float32."""
     module = layer(layers="ms")

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from openxlstm import XLSTM, MLSTMCell, SLSTMCell
+from openxlstm.ops import native
 from openxlstm.states import tensors, to
 
 MODULES = [
@@ -151,6 +152,7 @@ def test_moved(kind: Any, options: dict[str, Any]) -> None:
 
 
 @each_module
+@pytest.mark.skipif(native.missing() is not None, reason="it is claimed of them alone")
 @pytest.mark.filterwarnings("ignore:.torch.jit:DeprecationWarning")
 @pytest.mark.filterwarnings("ignore::torch.jit.TracerWarning")
 def test_traced(kind: Any, options: dict[str, Any]) -> None:

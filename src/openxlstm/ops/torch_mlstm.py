@@ -166,8 +166,8 @@ class _Chunkwise(torch.autograd.Function):
         n_written = k_written.sum(1).view(G, NC, DQK)
         for j in range(NC):
             decay = gates.decay[:, j, None]
-            torch.addcmul(written[:, j], decay[..., None], C[:, j], out=C[:, j + 1])
-            torch.addcmul(n_written[:, j], decay, n[:, j], out=n[:, j + 1])
+            C[:, j + 1].copy_(written[:, j]).addcmul_(decay[..., None], C[:, j])
+            n[:, j + 1].copy_(n_written[:, j]).addcmul_(decay, n[:, j])
 
         # Within the chunk, and from the state before it.
         D = _decay_matrix(gates, segment).mul_(scale)

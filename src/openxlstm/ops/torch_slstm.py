@@ -85,7 +85,9 @@ class _Scan(torch.autograd.Function):
             o.sigmoid_()
             if log_f is not None:
                 F.logsigmoid(f, out=log_f_[t])  # pyright: ignore[reportCallIssue]
-            torch.add(log_f_[t], m_[t], out=f)
+            if log_f is not None:
+                f.copy_(log_f_[t])
+            f.add_(m_[t])
             if t == 0 or keep_ is not None:  # after a step n is at least 1: empty only at a start
                 f.masked_fill_(n_prev == 0, -torch.inf)
             torch.maximum(f, i, out=m_t)
@@ -149,8 +151,9 @@ class _Scan(torch.autograd.Function):
         for t in reversed(range(T)):
             dh_t.add_(dh_[t])
             dcn.addcmul_(h_factor_[t], dh_t)
-            torch.mul(o_factor_[t], dh_t, out=d_o[t])
-            torch.mul(c_factor_[t], dc, out=d_ifz[t])
+            # Not out=, which torch.compile does not take of a part that is not in one piece.
+            d_o[t].copy_(o_factor_[t]).mul_(dh_t)
+            d_ifz[t].copy_(c_factor_[t]).mul_(dc)
             d_if[t].addcmul_(n_factor_[t], dn)
             dcn.mul_(f_[t])
             if dm is not None:

@@ -20,8 +20,8 @@ from openxlstm.states import SLSTMState
 
 def initial_state(x: Tensor) -> SLSTMState:
     """The empty state for inputs x (B, T, NH, 4, DH), in x's dtype."""
-    zeros = x.new_zeros(x.shape[0], x.shape[2], x.shape[4])
-    return SLSTMState(zeros, zeros, zeros, zeros)
+    B, _, NH, _, DH = x.shape
+    return SLSTMState(*(x.new_zeros(B, NH, DH) for _ in range(4)))
 
 
 def step(
