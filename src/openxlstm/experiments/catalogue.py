@@ -58,7 +58,7 @@ EXPERIMENTS: dict[str, Experiment] = {
     ),
     "modular-arithmetic": state_tracking(
         "Modular arithmetic: what is it modulo 5?",
-        "Read a calculation such as +3−1×4, worked from left to right, and say after each number "
+        "Read a calculation such as 1+3−1×4, worked from left to right, and say after each number "
         "what it comes to, modulo 5.",
         0.2, 0.5,
     ),
@@ -99,12 +99,12 @@ EXPERIMENTS: dict[str, Experiment] = {
         contenders=LEARNERS,
         claims=(
             Claim(
-                words="an mLSTM keeps them over 4096 steps after training on up to 256",
-                source=f"{XLSTM}, section 4.3", contender="mLSTM", at=4096, at_least=0.95,
+                words="an mLSTM keeps them over 4096 steps after training on up to 1024",
+                source=f"{XLSTM}, section 4.3", contender="mLSTM", at=4096, at_least=0.9,
             ),
             Claim(
                 words="an sLSTM keeps them as well",
-                source=f"{XLSTM}, section 2.2", contender="sLSTM", at=4096, at_least=0.95,
+                source=f"{XLSTM}, section 2.2", contender="sLSTM", at=4096, at_least=0.9,
             ),
             Claim(
                 words="a Transformer does not go beyond the lengths it was trained on",
@@ -114,7 +114,7 @@ EXPERIMENTS: dict[str, Experiment] = {
         curves=(
             Curve(
                 name="accuracy", x="steps of noise", y="accuracy of the symbols",
-                columns=(64, 256, 1024, 4096), trained_up_to=256, chance=1 / 8,
+                columns=(64, 256, 1024, 4096), trained_up_to=1024, chance=1 / 8,
             ),
         ),
     ),

@@ -3,7 +3,7 @@
 The copy task of Hochreiter and Schmidhuber (1997, doi:10.1162/neco.1997.9.8.1735, experiment 2) and
 Arjovsky et al. (arXiv:1511.06464), with noise in the gap, which has to be kept out of the memory:
 4 symbols of an alphabet of 8, then noise of 8 others, then a mark and 3 blanks, and at these the 4
-symbols are to be said again, in order. A model learns from gaps of up to 256 steps, and is
+symbols are to be said again, in order. A model learns from gaps of up to 1024 steps, and is
 asked after gaps of up to 4096.
 
 B batch · T time
@@ -22,7 +22,7 @@ from openxlstm.experiments.transformer import Transformer
 WIDTH = 64
 WORD, ALPHABET, NOISE = 4, 8, 8
 MARK, BLANK = ALPHABET + NOISE, ALPHABET + NOISE + 1
-LONGEST_TRAINED, GAPS = 256, (16, 32, 64, 128, 256, 512, 1024, 2048, 4096)
+LONGEST_TRAINED, GAPS = 1024, (16, 32, 64, 128, 256, 512, 1024, 2048, 4096)
 
 BODIES: dict[str, tuple[str, float, Callable[[], nn.Module]]] = {
     "mLSTM": ("2 blocks, 4 heads", 3e-3, lambda: StackBody(embedding_dim=WIDTH, layers="mm")),
@@ -43,11 +43,11 @@ def run(name: str, contender: str, seed: int, quick: bool, tell: Tell) -> Outcom
     torch.manual_seed(seed)
     model = Reader(BLANK + 1, ALPHABET, WIDTH, make_body())
     recipe = Recipe(
-        steps=80 if quick else 2000,
+        steps=80 if quick else 1200,
         learning_rate=learning_rate,
-        levels=(4, 8) if quick else (4, 8, 16, 32, 64, 128, LONGEST_TRAINED),
+        levels=(4, 8) if quick else (4, 8, 16, 32, 64, 128, 256, 512, LONGEST_TRAINED),
         pass_accuracy=0.97,
-        solved_loss=1e-4,
+        solved_loss=2e-5,
     )
     trained = train(model, draw_up_to, recipe, seed, tell)
     rows, longest = (32, 256) if quick else (128, GAPS[-1])
@@ -71,7 +71,7 @@ def run(name: str, contender: str, seed: int, quick: bool, tell: Tell) -> Outcom
 def draw_up_to(longest: int, generator: torch.Generator) -> Batch:
     """A batch to learn from: a gap from half of `longest` to all of it, more rows if short."""
     gap = int(torch.randint(longest // 2, longest + 1, (1,), generator=generator))
-    return draw(max(16, min(128, 4096 // longest)), gap, generator)
+    return draw(max(8, min(128, 8192 // longest)), gap, generator)
 
 
 def draw(rows: int, gap: int, generator: torch.Generator) -> Batch:

@@ -70,12 +70,15 @@ def cycle_navigation(
 def modular_arithmetic(
     batch_size: int, length: int, generator: torch.Generator
 ) -> tuple[Tensor, Tensor]:
-    """The value modulo 5 of a calculation such as +3−1×4×2+0, worked from left to right.
+    """The value modulo 5 of a calculation such as 1+3−1×4×2+0, worked from left to right.
 
-    Symbols 0 to 2 are the operators, 3 to 7 the numbers; they take turns."""
+    Symbols 0 to 2 are the operators, 3 to 7 the numbers; they take turns, after a 1 that is not
+    written. Nothing is multiplied by 0, for all that was before would not matter any more."""
     operators = mixed(batch_size, length // 2, 3, generator)
     numbers = torch.randint(MODULUS, operators.shape, generator=generator)
-    value = torch.zeros(batch_size, dtype=torch.long)
+    nonzero = torch.randint(1, MODULUS, operators.shape, generator=generator)
+    numbers = torch.where(operators == TIMES, nonzero, numbers)
+    value = torch.ones(batch_size, dtype=torch.long)
     values = []
     for operator, number in zip(operators.T, numbers.T, strict=True):
         signed = torch.where(operator == MINUS, -number, number)
@@ -86,8 +89,8 @@ def modular_arithmetic(
 
 
 TASKS = {
-    "parity": Task(parity, 2, 2, steps=3000),
-    "cycle-navigation": Task(cycle_navigation, 3, MODULUS, steps=4000),
+    "parity": Task(parity, 2, 2, steps=2000),
+    "cycle-navigation": Task(cycle_navigation, 3, MODULUS, steps=3000),
     "modular-arithmetic": Task(modular_arithmetic, 3 + MODULUS, MODULUS, steps=6000, every=2),
 }
 

@@ -14,6 +14,7 @@ import traceback
 from collections import deque
 from collections.abc import Callable, Generator, Iterator
 from dataclasses import dataclass
+from multiprocessing import resource_tracker
 from multiprocessing.connection import Connection, wait
 from multiprocessing.process import BaseProcess
 from typing import Any
@@ -70,40 +71,48 @@ def run_jobs(jobs: list[Job], processes: int, hear: Hear) -> Generator[Outcome |
     context = multiprocessing.get_context("spawn")
     waiting = deque(jobs)
     running: dict[Any, tuple[Job, BaseProcess]] = {}
-    try:
-        while waiting or running:
-            while waiting and len(running) < processes:
-                job = waiting.popleft()
-                here, there = context.Pipe(duplex=False)
-                process = context.Process(target=work, args=(job, there), daemon=True)
-                with interrupts_held():
-                    process.start()
-                running[here] = job, process
-                there.close()  # so that the end of the process is the end of the pipe
-            ready: list[Any] = wait(list(running))
-            for here in ready:
-                job, process = running[here]
-                try:
-                    message = here.recv()
-                except EOFError:
-                    del running[here]
-                    process.join()
-                    if process.exitcode:
-                        yield Crash(job.contender, ending(process.exitcode))
-                    continue
-                if isinstance(message, Outcome | Crash):
-                    yield message
-                else:
-                    hear(job.contender, *message)
-    finally:
-        for _, process in running.values():
-            process.terminate()
-        for here, (_, process) in running.items():
-            process.join(5)
-            if process.is_alive():
-                process.kill()
-                process.join()
-            here.close()
+    with interrupts_noted() as interrupt:
+        try:
+            while waiting or running:
+                while waiting and len(running) < processes:
+                    job = waiting.popleft()
+                    here, there = context.Pipe(duplex=False)
+                    process = context.Process(target=work, args=(job, there), daemon=True)
+                    with interrupts_held():
+                        process.start()
+                    running[here] = job, process
+                    there.close()  # so that the end of the process is the end of the pipe
+                ready: list[Any] = wait([*running, interrupt])
+                if interrupt in ready:
+                    raise KeyboardInterrupt
+                for here in ready:
+                    job, process = running[here]
+                    try:
+                        message = here.recv()
+                    except EOFError:
+                        del running[here]
+                        process.join()
+                        if process.exitcode:
+                            yield Crash(job.contender, ending(process.exitcode))
+                        continue
+                    if isinstance(message, Outcome | Crash):
+                        yield message
+                    else:
+                        hear(job.contender, *message)
+        finally:
+            end(running)
+
+
+def end(running: dict[Any, tuple[Job, BaseProcess]]) -> None:
+    """Ends processes, first by asking."""
+    for _, process in running.values():
+        process.terminate()
+    for here, (_, process) in running.items():
+        process.join(5)
+        if process.is_alive():
+            process.kill()
+            process.join()
+        here.close()
 
 
 def ending(exit_code: int) -> str:
@@ -116,12 +125,31 @@ def ending(exit_code: int) -> str:
 
 
 @contextlib.contextmanager
+def interrupts_noted() -> Iterator[Any]:
+    """Makes Ctrl-C a message instead of an exception, which could come anywhere: between the start
+    of a process and the note of it, or where nobody hears it."""
+    noted, note = multiprocessing.Pipe(duplex=False)
+    is_main = threading.current_thread() is threading.main_thread()  # others cannot set a handler
+    before = signal.getsignal(signal.SIGINT)
+    if is_main:
+        signal.signal(signal.SIGINT, lambda *_: note.send_bytes(b"Ctrl-C"))
+    try:
+        yield noted
+    finally:
+        if is_main:
+            signal.signal(signal.SIGINT, before)
+        noted.close()
+        note.close()
+
+
+@contextlib.contextmanager
 def interrupts_held() -> Iterator[None]:
     """Holds Ctrl-C back while a process starts, and for good in that process: it is this one that
     decides what then happens."""
     if not hasattr(signal, "pthread_sigmask"):
         yield
         return
+    resource_tracker.ensure_running()  # its own start would let signals through
     before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
     try:
         yield
