@@ -1,7 +1,7 @@
 """What an experiment found, as plain values, and what follows from it."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -95,5 +95,3 @@ class Experiment:
     curves: tuple[Curve, ...]
     together: bool = False
     """Whether all contenders take turns in one process, undisturbed, since speed is measured."""
-    notes: tuple[str, ...] = field(default=())
-    """What a reader of the figures has to know."""

@@ -47,7 +47,7 @@ def make_figure(name: str, outcomes: Mapping[str, Outcome], *, quick: bool) -> A
         note = f"{experiment.task} {held} of {len(verdicts)} claims hold."
     else:
         note = experiment.task
-    figure.supxlabel(textwrap.fill(note, 100 * panels), fontsize=8, color=FAINT)
+    figure.supxlabel(textwrap.fill(note, 118 * panels), fontsize=8, color=FAINT)
     return figure
 
 

@@ -94,7 +94,9 @@ def table(experiment: Experiment, outcomes: Mapping[str, Outcome]) -> Table:
             cells += [in_words(curve, outcome.value(curve.name, at)) for at in curve.columns]
         made.add_row(*cells)
         answers.add(outcome.answers)
-    notes = [f"{curve.name}: {curve.y}, by {curve.x}" for curve in experiment.curves]
+    notes = [
+        curve.y if curve.is_share else f"{curve.y}, by {curve.x}" for curve in experiment.curves
+    ]
     notes += [
         f"chance: {percent(curve.chance)}"
         for curve in experiment.curves
