@@ -34,12 +34,13 @@ MAY_IMPORT: dict[str, set[str] | None] = {
     "onnx_export": {"states", "nn"},
     "inspect": {"states", "reference", "nn", "lm", "files"},
     "serve": {"generation", "data", "lm", "device"},
+    "experiments": {"config", "files", "nn", "lm"},
     "bench": {"_version", "config", "files", "ops", "lm", "generation"},
     "cli": None,
 }
 """What each room may import of the others, None for anything; all may import errors."""
 
-DRAWS = {"train/curve.py", "inspect/plots.py", "bench/plot.py"}
+DRAWS = {"train/curve.py", "inspect/plots.py", "bench/plot.py", "experiments/plot.py"}
 """The only files that import matplotlib, and only while they draw."""
 
 each_file = pytest.mark.parametrize(
@@ -205,6 +206,7 @@ def test_nothing_is_unpickled(path: Path):
         "openxlstm.cli.main",
         "openxlstm.cli.train",  # its --help
         "openxlstm.cli.bench",
+        "openxlstm.cli.experiment",
         "openxlstm.cli.plan",
         "openxlstm.config",
         "openxlstm.lm.presets",

@@ -23,6 +23,7 @@ TEXT = LETTERS * 100
 SHORT = {
     "train": ["--batch-size", "4", "--window", "8", "--embedding-dim", "16", "--eval-batches", "1",
               "--eval-every", "10", "--quiet"],
+    "experiment": ["--quick", "--quiet"],
     "bench": None,  # it measures for a minute: tests/cli/test_bench.py
 }  # fmt: skip
 """What is added to a command, so that it takes a moment; None leaves it out."""
@@ -54,8 +55,10 @@ def python_blocks(page: Path) -> Iterator[tuple[str, str | None]]:
 def shortened(arguments: list[str]) -> list[str] | None:
     """The same command, made to take a moment; None if that can't be."""
     added = SHORT.get(arguments[0], [])
-    if added is None or arguments[0] != "train" or "--list-presets" in arguments:
+    if added is None or "--list-presets" in arguments:
         return None if added is None else arguments
+    if arguments[0] != "train":
+        return [*arguments, *(option for option in added if option not in arguments)]
     arguments = list(arguments)
     for length in LENGTHS:
         if length in arguments:

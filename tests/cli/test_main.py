@@ -26,6 +26,7 @@ SCRIPTS_RELY_ON = {
     "runs": "--sort --json --plot --x --diff --gates",
     "plan": "--preset --tokens --world-size --strategy --batch-size --window --json",
     "bench": "--part --quick --budget --threads --json --plot",
+    "experiment": "--list --quick --out --seed --processes --json",
     "info": "",
 }
 """Names that never change."""
@@ -48,10 +49,11 @@ def test_asking_for_help_loads_neither_torch_nor_matplotlib() -> None:
     """Nor does a mistake that is seen at once: an answer takes no seconds."""
     asked = [[], ["--help"], ["-h"], ["help"], ["--version"]]
     asked += [[command, "--help"] for command in COMMANDS]
-    asked += [["train", "--list-presets"]]
+    asked += [["train", "--list-presets"], ["experiment"], ["experiment", "--list"]]
     wrong = [["fly"], ["train", "--wings", "2"], ["train", "--preset", "x"], ["generate"]]
     wrong += [["runs", "nowhere"], ["runs", "--plot", "curves.pdf"]]
     wrong += [["bench", "--budget", "0"], ["bench", "--plot", "bars.svg"]]
+    wrong += [["experiment", "alchemy"], ["experiment", "parity", "--processes", "0"]]
     done = subprocess.run(
         [sys.executable, "-c", WHAT_IS_LOADED, json.dumps(asked + wrong)],
         capture_output=True, text=True, check=True,

@@ -18,6 +18,7 @@ COMMANDS = {
     "convert": "a run's model, of any checkpoint, as a folder of its own",
     "runs": "list what was trained, compare it in a picture",
     "plan": "say what a training run will take: memory, arithmetic, time",
+    "experiment": "the paper's claims, tried here: state tracking, recall, memory, cost",
     "bench": "measure the speed here, beside peers and the machine's limit",
     "info": "versions, threads, and which code runs each operation",
 }

@@ -1,0 +1,204 @@
+"""`openxlstm experiment`: claims about xLSTM and its rivals, tried on this machine."""
+
+import contextlib
+import os
+import platform
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any
+
+import tyro
+
+from openxlstm._version import __version__
+from openxlstm.cli.options import Quiet, Verbose, parse
+from openxlstm.errors import UserError
+from openxlstm.experiments.catalogue import EXPERIMENTS
+from openxlstm.experiments.outcome import Outcome
+from openxlstm.experiments.workers import Crash, cores, jobs_of, run_jobs
+from openxlstm.files import write_json
+
+INTERRUPTED = 130
+"""Exit code after Ctrl-C, as shells have it."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Options:
+    """Tries claims of the xLSTM paper and others on this machine: trains sLSTM, mLSTM,
+    torch.nn.LSTM and a Transformer on a task, measures them alike, and says which claims hold.
+
+    Each takes some minutes on two cores. Without a name it lists what there is."""
+
+    name: Annotated[str | None, tyro.conf.Positional] = None
+    """The experiment, or `all`."""
+    list: bool = False
+    """Show the experiments and what they claim."""
+    quick: bool = False
+    """A short look, of seconds: it trains too little to judge the claims."""
+    out: Path | None = None
+    """Folder for result.json and plot.png; by default experiments/NAME. With `all`, the folder that
+    has one for each."""
+    seed: int = 0
+    """Seed of weights and examples."""
+    processes: int | None = None
+    """Contenders that learn side by side; by default one for each core."""
+    json: Path | None = None
+    """Also write the figures of a single experiment to this file."""
+    quiet: Quiet = False
+    """No progress."""
+    verbose: Verbose = False
+    """Show the traceback of an error."""
+
+
+def run(arguments: list[str]) -> int:
+    options = parse(Options, "experiment", arguments)
+    names = check(options)
+    if not names:
+        from openxlstm.experiments.report import print_list
+
+        print_list(sys.stdout)
+        return 0
+    for name in names:
+        folder = folder_of(name, options)
+        code = run_one(name, folder, options)
+        if code:
+            return code
+    return 0
+
+
+def check(options: Options) -> list[str]:
+    """The experiments to run, none if they are to be listed. Raises UserError now for what would
+    fail after minutes."""
+    if not 0 <= options.seed < 2**32:
+        raise UserError(f"seed must be between 0 and 2**32 - 1, not {options.seed}")
+    if options.processes is not None and options.processes < 1:
+        raise UserError(f"processes must be at least 1, not {options.processes}")
+    if options.name is not None and options.name not in {*EXPERIMENTS, "all"}:
+        known = ", ".join(EXPERIMENTS)
+        raise UserError(f"there is no experiment {options.name!r}; there are: {known}, and all")
+    if options.list or options.name is None:
+        return []
+    names = list(EXPERIMENTS) if options.name == "all" else [options.name]
+    if options.json is not None:
+        if len(names) > 1:
+            raise UserError("--json is for one experiment; with all, each has a result.json")
+        if options.json.is_dir():
+            raise UserError(f"--json needs a file, and {options.json} is a folder")
+        check_writable("--json", options.json)
+    for name in names:
+        folder = folder_of(name, options)
+        if folder.exists() and not folder.is_dir():
+            raise UserError(f"--out needs a folder, and {folder} is a file")
+        check_writable("--out", folder / "result.json")
+    return names
+
+
+def check_writable(option: str, path: Path) -> None:
+    """Raises UserError if a file could not be written."""
+    folder = next(parent for parent in path.absolute().parents if parent.exists())
+    if not folder.is_dir() or not os.access(folder, os.W_OK):
+        raise UserError(f"{option}: {path} cannot be written; choose another place")
+
+
+def folder_of(name: str, options: Options) -> Path:
+    """Where an experiment's files go."""
+    if options.out is None:
+        return Path("experiments") / name
+    return options.out / name if options.name == "all" else options.out
+
+
+def run_one(name: str, folder: Path, options: Options) -> int:
+    """Runs an experiment, shows and writes what it found; what was found until Ctrl-C, too."""
+    from openxlstm.experiments.plot import draw
+    from openxlstm.experiments.report import print_report, to_json
+
+    found: dict[str, Outcome] = {}
+    crashes: list[Crash] = []
+    interrupted = False
+    jobs = jobs_of(name, options.seed, options.quick)
+    with progress(name, [job.contender for job in jobs], quiet=options.quiet) as bars:
+        results = run_jobs(jobs, options.processes or cores(), bars.hear)
+        try:
+            with contextlib.closing(results):
+                for result in results:
+                    if isinstance(result, Crash):
+                        crashes.append(result)
+                    else:
+                        found[result.contender] = result
+                        bars.done(result)
+        except KeyboardInterrupt:
+            interrupted = True
+    if found:
+        complete = not interrupted and not crashes
+        result = to_json(
+            name, found, environment(), quick=options.quick, seed=options.seed, complete=complete
+        )
+        print_report(name, found, sys.stdout, quick=options.quick, seed=options.seed)
+        for path in filter(None, (folder / "result.json", options.json)):
+            write_json(path, result)
+        draw(folder / "plot.png", name, found, quick=options.quick)
+        if not options.quiet:
+            print(f"written: {folder / 'result.json'}, {folder / 'plot.png'}", file=sys.stderr)
+    if interrupted:
+        return INTERRUPTED
+    if crashes:
+        if options.verbose:
+            print(*(crash.trace for crash in crashes), sep="\n", file=sys.stderr)
+        first = crashes[0]
+        raise UserError(f"{name}: {first.contender} did not come to its end: {first.reason}")
+    return 0
+
+
+def environment() -> dict[str, Any]:
+    """What a reader of the figures has to know about where they were measured."""
+    from importlib.metadata import version
+
+    return {
+        "machine": f"{platform.system()} {platform.machine()}",
+        "cores": cores(),
+        "openxlstm": __version__,
+        "torch": version("torch"),
+        "python": platform.python_version(),
+    }
+
+
+class Bars:
+    """How contenders go, on standard error: bars in a terminal, else a line for each at its end."""
+
+    def __init__(self, name: str, contenders: "list[str]", *, quiet: bool) -> None:
+        from rich.console import Console
+        from rich.progress import BarColumn, Progress, TextColumn
+
+        self._name = name
+        self._console = Console(stderr=True, quiet=quiet, highlight=False, markup=False)
+        self.progress = Progress(
+            TextColumn("{task.description:<15}"),
+            BarColumn(),
+            TextColumn("{task.percentage:>3.0f}%"),
+            TextColumn("{task.fields[words]}"),
+            console=self._console,
+            disable=quiet or not self._console.is_terminal,
+            transient=True,
+        )
+        self._tasks = {
+            contender: self.progress.add_task(contender, total=1.0, words="")
+            for contender in contenders
+        }
+
+    def hear(self, contender: str, share: float, words: str) -> None:
+        self.progress.update(self._tasks[contender], completed=share, words=words)
+
+    def done(self, outcome: Outcome) -> None:
+        if outcome.contender in self._tasks:
+            words = f"{outcome.steps:,} steps, {outcome.seconds:.0f} s"
+            self.progress.update(self._tasks[outcome.contender], completed=1.0, words=words)
+            if not self._console.is_terminal:
+                self._console.print(f"{self._name}: {outcome.contender}, {words}", soft_wrap=True)
+
+
+@contextlib.contextmanager
+def progress(name: str, contenders: "list[str]", *, quiet: bool) -> Iterator[Bars]:
+    bars = Bars(name, contenders, quiet=quiet)
+    with bars.progress:
+        yield bars

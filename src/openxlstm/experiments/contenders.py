@@ -1,0 +1,63 @@
+"""Who takes part: xLSTM's blocks, `torch.nn.LSTM` and a Transformer, of one width.
+
+All have the same embedding and head around them, and start from the same kind of numbers; what
+differs is what stands between.
+
+B batch · T time · D width
+"""
+
+from typing import Any
+
+from torch import Tensor, nn
+
+from openxlstm.config import StackConfig
+from openxlstm.nn.init import small_init_
+from openxlstm.nn.stack import Stack
+
+TIED_STD = 0.3
+"""Of an embedding that is the head too: small enough to be unsure at first, large enough that a
+contender can be sure later without learning thousands of longer vectors."""
+
+
+class StackBody(nn.Module):
+    """xLSTM blocks. x (B, T, D) → (B, T, D)."""
+
+    def __init__(self, **options: Any) -> None:
+        super().__init__()
+        self.stack = Stack(StackConfig(**options))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.stack(x)[0]
+
+
+class LSTMBody(nn.Module):
+    """`torch.nn.LSTM`. x (B, T, D) → (B, T, D)."""
+
+    def __init__(self, width: int, num_layers: int) -> None:
+        super().__init__()
+        self.lstm = nn.LSTM(width, width, num_layers, batch_first=True)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.lstm(x)[0]
+
+
+class Reader(nn.Module):
+    """Embedding → body → head: ids (B, T) → logits."""
+
+    def __init__(
+        self, vocab_size: int, num_answers: int, width: int, body: nn.Module, *, tied: bool = False
+    ) -> None:
+        super().__init__()
+        self.embedding = nn.Embedding(vocab_size, width)
+        self.body = body
+        self.head = nn.Linear(width, num_answers, bias=False)
+        if tied:
+            nn.init.normal_(self.embedding.weight, std=TIED_STD)
+            self.head.weight = self.embedding.weight
+        else:
+            small_init_(self.embedding.weight, width)
+            small_init_(self.head.weight, width)
+
+    def forward(self, ids: Tensor, asked: Tensor) -> Tensor:
+        """Logits (N, num_answers) of the N steps where `asked` (B, T) bool is true, in order."""
+        return self.head(self.body(self.embedding(ids))[asked])

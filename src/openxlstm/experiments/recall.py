@@ -1,0 +1,108 @@
+"""Associative recall: 64 pairs of a key and a value, then every key again, to be answered.
+
+Multi-query associative recall of Arora et al. (arXiv:2312.04927), which the xLSTM paper takes up
+(arXiv:2405.04517, section 4.1): 8192 tokens, half of them keys, half values; a sequence binds each
+of its keys to a value at random and asks for all of them, in another order. What differs from the
+original: the queries follow one another without filler in between, and embedding and head are one
+matrix, so that saying a value needs no 4096 outputs that are learned one by one. Contenders begin
+with 2 pairs and go on as they master them.
+
+B batch · P pairs · T = 3·P time
+"""
+
+from collections.abc import Callable
+
+import torch
+from torch import nn
+
+from openxlstm.experiments.contenders import LSTMBody, Reader, StackBody
+from openxlstm.experiments.outcome import Outcome
+from openxlstm.experiments.training import Batch, Recipe, Tell, right_answers, train
+from openxlstm.experiments.transformer import Transformer
+
+WIDTH, VOCAB_SIZE, MOST_PAIRS = 64, 8192, 64
+PAIRS = (1, 2, 4, 8, 16, 32, 48, 64)
+"""Where the accuracy is measured."""
+
+BODIES: dict[str, tuple[str, float, Callable[[], nn.Module]]] = {
+    "mLSTM": (
+        "2 blocks, 1 head", 5e-3,
+        lambda: StackBody(embedding_dim=WIDTH, layers="mm", num_heads=1),
+    ),
+    "sLSTM": (
+        "2 blocks, 2 heads", 5e-3,
+        lambda: StackBody(
+            embedding_dim=WIDTH, layers="ss", num_heads=2, slstm_recurrent_init="uniform"
+        ),
+    ),
+    "nn.LSTM": ("2 layers", 5e-3, lambda: LSTMBody(WIDTH, 2)),
+    "Transformer": ("2 blocks, 2 heads", 3e-3, lambda: Transformer(WIDTH, 2, 2)),
+}  # fmt: skip
+"""For each contender what it is, its learning rate, and how to make it."""
+
+
+def run(name: str, contender: str, seed: int, quick: bool, tell: Tell) -> Outcome:
+    """Trains one contender, and measures it."""
+    assert name == "recall"
+    vocab_size, most = (256, 8) if quick else (VOCAB_SIZE, MOST_PAIRS)
+    about, learning_rate, make_body = BODIES[contender]
+    torch.manual_seed(seed)
+    model = Reader(vocab_size, vocab_size, WIDTH, make_body(), tied=True)
+    recipe = Recipe(
+        steps=160 if quick else 900,
+        learning_rate=learning_rate,
+        levels=[n for n in (2, 4, 8, 16, 32, 64) if n <= most],
+        pass_accuracy=0.8,
+        solved_loss=0.05,
+        warmup=0.1,
+    )
+    trained = train(model, lambda pairs, g: draw(1024, pairs, vocab_size, g), recipe, seed, tell)
+    accuracy = {
+        pairs: measure(model, pairs, vocab_size, 512 if quick else 8192)
+        for pairs in PAIRS
+        if pairs <= most
+    }
+    return Outcome(
+        contender=contender,
+        about=f"{about}, rate {learning_rate:g}",
+        parameters=sum(parameter.numel() for parameter in model.parameters()),
+        seconds=trained.seconds,
+        steps=trained.steps,
+        curves={"accuracy": accuracy},
+        answers=512 if quick else 8192,
+    )
+
+
+def measure(model: Reader, pairs: int, vocab_size: int, answers: int) -> float:
+    """The accuracy over so many answers, of sequences of so many pairs."""
+    generator = torch.Generator().manual_seed(2**32 + pairs)
+    batch = draw(answers, pairs, vocab_size, generator)
+    return right_answers(model, batch, rows=max(1, 1024 // pairs)).float().mean().item()
+
+
+def draw(queries: int, pairs: int, vocab_size: int, generator: torch.Generator) -> Batch:
+    """Sequences of P pairs, as many as make so many queries in all."""
+    B, half = max(1, queries // pairs), vocab_size // 2
+    keys = distinct(B, pairs, half, generator)  # (B, P)
+    values = torch.randint(half, vocab_size, (B, pairs), generator=generator)
+    order = torch.rand(B, pairs, generator=generator).argsort(1)
+    told = torch.stack([keys, values], 2).flatten(1)
+    ids = torch.cat([told, keys.gather(1, order)], 1)
+    asked = torch.zeros(ids.shape, dtype=torch.bool)
+    asked[:, 2 * pairs :] = True
+    return Batch(ids, asked, values.gather(1, order).flatten())
+
+
+def distinct(rows: int, count: int, below: int, generator: torch.Generator) -> torch.Tensor:
+    """Rows of `count` different numbers in [0, below) each, in random order."""
+    if rows * below <= 1 << 18:
+        return torch.rand(rows, below, generator=generator).topk(count, 1).indices
+    numbers = torch.randint(below, (rows, count), generator=generator)
+    while True:  # what is there twice is drawn again, which is rare among so many
+        ordered, order = numbers.sort(1)
+        again = torch.zeros(numbers.shape, dtype=torch.bool)
+        again[:, 1:] = ordered[:, 1:] == ordered[:, :-1]
+        if not again.any():
+            return numbers
+        again = torch.zeros_like(again).scatter(1, order, again)
+        numbers[again] = torch.randint(below, (int(again.sum()),), generator=generator)

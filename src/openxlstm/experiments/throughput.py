@@ -1,0 +1,182 @@
+"""Throughput: what a token costs while training, and while generating, the longer the text.
+
+Contenders take turns in one process, on one thread, and the median turn of each counts. A turn of
+training is a step of 8192 tokens: one sequence of 8192, or 64 of 128. A turn of generation is
+some tokens, one after another, each chosen from the logits of the one before, after a context that
+was read. xLSTM generates as `openxlstm generate` does; the Transformer has a cache of keys and
+values that is written in place; `torch.nn.LSTM` keeps its state.
+
+B batch · T time · V vocabulary
+"""
+
+import statistics
+import time
+from collections.abc import Callable, Iterator
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from openxlstm.config import ModelConfig
+from openxlstm.experiments.contenders import LSTMBody, Reader
+from openxlstm.experiments.outcome import Outcome
+from openxlstm.experiments.training import Tell
+from openxlstm.experiments.transformer import Transformer
+from openxlstm.lm.model import LanguageModel
+
+WIDTH, BLOCKS, VOCAB_SIZE = 128, 4, 256
+TOKENS = 8192
+"""Of a training step, however long its sequences are."""
+LENGTHS = (128, 512, 2048, 8192)
+CONTEXTS = (256, 1024, 4096, 16384)
+PREFILL = 2048
+"""Steps that a recurrent model reads at a time."""
+
+Step = Callable[[Tensor], Tensor]
+"""Reads ids (1,) and returns logits (1, V)."""
+
+ABOUT = {
+    "sLSTM": f"{BLOCKS} blocks, 4 heads",
+    "mLSTM": f"{BLOCKS} blocks, 4 heads",
+    "nn.LSTM": f"{BLOCKS} layers",
+    "Transformer": f"{BLOCKS} blocks, 4 heads",
+}
+
+
+def make_model(contender: str) -> nn.Module:
+    """A language model with the contender in its middle."""
+    if contender in ("sLSTM", "mLSTM"):
+        layers = contender[0] * BLOCKS
+        return LanguageModel(ModelConfig(vocab_size=VOCAB_SIZE, embedding_dim=WIDTH, layers=layers))
+    is_lstm = contender == "nn.LSTM"
+    body = LSTMBody(WIDTH, BLOCKS) if is_lstm else Transformer(WIDTH, BLOCKS, 4)
+    return Reader(VOCAB_SIZE, VOCAB_SIZE, WIDTH, body)
+
+
+def run_together(seed: int, quick: bool, tell: Tell) -> Iterator[Outcome]:
+    """Measures all contenders; each comes again whenever more is known of it."""
+    torch.manual_seed(seed)
+    models = {contender: make_model(contender) for contender in ABOUT}
+    curves: dict[str, dict[str, dict[int, float]]] = {
+        contender: {"training": {}, "generation": {}} for contender in models
+    }
+    parts = [
+        *(("training", length) for length in (LENGTHS[:2] if quick else LENGTHS)),
+        *(("generation", context) for context in (CONTEXTS[:2] if quick else CONTEXTS)),
+    ]
+    for place, (curve, length) in enumerate(parts):
+        tell(place / len(parts), f"{curve}, {length:,} steps")
+        if curve == "training":
+            tokens = 1024 if quick else TOKENS
+            turns = {name: training_turn(model, length, tokens) for name, model in models.items()}
+            seconds = medians(turns, 1 if quick else 5)
+            values = {name: tokens / taken for name, taken in seconds.items()}
+        else:
+            tokens = 8 if quick else 64
+            turns = {name: generation_turn(model, length, tokens) for name, model in models.items()}
+            seconds = medians(turns, 3 if quick else 15)
+            values = {name: taken / tokens * 1e6 for name, taken in seconds.items()}
+        for name, value in values.items():
+            curves[name][curve][length] = value
+        for name, model in models.items():
+            yield Outcome(
+                contender=name,
+                about=ABOUT[name],
+                parameters=sum(parameter.numel() for parameter in model.parameters()),
+                curves=curves[name],
+            )
+
+
+def medians(turns: dict[str, Callable[[], object]], rounds: int) -> dict[str, float]:
+    """Seconds of the median turn of each, after one that does not count; they take turns."""
+    taken: dict[str, list[float]] = {name: [] for name in turns}
+    for number in range(rounds + 1):
+        for name, turn in turns.items():
+            start = time.perf_counter()
+            turn()
+            if number:
+                taken[name].append(time.perf_counter() - start)
+    return {name: statistics.median(seconds) for name, seconds in taken.items()}
+
+
+def training_turn(model: nn.Module, length: int, tokens: int) -> Callable[[], object]:
+    """A step of AdamW on so many tokens, in sequences of `length`."""
+    optimizer = torch.optim.AdamW(model.parameters(), 1e-4)
+    ids = torch.randint(VOCAB_SIZE, (max(1, tokens // length), length + 1))
+    inputs, targets = ids[:, :-1].contiguous(), ids[:, 1:].flatten()
+    everywhere = torch.ones(inputs.shape, dtype=torch.bool)
+
+    def turn() -> None:
+        if isinstance(model, LanguageModel):
+            logits = model(inputs)[0].flatten(0, 1)
+        else:
+            logits = model(inputs, everywhere)
+        optimizer.zero_grad()
+        F.cross_entropy(logits, targets).backward()
+        optimizer.step()
+
+    return turn
+
+
+def generation_turn(model: nn.Module, context: int, tokens: int) -> Callable[[], object]:
+    """So many tokens, greedily, after a context of random ones."""
+    ids = torch.randint(VOCAB_SIZE, (1, context))
+    with torch.no_grad():
+        make_steps = after_context(model, ids, context + tokens)
+
+    @torch.no_grad()
+    def turn() -> None:
+        step, token = make_steps(), ids[:, -1]
+        for _ in range(tokens):
+            token = step(token).argmax(-1)
+
+    return turn
+
+
+def after_context(model: nn.Module, ids: Tensor, capacity: int) -> Callable[[], Step]:
+    """Reads ids (1, T), and returns what makes a `Step` that goes on from there, any time again."""
+    if isinstance(model, LanguageModel):
+        state = model.initial_state(1)
+        for part in ids.split(PREFILL, 1):
+            state = model(part, state)[1]
+        return lambda: language_model_step(model, state)
+    assert isinstance(model, Reader)
+    if isinstance(model.body, LSTMBody):
+        _, state = model.body.lstm(model.embedding(ids))
+        return lambda: lstm_step(model, state)
+    assert isinstance(model.body, Transformer)
+    caches = model.body.empty_caches(1, capacity)
+    model.body(model.embedding(ids), caches)
+    body, context = model.body, ids.shape[1]
+
+    def make_step() -> Step:
+        for cache in caches:
+            cache.length = context
+        return lambda token: model.head(body(model.embedding(token[:, None]), caches)[:, 0])
+
+    return make_step
+
+
+def language_model_step(model: LanguageModel, state: object) -> Step:
+    """With the native backend a whole token is one call; without it, a forward of one step."""
+    decoder = model.decoder(state)  # pyright: ignore[reportArgumentType]
+    if decoder is not None:
+        return decoder.step
+    states = [state]
+
+    def step(token: Tensor) -> Tensor:
+        logits, states[0] = model(token[:, None], states[0])
+        return logits[:, 0]
+
+    return step
+
+
+def lstm_step(model: Reader, state: tuple[Tensor, Tensor]) -> Step:
+    body, states = model.body, [state]
+    assert isinstance(body, LSTMBody)
+
+    def step(token: Tensor) -> Tensor:
+        h, states[0] = body.lstm(model.embedding(token[:, None]), states[0])
+        return model.head(h[:, 0])
+
+    return step

@@ -1,0 +1,130 @@
+"""How every contender learns: AdamW on fresh examples that become harder, until it is solved.
+
+B batch · T time · N answers that are asked for
+"""
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from openxlstm.experiments.contenders import Reader
+
+MEMORY = 0.95
+"""Share of the running accuracy and loss that stays from step to step."""
+
+COOLING = 0.1
+"""Share of the steps over which the rate falls to 0 once a contender has solved its task."""
+
+BETAS = 0.9, 0.95
+"""AdamW's, whose weight decay is 0 here: what is learned is exact, and examples never repeat."""
+
+TELL_EVERY = 0.5
+"""Seconds between two words about progress."""
+
+Tell = Callable[[float, str], object]
+"""Hears the share of the work that is done, and how it goes."""
+
+
+class Batch(NamedTuple):
+    """Examples, and what is asked about them."""
+
+    ids: Tensor
+    """(B, T) int64."""
+    asked: Tensor
+    """(B, T) bool: where an answer is wanted."""
+    answers: Tensor
+    """(N,) int64, in the order of the rows and steps that are asked."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Recipe:
+    """How long and how fast one learns; the same for all contenders but where it is told."""
+
+    steps: int
+    """Optimizer steps at most."""
+    learning_rate: float
+    """Highest rate: reached after `warmup`, kept to the half of the run, then falling to 0."""
+    levels: Sequence[int]
+    """Difficulties from easy to hard, e.g. lengths. The next comes when `pass_accuracy` is
+    reached, or when the contender is late: half of the steps are for the last one in any case."""
+    pass_accuracy: float
+    """Running accuracy that leads to the next level."""
+    solved_loss: float
+    """Running loss at the last level, in nats an answer, that ends the training early."""
+    warmup: float = 0.04
+    """Share of the steps over which the rate rises from 0."""
+    clip_norm: float = 1.0
+    """Largest norm of the whole gradient."""
+
+
+class Trained(NamedTuple):
+    """What the training took."""
+
+    steps: int
+    seconds: float
+    solved: bool
+    """Whether it ended early."""
+
+
+def train(
+    model: Reader, draw: Callable[[int, torch.Generator], Batch], recipe: Recipe, seed: int,
+    tell: Tell,
+) -> Trained:  # fmt: skip
+    """Trains on examples that `draw` makes of a level and a generator, each seen once."""
+    optimizer = torch.optim.AdamW(
+        model.parameters(), recipe.learning_rate, betas=BETAS, weight_decay=0.0
+    )
+    generator = torch.Generator().manual_seed(seed)
+    place, accuracy, loss_of_late = 0, 0.0, 1.0
+    end, falling, solved = recipe.steps, recipe.steps / 2, False
+    start = told = time.perf_counter()
+    step = 0
+    while step < end:
+        fall = min((end - step) / falling, 1.0)
+        warm = min(step / (recipe.warmup * recipe.steps) + 0.01, 1.0)
+        for group in optimizer.param_groups:
+            group["lr"] = recipe.learning_rate * min(warm, fall)
+        ids, asked, answers = draw(recipe.levels[place], generator)
+        logits = model(ids, asked)
+        loss = F.cross_entropy(logits, answers)
+        optimizer.zero_grad()
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), recipe.clip_norm)
+        optimizer.step()
+        step += 1
+
+        right = (logits.argmax(-1) == answers).float().mean().item()
+        accuracy = MEMORY * accuracy + (1 - MEMORY) * right
+        if time.perf_counter() - told > TELL_EVERY:
+            told = time.perf_counter()
+            tell(step / end, f"level {recipe.levels[place]}, accuracy {accuracy:.1%}")
+        if place < len(recipe.levels) - 1:
+            if accuracy > recipe.pass_accuracy or step > latest(place, recipe):
+                place += 1
+                accuracy *= 0.9  # it has to be shown again that it is no accident
+            continue
+        loss_of_late = MEMORY * loss_of_late + (1 - MEMORY) * loss.item()
+        if not solved and loss_of_late < recipe.solved_loss:
+            solved, falling = True, COOLING * recipe.steps / fall
+            end = min(end, step + round(COOLING * recipe.steps))
+    return Trained(end, time.perf_counter() - start, solved)
+
+
+def latest(place: int, recipe: Recipe) -> float:
+    """The step at which a level is left in any case."""
+    return (place + 1) * recipe.steps / 2 / len(recipe.levels)
+
+
+@torch.no_grad()
+def right_answers(model: Reader, batch: Batch, rows: int) -> Tensor:
+    """Whether each answer is right (N,) bool; so many rows are read at a time."""
+    found = []
+    for start in range(0, len(batch.ids), rows):
+        part = slice(start, start + rows)
+        found.append(model(batch.ids[part], batch.asked[part]).argmax(-1))
+    return torch.cat(found) == batch.answers

@@ -1,0 +1,189 @@
+"""Contenders side by side: each learns in a process of its own, on one thread.
+
+A process is told what to do by names alone, sends how it goes and what it found, and ends. None
+outlives this one: Ctrl-C ends them all, and one whose parent was killed ends by itself.
+"""
+
+import contextlib
+import importlib
+import multiprocessing
+import os
+import signal
+import threading
+import traceback
+from collections import deque
+from collections.abc import Callable, Generator, Iterator
+from dataclasses import dataclass
+from multiprocessing import resource_tracker
+from multiprocessing.connection import Connection, wait
+from multiprocessing.process import BaseProcess
+from typing import Any
+
+from openxlstm.experiments.catalogue import EXPERIMENTS
+from openxlstm.experiments.outcome import Outcome
+
+Hear = Callable[[str, float, str], object]
+"""Hears of progress: the contender, the share of its work that is done, and how it goes."""
+
+ALL = "all contenders"
+"""In place of a contender, where they take turns in one process."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Job:
+    """What one process is to do."""
+
+    experiment: str
+    contender: str
+    seed: int
+    quick: bool
+
+
+@dataclass(frozen=True)
+class Crash:
+    """A process that did not come to its end."""
+
+    contender: str
+    reason: str
+    """In a line."""
+    trace: str = ""
+
+
+def cores() -> int:
+    """Processors that this process may use."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
+def jobs_of(name: str, seed: int, quick: bool) -> list[Job]:
+    """What there is to do for an experiment."""
+    experiment = EXPERIMENTS[name]
+    who = (ALL,) if experiment.together else experiment.contenders
+    return [Job(experiment=name, contender=one, seed=seed, quick=quick) for one in who]
+
+
+def run_jobs(jobs: list[Job], processes: int, hear: Hear) -> Generator[Outcome | Crash]:
+    """Runs jobs, so many at a time, and yields what they find as they find it.
+
+    Closing the iterator, or an exception in it, ends all of them.
+    """
+    context = multiprocessing.get_context("spawn")
+    waiting = deque(jobs)
+    running: dict[Any, tuple[Job, BaseProcess]] = {}
+    with interrupts_noted() as interrupt:
+        try:
+            while waiting or running:
+                while waiting and len(running) < processes:
+                    job = waiting.popleft()
+                    here, there = context.Pipe(duplex=False)
+                    process = context.Process(target=work, args=(job, there), daemon=True)
+                    with interrupts_held():
+                        process.start()
+                    running[here] = job, process
+                    there.close()  # so that the end of the process is the end of the pipe
+                ready: list[Any] = wait([*running, interrupt])
+                if interrupt in ready:
+                    raise KeyboardInterrupt
+                for here in ready:
+                    job, process = running[here]
+                    try:
+                        message = here.recv()
+                    except EOFError:
+                        del running[here]
+                        process.join()
+                        if process.exitcode:
+                            yield Crash(job.contender, ending(process.exitcode))
+                        continue
+                    if isinstance(message, Outcome | Crash):
+                        yield message
+                    else:
+                        hear(job.contender, *message)
+        finally:
+            end(running)
+
+
+def end(running: dict[Any, tuple[Job, BaseProcess]]) -> None:
+    """Ends processes, first by asking."""
+    for _, process in running.values():
+        process.terminate()
+    for here, (_, process) in running.items():
+        process.join(5)
+        if process.is_alive():
+            process.kill()
+            process.join()
+        here.close()
+
+
+def ending(exit_code: int) -> str:
+    """How a process ended that said nothing."""
+    if exit_code < 0:
+        name = signal.Signals(-exit_code).name
+        hint = "; there may not have been enough memory" if -exit_code == 9 else ""
+        return f"its process was ended by {name}{hint}"
+    return f"its process ended with exit code {exit_code}"
+
+
+@contextlib.contextmanager
+def interrupts_noted() -> Iterator[Any]:
+    """Makes Ctrl-C a message instead of an exception, which could come anywhere: between the start
+    of a process and the note of it, or where nobody hears it."""
+    noted, note = multiprocessing.Pipe(duplex=False)
+    is_main = threading.current_thread() is threading.main_thread()  # others cannot set a handler
+    before = signal.getsignal(signal.SIGINT)
+    if is_main:
+        signal.signal(signal.SIGINT, lambda *_: note.send_bytes(b"Ctrl-C"))
+    try:
+        yield noted
+    finally:
+        if is_main:
+            signal.signal(signal.SIGINT, before)
+        noted.close()
+        note.close()
+
+
+@contextlib.contextmanager
+def interrupts_held() -> Iterator[None]:
+    """Holds Ctrl-C back while a process starts, and for good in that process: it is this one that
+    decides what then happens."""
+    if not hasattr(signal, "pthread_sigmask"):
+        yield
+        return
+    resource_tracker.ensure_running()  # its own start would let signals through
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+def work(job: Job, there: Connection) -> None:
+    """Does a job; the whole life of a process."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    threading.Thread(target=end_with_parent, daemon=True).start()
+    try:
+        import torch
+
+        torch.set_num_threads(1)
+        experiment = EXPERIMENTS[job.experiment]
+        module: Any = importlib.import_module(f"openxlstm.experiments.{experiment.module}")
+
+        def tell(share: float, words: str) -> None:
+            there.send((share, words))
+
+        if experiment.together:
+            for outcome in module.run_together(job.seed, job.quick, tell):
+                there.send(outcome)
+        else:
+            there.send(module.run(job.experiment, job.contender, job.seed, job.quick, tell))
+    except Exception as error:
+        reason = f"{type(error).__name__}: {error}".splitlines()[0]
+        there.send(Crash(job.contender, reason, traceback.format_exc()))
+
+
+def end_with_parent() -> None:
+    """Ends this process, at once, when the one that started it is gone."""
+    parent = multiprocessing.parent_process()
+    if parent is not None:
+        wait([parent.sentinel])
+        os._exit(1)

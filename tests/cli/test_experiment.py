@@ -1,0 +1,202 @@
+"""`openxlstm experiment`, in its quick form."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Callable, Generator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from openxlstm.experiments import workers
+from openxlstm.experiments.catalogue import EXPERIMENTS
+from openxlstm.experiments.outcome import Outcome
+
+Cli = Callable[..., Any]
+
+PNG = b"\x89PNG\r\n\x1a\n"
+
+
+def curve_of(result: dict[str, Any], contender: str, curve: str = "accuracy") -> dict[int, float]:
+    (found,) = (each for each in result["contenders"] if each["name"] == contender)
+    return dict(found["curves"][curve])
+
+
+@pytest.fixture(scope="module")
+def quick_runs(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], dict[str, Any]]:
+    """The result of a quick run of an experiment, run once, with what the command said."""
+    done: dict[str, dict[str, Any]] = {}
+
+    def run(name: str) -> dict[str, Any]:
+        if name not in done:
+            folder = tmp_path_factory.mktemp("experiments") / "new" / name
+            said = subprocess.run(
+                [sys.executable, "-m", "openxlstm", "experiment", name, "--quick", "--out", folder],
+                capture_output=True, text=True, check=True, timeout=200,
+            )  # fmt: skip
+            assert sorted(path.name for path in folder.iterdir()) == ["plot.png", "result.json"]
+            assert (folder / "plot.png").read_bytes().startswith(PNG)
+            result = json.loads((folder / "result.json").read_text())
+            done[name] = {**result, "out": said.stdout, "err": said.stderr}
+        return done[name]
+
+    return run
+
+
+@pytest.mark.parametrize("name", EXPERIMENTS)
+def test_a_quick_run(name: str, quick_runs: Callable[[str], dict[str, Any]]) -> None:
+    result, experiment = quick_runs(name), EXPERIMENTS[name]
+    assert result["experiment"] == name
+    assert (result["quick"], result["complete"], result["seed"]) == (True, True, 0)
+    assert {each["name"] for each in result["contenders"]} == set(experiment.contenders)
+    assert len(result["claims"]) == len(experiment.claims)
+    assert {each["verdict"] for each in result["claims"]} == {"too short to judge"}
+    for words in (experiment.title, "too short to judge", *experiment.contenders):
+        assert words in result["out"]
+    lines = 1 + (0 if experiment.together else len(experiment.contenders))
+    assert result["err"].count("\n") == lines
+    for contender in result["contenders"]:
+        assert contender["parameters"] > 1000
+        assert contender["curves"]
+
+
+def test_a_quick_parity_is_learned(quick_runs: Callable[[str], dict[str, Any]]) -> None:
+    """A hundred and fifty steps are enough for those who can, and never for those who cannot."""
+    result = quick_runs("parity")
+    assert curve_of(result, "sLSTM")[40] > 0.95
+    assert curve_of(result, "mLSTM")[256] < 0.7
+    assert curve_of(result, "Transformer")[256] < 0.7
+
+
+def test_a_quick_recall_learns(quick_runs: Callable[[str], dict[str, Any]]) -> None:
+    result = quick_runs("recall")
+    assert curve_of(result, "mLSTM")[2] > 5 / 128
+
+
+def test_a_quick_throughput_measures(quick_runs: Callable[[str], dict[str, Any]]) -> None:
+    result = quick_runs("throughput")
+    for contender in EXPERIMENTS["throughput"].contenders:
+        for curve in ("training", "generation"):
+            assert min(curve_of(result, contender, curve).values()) > 0
+
+
+@pytest.mark.parametrize("arguments", [[], ["--list"], ["parity", "--list"]])
+def test_list(arguments: list[str], cli: Cli) -> None:
+    result = cli("experiment", *arguments)
+    assert (result.code, result.err) == (0, "")
+    for name, experiment in EXPERIMENTS.items():
+        assert f"{name}  {experiment.title}" in result.out
+    assert list(Path().iterdir()) == []
+
+
+def made_up(*names: str) -> Callable[..., Generator[Outcome]]:
+    """Stands in for the processes: contenders that know everything; one of them interrupts."""
+
+    def run(jobs: list[workers.Job], processes: int, hear: workers.Hear) -> Generator[Outcome]:
+        for job in jobs:
+            if job.contender not in names:
+                raise KeyboardInterrupt
+            hear(job.contender, 0.5, "half")
+            yield Outcome(
+                contender=job.contender, about="x", parameters=1, seconds=2.0, steps=3, answers=4,
+                curves={"accuracy": {4: 1.0, 256: 1.0}},
+            )  # fmt: skip
+
+    return run
+
+
+def test_ctrl_c_keeps_what_is_done(cli: Cli, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("openxlstm.cli.experiment.run_jobs", made_up("sLSTM"))
+    result = cli("experiment", "parity", "--json", "other.json", "--quiet")
+    assert (result.code, result.err) == (130, "")
+    assert "holds: an sLSTM" in result.out
+    assert "not measured: an mLSTM" in result.out
+    written = json.loads(Path("other.json").read_text())
+    assert written == json.loads(Path("experiments/parity/result.json").read_text())
+    assert written["complete"] is False
+    assert [each["name"] for each in written["contenders"]] == ["sLSTM"]
+    monkeypatch.setattr("openxlstm.cli.experiment.run_jobs", made_up())
+    result = cli("experiment", "recall")
+    assert (result.code, result.out) == (130, "")
+    assert not Path("experiments/recall").exists()
+
+
+def test_all_of_them(cli: Cli, monkeypatch: pytest.MonkeyPatch) -> None:
+    everybody = {*EXPERIMENTS["parity"].contenders, workers.ALL}
+    monkeypatch.setattr("openxlstm.cli.experiment.run_jobs", made_up(*everybody))
+    result = cli("experiment", "all", "--out", "here")
+    assert result.code == 0
+    assert "does not hold: an mLSTM" in result.out, "for it knew everything"
+    assert {path.name for path in Path("here").iterdir()} == set(EXPERIMENTS)
+    assert "parity: sLSTM, 3 steps, 2 s\n" in result.err
+
+
+def test_a_crash_is_one_line(cli: Cli, monkeypatch: pytest.MonkeyPatch) -> None:
+    crash = workers.Crash("mLSTM", "ValueError: no", "Traceback: here")
+
+    def run(*_: object) -> Generator[workers.Crash]:
+        yield crash
+
+    monkeypatch.setattr("openxlstm.cli.experiment.run_jobs", run)
+    result = cli("experiment", "parity", "--quiet")
+    assert (result.code, result.out) == (2, "")
+    assert result.err == "openxlstm: parity: mLSTM did not come to its end: ValueError: no\n"
+    assert "Traceback: here" in cli("experiment", "parity", "--quiet", "-v").err
+
+
+@pytest.mark.skipif(os.name != "posix", reason="signals")
+def test_a_real_ctrl_c(tmp_path: Path) -> None:
+    """As a terminal sends it, to every process of the group."""
+    with subprocess.Popen(
+        [sys.executable, "-m", "openxlstm", "experiment", "memory", "--out", tmp_path / "x"],
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True,
+    ) as process:  # fmt: skip
+        try:
+            while not (workers_of := children(process.pid)):
+                assert process.poll() is None
+            os.killpg(process.pid, signal.SIGINT)
+            out, err = process.communicate(timeout=60)
+        finally:
+            process.kill()
+    assert (process.returncode, out, err) == (130, "", "")
+    assert not [pid for pid in workers_of if Path(f"/proc/{pid}/cmdline").exists()]
+
+
+def children(pid: int) -> list[str]:
+    done = subprocess.run(
+        ["ps", "-ww", "-o", "pid=,args=", "--ppid", str(pid)],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    return [line.split()[0] for line in done.stdout.splitlines() if "spawn_main" in line]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        ("alchemy", "there is no experiment 'alchemy'; there are: parity, "),
+        ("parity recall", "recall"),
+        ("parity --seed -1", "seed must be between 0"),
+        ("parity --seed x", "--seed"),
+        ("parity --processes 0", "processes must be at least 1, not 0"),
+        ("parity --out file", "--out needs a folder, and file is a file"),
+        ("parity --out file/below", "cannot be written"),
+        ("all --out file", "cannot be written"),
+        ("parity --json .", "--json needs a file, and . is a folder"),
+        ("all --json x.json", "--json is for one experiment"),
+        ("parity --faster", "--faster"),
+    ],
+)
+def test_what_makes_no_sense_is_one_line(arguments: str, words: str, cli: Cli) -> None:
+    """Seen before anything is trained."""
+    Path("file").write_text("a file, no folder")
+    result = cli("experiment", *arguments.split())
+    assert (result.code, result.out) == (2, "")
+    assert result.err.startswith("openxlstm: ")
+    assert result.err.count("\n") == 1
+    assert words in result.err
+    assert [path.name for path in Path().iterdir()] == ["file"]
