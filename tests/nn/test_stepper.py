@@ -11,8 +11,8 @@ from rnn_cases import KINDS, I, content, make_rnn, random_state
 from tolerances import assert_close
 
 from openxlstm import XLSTM
-from openxlstm.nn import stepper as stepper_module
 from openxlstm.nn.step_plan import refuses
+from openxlstm.ops import native_step
 
 ONE_WAY = [kind for kind in KINDS if kind != "both ways"]
 NATIVE = [kind for kind in ONE_WAY if kind != "large"]
@@ -43,8 +43,9 @@ def test_it_is_native_where_it_can_be(kind: str, monkeypatch: pytest.MonkeyPatch
     rnn = make_rnn(kind, dtype=torch.float32)
     assert refuses(rnn.stack, rnn.in_proj) is None
     calls = []
-    step = stepper_module.step
-    monkeypatch.setattr(stepper_module, "step", lambda *a: (calls.append(1), step(*a)))
+    monkeypatch.setattr(
+        "openxlstm.nn.stepper.step", lambda *plan: (calls.append(1), native_step.step(*plan))
+    )
     rnn.stepper(2).step(torch.randn(2, I))
     assert calls == [1]
 
