@@ -93,6 +93,12 @@ class MLSTMState(NamedTuple):
     m: Tensor
     """Stabilizer state (B, NH), the logarithm of the scale of C and n."""
 
+    @classmethod
+    def empty(cls, B: int, NH: int, DQK: int, DHV: int, **options: Any) -> "MLSTMState":
+        """Of a memory that holds nothing; the options are those of `torch.zeros`."""
+        sizes = (B, NH, DQK, DHV), (B, NH, DQK), (B, NH)
+        return cls(*(torch.zeros(size, **options) for size in sizes))
+
     detach = detach
     to = to
     select = select

@@ -39,11 +39,7 @@ class BareMLSTMLayer(nn.Module):
     def initial_state(self, batch_size: int) -> LayerState:
         NH, DH, weight = self.num_heads, self.head_dim, self.gate_weight
         options = {"dtype": ops.state_dtype(weight.dtype), "device": weight.device}
-        cell = MLSTMState(
-            torch.zeros(batch_size, NH, DH, DH, **options),
-            torch.zeros(batch_size, NH, DH, **options),
-            torch.zeros(batch_size, NH, **options),
-        )
+        cell = MLSTMState.empty(batch_size, NH, DH, DH, **options)
         return LayerState(None, cell)
 
     def forward(

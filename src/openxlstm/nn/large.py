@@ -55,11 +55,7 @@ class LargeMLSTMLayer(nn.Module):
     def initial_state(self, batch_size: int) -> LayerState:
         NH, (DQK, DHV), weight = self.num_heads, self.head_dims, self.gate_weight
         options = {"dtype": ops.state_dtype(weight.dtype), "device": weight.device}
-        cell = MLSTMState(
-            torch.zeros(batch_size, NH, DQK, DHV, **options),
-            torch.zeros(batch_size, NH, DQK, **options),
-            torch.zeros(batch_size, NH, **options),
-        )
+        cell = MLSTMState.empty(batch_size, NH, DQK, DHV, **options)
         return LayerState(None, cell)
 
     def forward(

@@ -50,11 +50,7 @@ class MLSTMLayer(nn.Module):
         weight = self.gate_weight
         options = {"dtype": ops.state_dtype(weight.dtype), "device": weight.device}
         conv = None if self.conv is None else self.conv.initial_state(batch_size)
-        cell = MLSTMState(
-            torch.zeros(batch_size, NH, DH, DH, **options),
-            torch.zeros(batch_size, NH, DH, **options),
-            torch.zeros(batch_size, NH, **options),
-        )
+        cell = MLSTMState.empty(batch_size, NH, DH, DH, **options)
         return LayerState(conv, cell)
 
     def forward(

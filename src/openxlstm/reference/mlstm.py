@@ -22,9 +22,7 @@ from openxlstm.states import MLSTMState
 def initial_state(q: Tensor, v: Tensor) -> MLSTMState:
     """The empty state for queries (B, NH, T, DQK) and values (B, NH, T, DHV)."""
     B, NH, _, DQK = q.shape
-    return MLSTMState(
-        q.new_zeros(B, NH, DQK, v.shape[-1]), q.new_zeros(B, NH, DQK), q.new_zeros(B, NH)
-    )
+    return MLSTMState.empty(B, NH, DQK, v.shape[-1], dtype=q.dtype, device=q.device)
 
 
 def one(m: Tensor) -> Tensor:
