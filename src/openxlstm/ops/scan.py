@@ -116,7 +116,7 @@ def _loop(turn: Callable[[Tensors, Tensors], Turned], state: Tensors, read: Tens
     if not torch.compiler.is_dynamo_compiling():
         for constant in scan.__code__.co_consts:
             if isinstance(constant, CodeType):
-                torch._dynamo.reset_code(constant)
+                torch._dynamo.reset_code(constant)  # pyright: ignore[reportPrivateImportUsage]
     return scan(turn, state, read)
 
 
