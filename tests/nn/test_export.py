@@ -89,6 +89,16 @@ def test_any_batch_and_length(options: dict[str, Any], tmp_path: Path) -> None:
 
 
 @torch.no_grad()
+def test_after_an_export_of_a_fixed_length() -> None:
+    """What torch keeps of the one is no rule for the other."""
+    module = layer(layers="ms", block="bare")
+    for steps in (40, 9):
+        x, state, reset = some(module, 2, steps)
+        torch.export.export(module, (x, state), {"reset": reset})
+    check(exported(module).module(), module)
+
+
+@torch.no_grad()
 def test_both_directions() -> None:
     module = layer(layers="s", block="bare", bidirectional=True)
     check(exported(module).module(), module)

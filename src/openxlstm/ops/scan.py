@@ -6,6 +6,9 @@ Scan in ONNX. Outside of an export it would be compiled anew for every size, whi
 B batch · T time = NC chunks of L steps, the last one padded · NH heads · DQK, DHV, DH widths
 """
 
+from collections.abc import Callable
+from types import CodeType
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -51,7 +54,7 @@ def slstm(
     if _is_one(x.shape[1]):
         after, h = turn(state, tuple(part[0] for part in read))
         return h[:, None], SLSTMState(*after)
-    after, h = scan(turn, tuple(part.clone() for part in state), read)
+    after, h = _loop(turn, tuple(part.clone() for part in state), read)
     return h.transpose(0, 1), SLSTMState(*after)
 
 
@@ -98,10 +101,23 @@ def mlstm(
     read = (chunks(q), chunks(k), chunks(v), chunks(log_i, -torch.inf), chunks(log_f))
     if reset is not None:
         read += (chunks(reset[:, None])[:, :, 0],)
-    after, h = scan(turn, tuple(part.clone() for part in state), read)
+    after, h = _loop(turn, tuple(part.clone() for part in state), read)
     h = h.movedim(0, 2).flatten(2, 3)
     # Not a slice, which asks whether T is more than there is, and makes a rule of the answer.
     return h.index_select(2, torch.arange(T, device=h.device)), MLSTMState(*after)
+
+
+def _loop(turn: Callable[[Tensors, Tensors], Turned], state: Tensors, read: Tensors) -> Turned:
+    """torch's `scan` over the first dimension of what is read.
+
+    It compiles itself, and keeps that. What an export before left, of fixed sizes, is asked whether
+    it fits this one, and the answer becomes a rule for sizes that shall be free: so it is dropped.
+    """
+    if not torch.compiler.is_dynamo_compiling():
+        for constant in scan.__code__.co_consts:
+            if isinstance(constant, CodeType):
+                torch._dynamo.reset_code(constant)  # pyright: ignore[reportPrivateImportUsage]
+    return scan(turn, state, read)
 
 
 def _is_one(T: int) -> bool:
