@@ -55,6 +55,8 @@ def draw_curve(
     axes: Any, curve: Curve, experiment: Experiment, outcomes: Mapping[str, Outcome]
 ) -> None:
     """Draws one panel."""
+    from matplotlib.ticker import LogLocator, NullLocator
+
     places: set[int] = set()
     for who in experiment.contenders:
         points = outcomes[who].curves.get(curve.name, {}) if who in outcomes else {}
@@ -85,6 +87,8 @@ def draw_curve(
         axes.set_yticks([0, 0.25, 0.5, 0.75, 1], ["0%", "25%", "50%", "75%", "100%"])
     elif curve.log_y:
         axes.set_yscale("log")
+        axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+        axes.yaxis.set_minor_locator(NullLocator())
         axes.yaxis.set_major_formatter(lambda value, _: f"{value:,.0f}")
     if curve.chance is not None:
         axes.axhline(curve.chance, color=FAINT, lw=1, ls=(0, (4, 3)), zorder=1)

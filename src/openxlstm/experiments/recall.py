@@ -36,7 +36,7 @@ BODIES: dict[str, tuple[str, float, Callable[[], nn.Module]]] = {
         ),
     ),
     "nn.LSTM": ("2 layers", 5e-3, lambda: LSTMBody(WIDTH, 2)),
-    "Transformer": ("2 blocks, 2 heads", 3e-3, lambda: Transformer(WIDTH, 2, 2)),
+    "Transformer": ("2 blocks, 4 heads", 5e-3, lambda: Transformer(WIDTH, 2, 4)),
 }  # fmt: skip
 """For each contender what it is, its learning rate, and how to make it."""
 
@@ -49,14 +49,19 @@ def run(name: str, contender: str, seed: int, quick: bool, tell: Tell) -> Outcom
     torch.manual_seed(seed)
     model = Reader(vocab_size, vocab_size, WIDTH, make_body(), tied=True)
     recipe = Recipe(
-        steps=160 if quick else 900,
+        steps=160 if quick else 2000,
         learning_rate=learning_rate,
         levels=[n for n in (2, 4, 8, 16, 32, 64) if n <= most],
+        patience=0.42,
         pass_accuracy=0.8,
         solved_loss=0.05,
         warmup=0.1,
     )
-    trained = train(model, lambda pairs, g: draw(1024, pairs, vocab_size, g), recipe, seed, tell)
+
+    def draw_level(pairs: int, generator: torch.Generator) -> Batch:
+        return draw(queries(pairs), pairs, vocab_size, generator)
+
+    trained = train(model, draw_level, recipe, seed, tell)
     accuracy = {
         pairs: measure(model, pairs, vocab_size, 512 if quick else 8192)
         for pairs in PAIRS
@@ -78,6 +83,12 @@ def measure(model: Reader, pairs: int, vocab_size: int, answers: int) -> float:
     generator = torch.Generator().manual_seed(2**32 + pairs)
     batch = draw(answers, pairs, vocab_size, generator)
     return right_answers(model, batch, rows=max(1, 1024 // pairs)).float().mean().item()
+
+
+def queries(pairs: int) -> int:
+    """Of a training step: few while there are few pairs, when what counts is the number of steps
+    until a contender sees what to do."""
+    return min(128 * pairs, 1024)
 
 
 def draw(queries: int, pairs: int, vocab_size: int, generator: torch.Generator) -> Batch:

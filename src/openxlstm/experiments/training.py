@@ -52,6 +52,8 @@ class Recipe:
     levels: Sequence[int]
     """Difficulties from easy to hard, e.g. lengths. The next comes when `pass_accuracy` is
     reached, or when the contender is late: half of the steps are for the last one in any case."""
+    patience: float = 0.0
+    """Share of the steps before anyone is late: time for what comes as a sudden insight."""
     pass_accuracy: float
     """Running accuracy that leads to the next level."""
     solved_loss: float
@@ -117,7 +119,8 @@ def train(
 
 def latest(place: int, recipe: Recipe) -> float:
     """The step at which a level is left in any case."""
-    return (place + 1) * recipe.steps / 2 / len(recipe.levels)
+    share = (place + 1) / len(recipe.levels)
+    return recipe.steps * (recipe.patience + (0.5 - recipe.patience) * share)
 
 
 @torch.no_grad()
