@@ -103,8 +103,9 @@ def _backward(
     dm_T: Tensor | None,
     *_: Any,
 ) -> tuple[Tensor | None, ...]:
-    *inputs, C_0, n_0, m_0, norm, skip, down, C, n = ctx.saved_tensors[:19]
-    kept, reset = ctx.saved_tensors[19:], inputs[-1]
+    saved = ctx.saved_tensors  # asked for once: where blocks are recomputed, it is made anew
+    *inputs, C_0, n_0, m_0, norm, skip, down, C, n = saved[:19]
+    kept, reset = saved[19:], inputs[-1]
     on_state = not (dC_T is None and dn_T is None and dm_T is None)
     dy = torch.zeros_like(inputs[0]) if dy is None else dy.contiguous()
     dC_T = torch.zeros_like(C) if dC_T is None else dC_T.contiguous()
