@@ -43,7 +43,7 @@ def run(name: str, contender: str, seed: int, quick: bool, tell: Tell) -> Outcom
     torch.manual_seed(seed)
     model = Reader(BLANK + 1, ALPHABET, WIDTH, make_body())
     recipe = Recipe(
-        steps=80 if quick else 1200,
+        steps=60 if quick else 1200,
         learning_rate=learning_rate,
         levels=(4, 8) if quick else (4, 8, 16, 32, 64, 128, 256, 512, LONGEST_TRAINED),
         pass_accuracy=0.97,

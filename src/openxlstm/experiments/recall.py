@@ -51,15 +51,15 @@ def run(name: str, contender: str, seed: int, quick: bool, tell: Tell) -> Outcom
     recipe = Recipe(
         steps=160 if quick else 2000,
         learning_rate=learning_rate,
-        levels=[n for n in (2, 4, 8, 16, 32, 64) if n <= most],
-        patience=0.42,
+        levels=[n for n in (1, 2, 4, 8, 16, 32, 64) if n <= most],
+        patience=0.45,
         pass_accuracy=0.8,
         solved_loss=0.05,
-        warmup=0.1,
+        warmup=0.03,
     )
 
     def draw_level(pairs: int, generator: torch.Generator) -> Batch:
-        return draw(queries(pairs), pairs, vocab_size, generator)
+        return draw(128 if quick else queries(pairs), pairs, vocab_size, generator)
 
     trained = train(model, draw_level, recipe, seed, tell)
     accuracy = {
