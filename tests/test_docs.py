@@ -84,7 +84,19 @@ def test_there_are_commands_and_code() -> None:
     assert sum(len(list(python_blocks(page))) for page in PAGES) > 10
 
 
-@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+TRACED = [
+    pytest.mark.filterwarnings("ignore::DeprecationWarning"),  # of torch, while it traces
+    pytest.mark.filterwarnings("ignore:.isinstance.treespec, LeafSpec.:FutureWarning"),
+    pytest.mark.filterwarnings("ignore:openxlstm runs .* with its slow backend:UserWarning"),
+]
+ECOSYSTEM = ROOT / "docs" / "ecosystem.md"
+
+
+@pytest.mark.parametrize(
+    "page",
+    [pytest.param(page, marks=TRACED if page == ECOSYSTEM else []) for page in PAGES],
+    ids=[page.name for page in PAGES],
+)
 def test_commands_and_code(
     page: Path, jobs: Jobs, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -102,6 +114,8 @@ def test_commands_and_code(
             ended = jobs.run(*arguments, world_size=world_size, folder=tmp_path)
             said = shlex.join(words), ended.errors
             assert ended.codes == [0] * world_size, said
+    if page == ECOSYSTEM:
+        pytest.importorskip("onnxruntime")
     blocks = list(python_blocks(page))
     if any("runs/demo" in code for code, _ in blocks):  # `make demo` has left it
         train = shortened(["train", "--steps", "20", "--out", "runs/demo"])
@@ -114,3 +128,7 @@ def test_commands_and_code(
             exec(compile(code, str(page), "exec"), names)
         if prints is not None:
             assert printed.getvalue() == prints
+    if page == ECOSYSTEM:
+        assert len(blocks) >= 5
+        assert names["y"].shape == (5, 3, 7, 16)
+        assert {path.name for path in tmp_path.iterdir()} >= {"rnn.pt2", "rnn.onnx", "step.onnx"}

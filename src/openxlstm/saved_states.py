@@ -10,7 +10,7 @@ from torch import Tensor
 
 from openxlstm.errors import UserError
 from openxlstm.files import write_atomically
-from openxlstm.states import KINDS
+from openxlstm.states import KINDS, names, tensors
 
 FORMAT = "openxlstm state"
 
@@ -22,11 +22,12 @@ def save_state(state: Any, path: str | Path) -> None:
         ValueError: if it is none.
         OSError: if the file cannot be written.
     """
-    tensors: dict[str, Tensor] = {}
-    tree = json.dumps(_described(state, "", tensors))
-    metadata = {"format": FORMAT, "state": tree}
+    metadata = {"format": FORMAT, "state": json.dumps(_described(state))}
+    parts = zip(names(state), tensors(state), strict=True)
+    # Copies, for safetensors refuses tensors that share memory.
+    found = {name: part.detach().contiguous().clone() for name, part in parts}
     try:
-        write_atomically(Path(path), lambda unfinished: save_file(tensors, unfinished, metadata))
+        write_atomically(Path(path), lambda unfinished: save_file(found, unfinished, metadata))
     except SafetensorError as error:
         raise OSError(f"{path} cannot be written ({error})") from None
 
@@ -44,8 +45,8 @@ def load_state(path: str | Path) -> Any:
             metadata = file.metadata() or {}
             if metadata.get("format") != FORMAT:
                 raise UserError(f"{path} holds no state that save_state wrote")
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-        return _made(json.loads(metadata["state"]), "", tensors)
+            found = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+        return _made(json.loads(metadata["state"]), "", found)
     except UserError:
         raise
     except (SafetensorError, ValueError, LookupError, TypeError, AttributeError) as error:
@@ -54,33 +55,29 @@ def load_state(path: str | Path) -> Any:
         raise UserError(f"{path} is damaged: its state is nested too deeply") from None
 
 
-def _described(part: Any, name: str, tensors: dict[str, Tensor]) -> Any:
-    """How `part` is put together, as JSON; its tensors go into `tensors`, each under its name."""
+def _described(part: Any) -> Any:
+    """How `part` is put together, as JSON."""
     if part is None:
         return None
     if isinstance(part, Tensor):
-        tensors[name] = part.detach().contiguous().clone()  # safetensors refuses shared memory
         return "tensor"
     if isinstance(part, KINDS):
-        fields = zip(part._fields, part, strict=True)
-        return {
-            type(part).__name__: {
-                key: _described(value, f"{name}.{key}".strip("."), tensors) for key, value in fields
-            }
-        }
+        return {type(part).__name__: {key: _described(v) for key, v in part._asdict().items()}}
     if isinstance(part, tuple):
-        return [_described(item, f"{name}.{place}", tensors) for place, item in enumerate(part)]
+        return [_described(item) for item in part]
     raise ValueError(f"a state is made of named tuples of tensors, not of {type(part).__name__}")
 
 
-def _made(described: Any, name: str, tensors: dict[str, Tensor]) -> Any:
-    """What `_described` described."""
+def _made(described: Any, name: str, found: dict[str, Tensor]) -> Any:
+    """What `_described` described, of the tensors of `names`."""
     if described is None:
         return None
     if described == "tensor":
-        return tensors[name]
+        return found[name]
     if isinstance(described, list):
-        return tuple(_made(item, f"{name}.{i}", tensors) for i, item in enumerate(described))
+        return tuple(
+            _made(item, f"{name}.{i}".strip("."), found) for i, item in enumerate(described)
+        )
     ((kind, fields),) = described.items()
     (made,) = (known for known in KINDS if known.__name__ == kind)
-    return made(**{key: _made(v, f"{name}.{key}".strip("."), tensors) for key, v in fields.items()})
+    return made(**{key: _made(v, f"{name}.{key}".strip("."), found) for key, v in fields.items()})

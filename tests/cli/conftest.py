@@ -98,7 +98,9 @@ def text_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def trained(tmp_path_factory: pytest.TempPathFactory, text_file: Path) -> Path:
     """A finished run of 12 steps; the tests that share it only read it."""
     folder = tmp_path_factory.mktemp("trained") / "run"
+    threads = torch.get_num_threads()  # this comes before `_apart` looks how many there are
     result = call("train", "--data", text_file, "--out", folder, "--steps", 12, *TINY, "--quiet")
+    torch.set_num_threads(threads)
     assert result == Result(0, "", "")
     return folder
 

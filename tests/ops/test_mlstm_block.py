@@ -1,5 +1,6 @@
 """The mLSTM block in one against its three ops, for any shape; and what it leaves to them."""
 
+from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -27,6 +28,15 @@ from openxlstm.states import ConvState, MLSTMState, tensors
 # Tests have a large norm_eps, without which the norm hides what scales h: the normalizer's gradient
 # would be made of nothing but rounding.
 OUTPUTS = ("y", "conv state", "C", "n", "m")
+
+
+@pytest.fixture(autouse=True)
+def one_thread() -> Iterator[None]:
+    """With more of them it leaves single samples to the three ops."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
 
 
 def test_plain_is_the_three_ops() -> None:

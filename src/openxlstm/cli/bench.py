@@ -2,7 +2,6 @@
 
 import contextlib
 import math
-import os
 import sys
 import warnings
 from collections.abc import Iterator
@@ -10,12 +9,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, Self
 
-from openxlstm.cli.options import Quiet, Verbose, parse
+from openxlstm.cli.options import INTERRUPTED, Quiet, Verbose, check_file, parse
 from openxlstm.errors import UserError
 from openxlstm.files import write_json
-
-INTERRUPTED = 130
-"""Exit code after Ctrl-C, as shells have it."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -52,7 +48,7 @@ def run(arguments: list[str]) -> int:
         raise UserError(f"budget must be a positive number of seconds, not {options.budget}")
     for name, path in (("--json", options.json), ("--plot", options.plot)):
         if path is not None:
-            _check_writable(name, path)
+            check_file(name, path)
     if options.plot is not None and options.plot.suffix.lower() != ".png":
         raise UserError(f"--plot writes PNG: give it a name that ends in .png, not {options.plot}")
 
@@ -80,15 +76,6 @@ def run(arguments: list[str]) -> int:
     if not session.complete:
         return INTERRUPTED
     return 0 if session.right else 1
-
-
-def _check_writable(option: str, path: Path) -> None:
-    """Raises UserError now for a file that could not be written after minutes of measuring."""
-    if path.is_dir():
-        raise UserError(f"{option} needs a file, and {path} is a folder")
-    folder = next(parent for parent in path.absolute().parents if parent.exists())
-    if not folder.is_dir() or not os.access(folder, os.W_OK):
-        raise UserError(f"{option}: {path} cannot be written; choose another place")
 
 
 @contextlib.contextmanager

@@ -1,7 +1,6 @@
 """`openxlstm experiment`: claims about xLSTM and its rivals, tried on this machine."""
 
 import contextlib
-import os
 import platform
 import sys
 from collections.abc import Iterator
@@ -12,15 +11,20 @@ from typing import Annotated, Any
 import tyro
 
 from openxlstm._version import __version__
-from openxlstm.cli.options import Quiet, Verbose, parse
+from openxlstm.cli.options import (
+    INTERRUPTED,
+    Quiet,
+    Verbose,
+    check_file,
+    check_writable,
+    cores,
+    parse,
+)  # fmt: skip
 from openxlstm.errors import UserError
 from openxlstm.experiments.catalogue import EXPERIMENTS
 from openxlstm.experiments.outcome import Outcome
-from openxlstm.experiments.workers import Crash, cores, jobs_of, run_jobs
+from openxlstm.experiments.workers import Crash, jobs_of, run_jobs
 from openxlstm.files import write_json
-
-INTERRUPTED = 130
-"""Exit code after Ctrl-C, as shells have it."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -83,22 +87,13 @@ def check(options: Options) -> list[str]:
     if options.json is not None:
         if len(names) > 1:
             raise UserError("--json is for one experiment; with all, each has a result.json")
-        if options.json.is_dir():
-            raise UserError(f"--json needs a file, and {options.json} is a folder")
-        check_writable("--json", options.json)
+        check_file("--json", options.json)
     for name in names:
         folder = folder_of(name, options)
         if folder.exists() and not folder.is_dir():
             raise UserError(f"--out needs a folder, and {folder} is a file")
         check_writable("--out", folder / "result.json")
     return names
-
-
-def check_writable(option: str, path: Path) -> None:
-    """Raises UserError if a file could not be written."""
-    folder = next(parent for parent in path.absolute().parents if parent.exists())
-    if not folder.is_dir() or not os.access(folder, os.W_OK):
-        raise UserError(f"{option}: {path} cannot be written; choose another place")
 
 
 def folder_of(name: str, options: Options) -> Path:

@@ -2,9 +2,11 @@
 
 import contextlib
 import io
+import os
 import re
 import sys
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Annotated, TypeVar
 
 import tyro
@@ -14,6 +16,9 @@ from openxlstm.errors import UserError
 Quiet = Annotated[bool, tyro.conf.arg(aliases=["-q"])]
 Verbose = Annotated[bool, tyro.conf.arg(aliases=["-v"])]
 O = TypeVar("O")
+
+INTERRUPTED = 130
+"""Exit code after Ctrl-C, as shells have it."""
 
 
 def parse(options: type[O], command: str, arguments: Sequence[str]) -> O:
@@ -34,6 +39,25 @@ def parse(options: type[O], command: str, arguments: Sequence[str]) -> O:
             raise UserError(f"{_first_words(said.getvalue())}; see {prog} --help") from None
         sys.stderr.write(said.getvalue())
         raise
+
+
+def check_file(option: str, path: Path) -> None:
+    """Raises UserError now for a file that could not be written after minutes of work."""
+    if path.is_dir():
+        raise UserError(f"{option} needs a file, and {path} is a folder")
+    check_writable(option, path)
+
+
+def check_writable(option: str, path: Path) -> None:
+    """Raises UserError if there is no folder that a file could be made in, or is none yet."""
+    folder = next(parent for parent in path.absolute().parents if parent.exists())
+    if not folder.is_dir() or not os.access(folder, os.W_OK):
+        raise UserError(f"{option}: {path} cannot be written; choose another place")
+
+
+def cores() -> int:
+    """Cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def _first_words(box: str) -> str:

@@ -1,6 +1,5 @@
 """`openxlstm tokenize`: text of any size to a folder of tokens."""
 
-import os
 import shlex
 import sys
 import time
@@ -12,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import tyro
 
-from openxlstm.cli.options import Quiet, Verbose, parse
+from openxlstm.cli.options import Quiet, Verbose, cores, parse
 from openxlstm.config import DataConfig
 from openxlstm.errors import UserError
 
@@ -59,7 +58,7 @@ class Options:
 
 def run(arguments: list[str]) -> int:
     options = parse(Options, "tokenize", arguments)
-    workers = _cores() if options.workers is None else options.workers
+    workers = cores() if options.workers is None else options.workers
     for name in ("workers", "shard_mb", "bpe_sample_mb"):
         value = workers if name == "workers" else getattr(options, name)
         if value <= 0:
@@ -85,11 +84,6 @@ def run(arguments: list[str]) -> int:
     if not options.quiet:
         print(_summary(manifest, options.out, time.monotonic() - start), file=sys.stderr)
     return 0
-
-
-def _cores() -> int:
-    """Cores that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 @contextmanager

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, Self
 
 from openxlstm._version import __version__
 from openxlstm.cli.corpus import Corpus, open_corpus
-from openxlstm.cli.options import parse
+from openxlstm.cli.options import INTERRUPTED, parse
 from openxlstm.cli.presets import list_presets
 from openxlstm.cli.run_folder import (
     RECORD,
@@ -37,9 +37,6 @@ if TYPE_CHECKING:
     from openxlstm.lm.model import LanguageModel
     from openxlstm.train.evaluate import Batch
     from openxlstm.train.processes import Processes
-
-INTERRUPTED = 130
-"""Exit code after Ctrl-C, as shells have it."""
 
 
 def run(arguments: list[str]) -> int:

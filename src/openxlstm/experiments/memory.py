@@ -16,7 +16,7 @@ from torch import nn
 
 from openxlstm.experiments.contenders import LSTMBody, Reader, StackBody
 from openxlstm.experiments.outcome import Outcome
-from openxlstm.experiments.training import Batch, Recipe, Tell, right_answers, train
+from openxlstm.experiments.training import Batch, Recipe, Tell, outcome, right_answers, train
 from openxlstm.experiments.transformer import Transformer
 
 WIDTH = 64
@@ -57,15 +57,7 @@ def run(name: str, contender: str, seed: int, quick: bool, tell: Tell) -> Outcom
             batch = draw(rows, gap, torch.Generator().manual_seed(2**32 + gap))
             right = right_answers(model, batch, rows=max(1, 8192 // gap))
             accuracy[gap] = right.float().mean().item()
-    return Outcome(
-        contender=contender,
-        about=f"{about}, rate {learning_rate:g}",
-        parameters=sum(parameter.numel() for parameter in model.parameters()),
-        seconds=trained.seconds,
-        steps=trained.steps,
-        curves={"accuracy": accuracy},
-        answers=rows * WORD,
-    )
+    return outcome(contender, about, model, recipe, trained, accuracy, rows * WORD)
 
 
 def draw_up_to(longest: int, generator: torch.Generator) -> Batch:

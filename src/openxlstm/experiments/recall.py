@@ -17,7 +17,7 @@ from torch import nn
 
 from openxlstm.experiments.contenders import LSTMBody, Reader, StackBody
 from openxlstm.experiments.outcome import Outcome
-from openxlstm.experiments.training import Batch, Recipe, Tell, right_answers, train
+from openxlstm.experiments.training import Batch, Recipe, Tell, outcome, right_answers, train
 from openxlstm.experiments.transformer import Transformer
 
 WIDTH, VOCAB_SIZE, MOST_PAIRS = 64, 8192, 64
@@ -62,20 +62,9 @@ def run(name: str, contender: str, seed: int, quick: bool, tell: Tell) -> Outcom
         return draw(128 if quick else queries(pairs), pairs, vocab_size, generator)
 
     trained = train(model, draw_level, recipe, seed, tell)
-    accuracy = {
-        pairs: measure(model, pairs, vocab_size, 512 if quick else 8192)
-        for pairs in PAIRS
-        if pairs <= most
-    }
-    return Outcome(
-        contender=contender,
-        about=f"{about}, rate {learning_rate:g}",
-        parameters=sum(parameter.numel() for parameter in model.parameters()),
-        seconds=trained.seconds,
-        steps=trained.steps,
-        curves={"accuracy": accuracy},
-        answers=512 if quick else 8192,
-    )
+    answers = 512 if quick else 8192
+    accuracy = {n: measure(model, n, vocab_size, answers) for n in PAIRS if n <= most}
+    return outcome(contender, about, model, recipe, trained, accuracy, answers)
 
 
 def measure(model: Reader, pairs: int, vocab_size: int, answers: int) -> float:

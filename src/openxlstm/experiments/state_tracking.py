@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from openxlstm.experiments.contenders import LSTMBody, Reader, StackBody
 from openxlstm.experiments.outcome import Outcome
-from openxlstm.experiments.training import Batch, Recipe, Tell, right_answers, train
+from openxlstm.experiments.training import Batch, Recipe, Tell, outcome, right_answers, train
 from openxlstm.experiments.transformer import Transformer
 
 WIDTH = 64
@@ -132,15 +132,8 @@ def run(name: str, contender: str, seed: int, quick: bool, tell: Tell) -> Outcom
     sequences = 128 if quick else 1024
     examined = asked_after(task, sequences, LONGEST, torch.Generator().manual_seed(2**32 + 1))
     right = right_answers(model, examined, rows=64).view(sequences, -1).float().mean(0)
-    return Outcome(
-        contender=contender,
-        about=f"{about}, rate {learning_rate:g}",
-        parameters=sum(parameter.numel() for parameter in model.parameters()),
-        seconds=trained.seconds,
-        steps=trained.steps,
-        curves={"accuracy": {n: right[n // task.every - 1].item() for n in LENGTHS}},
-        answers=sequences,
-    )
+    accuracy = {n: right[n // task.every - 1].item() for n in LENGTHS}
+    return outcome(contender, about, model, recipe, trained, accuracy, sequences)
 
 
 def asked_after(task: Task, rows: int, length: int, generator: torch.Generator) -> Batch:

@@ -13,6 +13,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from openxlstm.experiments.contenders import Reader
+from openxlstm.experiments.outcome import Outcome
 
 MEMORY = 0.95
 """Share of the running accuracy and loss that stays from step to step."""
@@ -115,6 +116,22 @@ def train(
             solved, falling = True, COOLING * recipe.steps / fall
             end = min(end, step + round(COOLING * recipe.steps))
     return Trained(end, time.perf_counter() - start, solved)
+
+
+def outcome(
+    contender: str, about: str, model: Reader, recipe: Recipe, trained: Trained,
+    accuracy: dict[int, float], answers: int,
+) -> Outcome:  # fmt: skip
+    """What a contender did that has learned, and was asked for so many answers at each place."""
+    return Outcome(
+        contender=contender,
+        about=f"{about}, rate {recipe.learning_rate:g}",
+        parameters=sum(parameter.numel() for parameter in model.parameters()),
+        seconds=trained.seconds,
+        steps=trained.steps,
+        curves={"accuracy": accuracy},
+        answers=answers,
+    )
 
 
 def latest(place: int, recipe: Recipe) -> float:

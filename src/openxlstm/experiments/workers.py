@@ -49,13 +49,6 @@ class Crash:
     trace: str = ""
 
 
-def cores() -> int:
-    """Processors that this process may use."""
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
-
-
 def jobs_of(name: str, seed: int, quick: bool) -> list[Job]:
     """What there is to do for an experiment."""
     experiment = EXPERIMENTS[name]

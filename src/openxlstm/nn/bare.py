@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from openxlstm import ops
 from openxlstm.config import StackConfig
 from openxlstm.nn.dropout import Dropout
-from openxlstm.nn.init import small_init_
+from openxlstm.nn.init import small_init_, zero_biases_
 from openxlstm.nn.slstm import SLSTMLayer
 from openxlstm.states import LayerState, MLSTMState, SLSTMState
 
@@ -33,8 +33,7 @@ class BareMLSTMLayer(nn.Module):
             torch.stack([0.1 * torch.randn(NH), torch.linspace(3.0, 6.0, NH)])
         )
         small_init_(self.qkvo_proj.weight, D)
-        if self.qkvo_proj.bias is not None:
-            nn.init.zeros_(self.qkvo_proj.bias)
+        zero_biases_(self.qkvo_proj)
 
     def initial_state(self, batch_size: int) -> LayerState:
         NH, DH, weight = self.num_heads, self.head_dim, self.gate_weight

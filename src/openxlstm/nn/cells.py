@@ -24,11 +24,8 @@ class _Cell(nn.Module):
         super().__init__()
         device, dtype = options.pop("device"), options.pop("dtype")
         config = stack_config(hidden_size, None, kind, block="bare", **options)
-        self.input_size, self.hidden_size, self.num_heads = (
-            input_size,
-            hidden_size,
-            config.num_heads,
-        )
+        self.input_size, self.hidden_size = input_size, hidden_size
+        self.num_heads = config.num_heads
         self.in_proj = input_projection(input_size, hidden_size, project_input)
         self.layer = LAYERS[kind](config)
         self.to(device=device, dtype=dtype)

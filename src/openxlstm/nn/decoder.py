@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from openxlstm.nn.norm import EPS
 from openxlstm.nn.stack import Stack
-from openxlstm.nn.step_plan import layer_plans, norm_weight, refuses
+from openxlstm.nn.step_plan import layer_plans, norm_weight, own, refuses
 from openxlstm.ops.native_step import StepPlan, step
 from openxlstm.states import ModelState, map_state, select, tensors
 
@@ -45,7 +45,7 @@ class Decoder:
             raise ValueError(f"the native decoder cannot run this model: {reason}")
         _check_state(state, stack)
         self._modules = tokens, positions, stack, head
-        self._state: ModelState = map_state(_copy, state)
+        self._state: ModelState = own(state)
         self._logits = torch.empty(len(self._state.position), tokens.num_embeddings)
         self._size = self._logits.shape[0]
         plan = StepPlan(
@@ -99,7 +99,3 @@ def _check_state(state: ModelState, stack: Stack) -> None:
     parts, likes = tensors(state.stack), tensors(expected)
     if [(x.shape, x.dtype) for x in parts] != [(x.shape, x.dtype) for x in likes]:
         raise ValueError("the state is not one of this model's: shapes or dtypes differ")
-
-
-def _copy(part: Tensor) -> Tensor:
-    return part.detach().clone(memory_format=torch.contiguous_format)

@@ -9,12 +9,12 @@ from openxlstm.nn.bare import BareBlock
 from openxlstm.nn.block import Block
 from openxlstm.nn.conv import weights_of
 from openxlstm.nn.mlstm import MLSTMLayer
-from openxlstm.nn.norm import HeadNorm, LayerNorm, RMSNorm
+from openxlstm.nn.norm import HeadNorm, LayerNorm
 from openxlstm.nn.slstm import SLSTMLayer
 from openxlstm.nn.stack import Stack
 from openxlstm.ops import native
 from openxlstm.ops.native_step import LayerPlan
-from openxlstm.states import LayerState, StackState
+from openxlstm.states import LayerState, S, StackState, map_state
 
 
 def refuses(stack: Stack, *others: nn.Module | None) -> str | None:
@@ -37,9 +37,18 @@ def layer_plans(stack: Stack, state: StackState) -> list[LayerPlan]:
     return list(_plans(stack, state))
 
 
+def own(state: S) -> S:
+    """A copy of a state, every part in one piece, that steps may overwrite."""
+    return map_state(_copy, state)
+
+
+def _copy(part: Tensor) -> Tensor:
+    return part.detach().clone(memory_format=torch.contiguous_format)
+
+
 def norm_weight(norm: nn.Module | None) -> Tensor | None:
     """The scale of a norm that may not be there, as after bare blocks."""
-    return norm.weight if isinstance(norm, LayerNorm | HeadNorm | RMSNorm) else None
+    return norm.weight if isinstance(norm, LayerNorm | HeadNorm) else None
 
 
 def _plans(stack: Stack, state: StackState) -> Iterator[LayerPlan]:

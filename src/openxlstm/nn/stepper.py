@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from openxlstm.nn.norm import EPS
 from openxlstm.nn.stack import Stack
-from openxlstm.nn.step_plan import layer_plans, norm_weight, refuses
+from openxlstm.nn.step_plan import layer_plans, norm_weight, own, refuses
 from openxlstm.ops.native_step import StepPlan, step
 from openxlstm.states import StackState, XLSTMState, map_state
 
@@ -28,7 +28,7 @@ class Stepper:
 
     def __init__(self, in_proj: nn.Linear | None, stack: Stack, state: StackState) -> None:
         self._in_proj, self._stack = in_proj, stack
-        self._state: StackState = map_state(_copy, state)
+        self._state: StackState = own(state)
         self._size = next(len(part) for part in state.blocks[0].cell)
         weight = next(stack.parameters())
         D = stack.config.embedding_dim
@@ -95,10 +95,6 @@ class Stepper:
                 f"{samples.dtype}"
             )
         map_state(lambda part: _empty_rows(part, samples), self._state)
-
-
-def _copy(part: Tensor) -> Tensor:
-    return part.detach().clone(memory_format=torch.contiguous_format)
 
 
 def _empty_rows(part: Tensor, samples: Tensor) -> Tensor:

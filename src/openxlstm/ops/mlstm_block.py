@@ -9,7 +9,7 @@ from openxlstm.ops import native_mlstm_block
 from openxlstm.ops.check import check_floating, check_tensors, state_dtype
 from openxlstm.ops.dispatch import Backend, Request, choose, never
 from openxlstm.ops.mlstm import mlstm
-from openxlstm.ops.mlstm_input import mlstm_input
+from openxlstm.ops.mlstm_input import check_weights, mlstm_input
 from openxlstm.ops.mlstm_output import mlstm_output
 from openxlstm.states import ConvState, MLSTMState
 
@@ -57,35 +57,21 @@ def mlstm_block(
     check_floating("gate_weight", gate_weight, "2, NH, 3·E")
     B, T, D = x.shape
     NH, E, side = gate_weight.shape[1], gate_weight.shape[2] // 3, q_weight.shape[-1]
-    if (conv_weight is None) != (conv_bias is None):
-        raise ValueError("conv_weight and conv_bias must be given both or neither")
-    if E % side:
-        raise ValueError(f"the inner width {E} is not a multiple of the blocks' side {side}")
-    if E % NH:
-        raise ValueError(f"the inner width {E} is not a multiple of NH = {NH}")
+    weights = up_weight, q_weight, k_weight, v_weight, gate_weight, gate_bias
+    check_weights(x, E, weights, conv_weight, conv_bias, ("before.x", before), reset)
     K, DH = 0 if conv_weight is None else conv_weight.shape[-1], E // NH
-    dtypes, states, block = (x.dtype,), (state_dtype(x.dtype),), (E // side, side, side)
+    dtypes, states = (x.dtype,), (state_dtype(x.dtype),)
     C, n, m = (None, None, None) if state is None else state
     check_tensors(
         x,
         [
-            ("up_weight", up_weight, (2 * E, D), dtypes),
-            ("q_weight", q_weight, block, dtypes),
-            ("k_weight", k_weight, block, dtypes),
-            ("v_weight", v_weight, block, dtypes),
-            ("gate_weight", gate_weight, (2, NH, 3 * E), dtypes),
-            ("gate_bias", gate_bias, (2, NH), dtypes),
             ("norm_weight", norm_weight, (E,), dtypes),
             ("skip", skip, (E,), dtypes),
             ("down_weight", down_weight, (D, E), dtypes),
             ("down_bias", down_bias, (D,), dtypes),
-            ("conv_weight", conv_weight, (E, K), dtypes),
-            ("conv_bias", conv_bias, (E,), dtypes),
-            ("before.x", None if before is None else before.x, (B, K - 1, E), dtypes),
             ("state.C", C, (B, NH, DH, DH), states),
             ("state.n", n, (B, NH, DH), states),
             ("state.m", m, (B, NH), states),
-            ("reset", reset, (B, T), (torch.bool,)),
         ],
     )
     sizes = (
@@ -94,7 +80,6 @@ def mlstm_block(
     )  # fmt: skip
     request = Request(x.device.type, x.dtype, sizes, torch.is_grad_enabled())
     run = choose("mlstm_block", BACKENDS, request, backend)
-    weights = up_weight, q_weight, k_weight, v_weight, gate_weight, gate_bias
     conv = conv_weight, conv_bias, before
     y, after, final = run(
         x, *weights, norm_weight, skip, down_weight, *conv, state,

@@ -80,30 +80,10 @@ def mlstm_input(
     check_floating("gate_weight", gate_weight, "2, NH, 3·E")
     B, T, D = x.shape
     E, NH, side = up_weight.shape[0] // 2, gate_weight.shape[1], q_weight.shape[-1]
-    if (conv_weight is None) != (conv_bias is None):
-        raise ValueError("conv_weight and conv_bias must be given both or neither")
-    if E % side:
-        raise ValueError(f"the inner width {E} is not a multiple of the blocks' side {side}")
-    if E % NH:
-        raise ValueError(f"the inner width {E} is not a multiple of NH = {NH}")
+    weights = up_weight, q_weight, k_weight, v_weight, gate_weight, gate_bias
+    check_weights(x, E, weights, conv_weight, conv_bias, ("state.x", state), reset)
     K = 0 if conv_weight is None else conv_weight.shape[-1]
     dtypes = (x.dtype,)
-    block = (E // side, side, side)
-    check_tensors(
-        x,
-        [
-            ("up_weight", up_weight, (2 * E, D), dtypes),
-            ("q_weight", q_weight, block, dtypes),
-            ("k_weight", k_weight, block, dtypes),
-            ("v_weight", v_weight, block, dtypes),
-            ("gate_weight", gate_weight, (2, NH, 3 * E), dtypes),
-            ("gate_bias", gate_bias, (2, NH), dtypes),
-            ("conv_weight", conv_weight, (E, K), dtypes),
-            ("conv_bias", conv_bias, (E,), dtypes),
-            ("state.x", None if state is None else state.x, (B, K - 1, E), dtypes),
-            ("reset", reset, (B, T), (torch.bool,)),
-        ],
-    )
     if biases is not None:
         check_tensors(
             x,
@@ -118,9 +98,48 @@ def mlstm_input(
     )  # fmt: skip
     request = Request(x.device.type, x.dtype, sizes, torch.is_grad_enabled())
     run = choose("mlstm_input", BACKENDS, request, backend)
-    weights = up_weight, q_weight, k_weight, v_weight, gate_weight, gate_bias
     inputs, state = run(x, *weights, conv_weight, conv_bias, state, reset=reset, biases=biases)
     return MLSTMInputs(*inputs), state
+
+
+def check_weights(
+    x: Tensor,
+    E: int,
+    weights: tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor],
+    conv_weight: Tensor | None,
+    conv_bias: Tensor | None,
+    before: tuple[str, ConvState | None],
+    reset: Tensor | None,
+) -> None:
+    """Raises a ValueError if what stands between x (B, T, D) and a cell of inner width E does not
+    fit: weights of up, q, k, v and gates and the gates' bias, the convolution's, its state before,
+    with the name that the caller has for it, and the reset."""
+    up_weight, q_weight, k_weight, v_weight, gate_weight, gate_bias = weights
+    (B, T, D), (name, state) = x.shape, before
+    NH, side = gate_weight.shape[1], q_weight.shape[-1]
+    if (conv_weight is None) != (conv_bias is None):
+        raise ValueError("conv_weight and conv_bias must be given both or neither")
+    if E % side:
+        raise ValueError(f"the inner width {E} is not a multiple of the blocks' side {side}")
+    if E % NH:
+        raise ValueError(f"the inner width {E} is not a multiple of NH = {NH}")
+    K = 0 if conv_weight is None else conv_weight.shape[-1]
+    dtypes, block = (x.dtype,), (E // side, side, side)
+    check_tensors(
+        x,
+        [
+            ("up_weight", up_weight, (2 * E, D), dtypes),
+            ("q_weight", q_weight, block, dtypes),
+            ("k_weight", k_weight, block, dtypes),
+            ("v_weight", v_weight, block, dtypes),
+            ("gate_weight", gate_weight, (2, NH, 3 * E), dtypes),
+            ("gate_bias", gate_bias, (2, NH), dtypes),
+            ("conv_weight", conv_weight, (E, K), dtypes),
+            ("conv_bias", conv_bias, (E,), dtypes),
+            (name, None if state is None else state.x, (B, K - 1, E), dtypes),
+            ("reset", reset, (B, T), (torch.bool,)),
+        ],
+    )
 
 
 def plain(

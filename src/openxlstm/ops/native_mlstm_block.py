@@ -62,10 +62,8 @@ def mlstm_block(
     B, NH, E = len(x), gate_weight.shape[1], skip.shape[0]
     DH = E // NH
     if state is None:
-        sizes = (B, NH, DH, DH), (B, NH, DH), (B, NH)
-        initial = tuple(x.new_zeros(size) for size in sizes)
-    else:
-        initial = tuple(part.contiguous() for part in state)
+        state = MLSTMState.empty(B, NH, DH, DH, dtype=x.dtype, device=x.device)
+    initial = tuple(part.contiguous() for part in state)
     y, C, n, m, *_ = torch.ops.openxlstm.mlstm_block(
         *inputs, *initial, *output, norm_eps, min(x.shape[1], best_chunk_size(DH, DH)),
         saves(*inputs, *initial, *output),

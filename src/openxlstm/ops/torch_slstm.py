@@ -85,7 +85,6 @@ class _Scan(torch.autograd.Function):
             o.sigmoid_()
             if log_f is not None:
                 F.logsigmoid(f, out=log_f_[t])  # pyright: ignore[reportCallIssue]
-            if log_f is not None:
                 f.copy_(log_f_[t])
             f.add_(m_[t])
             if t == 0 or keep_ is not None:  # after a step n is at least 1: empty only at a start
