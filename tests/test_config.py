@@ -123,6 +123,8 @@ def test_whole_numbers_do_for_fractions() -> None:
         (StackConfig, {"mlstm_proj_factor": math.inf}, "mlstm_proj_factor"),
         (StackConfig, {"mlstm_proj_factor": math.nan}, "mlstm_proj_factor"),
         (StackConfig, {"mlstm_eps": -1e-6}, "mlstm_eps"),
+        (StackConfig, {"large_norm_eps": 0.0}, "large_norm_eps must be positive"),
+        (StackConfig, {"large_ff_multiple": 0}, "large_ff_multiple must be positive"),
         (StackConfig, {"mlstm_qkv_block_size": 0}, "mlstm_qkv_block_size must be positive"),
         (StackConfig, {"embedding_dim": 10, "num_heads": 4}, "is not a multiple of num_heads=4"),
         (StackConfig, {"layers": "m", "num_heads": 3}, "256 .* not a multiple of num_heads=3"),
@@ -194,6 +196,19 @@ def test_inner_widths_are_multiples_of_64(embedding_dim: int, inner: int, ff: in
     assert (config.mlstm_inner_dim, config.slstm_ff_dim) == (inner, ff)
     assert round_up(64) == 64
     assert round_up(64.1) == 128
+
+
+@pytest.mark.parametrize(
+    ("embedding_dim", "factor", "multiple", "ff"),
+    [(4096, 2.6667, 64, 10944), (768, 2.6667, 64, 2048), (3072, 2.667, 64, 8256), (48, 2.0, 1, 96)],
+)
+def test_width_of_a_large_feedforward(
+    embedding_dim: int, factor: float, multiple: int, ff: int
+) -> None:
+    config = StackConfig(
+        embedding_dim=embedding_dim, large_ff_factor=factor, large_ff_multiple=multiple
+    )
+    assert config.large_ff_dim == ff
 
 
 def test_what_a_layer_does_not_use_does_not_limit_it() -> None:

@@ -35,6 +35,8 @@ class StackConfig(Config):
     bias: bool = False
     """Biases in the projections and feed-forwards, and in the norms of large blocks. The gates of
     an mLSTM or sLSTM always have them."""
+    final_norm: bool = True
+    """Whether a norm stands after the last block; bare blocks have none in any case."""
     dropout: float = 0.0
     """Share of each sub-layer's output that is dropped in training."""
     dropout_kind: Literal["elements", "channels"] = "elements"
@@ -63,7 +65,11 @@ class StackConfig(Config):
     large_v_dim_factor: float = 1.0
     """Width of values over embedding_dim, rounded down."""
     large_ff_factor: float = 2.6667
-    """Width of the feed-forward over embedding_dim, rounded up to a multiple of 64."""
+    """Width of the feed-forward over embedding_dim; the next large_ff_multiple is taken."""
+    large_ff_multiple: int = 64
+    """What the width of the feed-forward is a multiple of."""
+    large_norm_eps: float = 1e-6
+    """Added to the mean square, or variance, in the norms of large blocks."""
     large_gate_soft_cap: float = 15.0
     """Pre-activations of the input and forget gates stay within ± this, softly; 0 for no limit."""
 
@@ -89,6 +95,8 @@ class StackConfig(Config):
         for name in ("large_qk_dim_factor", "large_v_dim_factor", "large_ff_factor"):
             require(0 < getattr(self, name) < math.inf, f"{name} must be positive")
         require(0 <= self.large_gate_soft_cap < math.inf, "large_gate_soft_cap must be 0 or more")
+        require(self.large_ff_multiple > 0, "large_ff_multiple must be positive")
+        require(0 < self.large_norm_eps < math.inf, "large_norm_eps must be positive")
         match self.block:
             case "paper":
                 self._check_paper()
@@ -156,7 +164,8 @@ class StackConfig(Config):
     def large_ff_dim(self) -> int:
         """F, the width inside the feed-forward of a large block. A factor of 2.6667 is meant to be
         8/3: what it has too much, up to one channel, is rounded off first, as xLSTM-7B does."""
-        return int(self.large_ff_factor * self.embedding_dim + 63) // 64 * 64
+        multiple = self.large_ff_multiple
+        return int(self.large_ff_factor * self.embedding_dim + multiple - 1) // multiple * multiple
 
     @property
     def mlstm_head_dims(self) -> tuple[int, int]:

@@ -85,6 +85,7 @@ OPTIONS: dict[str, dict[str, Any]] = {
     "no feed-forward": {"slstm_ff_factor": 0.0},
     "exp gate": {"slstm_forget_gate": "exp"},
     "eps": {"mlstm_eps": 0.1},
+    "no final norm": {"final_norm": False},
     "wide blocks": {"mlstm_qkv_block_size": 8},
     "no blocks": {"mlstm_qkv_block_size": 1},
     "three heads": {"num_heads": 3, "mlstm_proj_factor": 5.0},
@@ -111,6 +112,7 @@ def test_steps_are_the_models(layers: str, B: int, options: dict[str, Any]) -> N
     slstm_ff_factor=st.sampled_from([0.0, 1.3]),
     mlstm_eps=st.sampled_from([0.0, 1e-6]),
     num_heads=st.sampled_from([1, 2, 4]),
+    final_norm=st.booleans(),
 )
 def test_any_mixture_of_options(B: int, **options: Any) -> None:
     check_decoder(B, **options)

@@ -37,13 +37,13 @@ def affine(w: Weights, name: str, x: Tensor) -> Tensor:
     return y + w[f"{name}.bias"] if f"{name}.bias" in w else y
 
 
-def rms_norm(w: Weights, name: str, x: Tensor) -> Tensor:
-    return affine(w, name, x / torch.sqrt((x * x).mean() + 1e-6))
+def rms_norm(w: Weights, name: str, x: Tensor, eps: float = 1e-6) -> Tensor:
+    return affine(w, name, x / torch.sqrt((x * x).mean() + eps))
 
 
-def layer_norm(x: Tensor) -> Tensor:
+def layer_norm(x: Tensor, eps: float) -> Tensor:
     deviation = x - x.mean()
-    return deviation / torch.sqrt((deviation * deviation).mean() + 1e-6)
+    return deviation / torch.sqrt((deviation * deviation).mean() + eps)
 
 
 def sigmoid(x: Tensor) -> Tensor:
@@ -69,7 +69,7 @@ def naive_mlstm(w: Weights, config: StackConfig, rows: Tensor) -> Tensor:
         h, state = step(
             q[None], k[None], v[None], i_preact[None], log_f[None], state, config.mlstm_eps
         )
-        h = affine(w, "norm", torch.cat([layer_norm(head) for head in h[0]]))
+        h = affine(w, "norm", torch.cat([layer_norm(head, config.large_norm_eps) for head in h[0]]))
         outputs.append(linear(w, "out_proj", sigmoid(linear(w, "o_proj", u)) * h))
     return torch.stack(outputs)
 
@@ -79,11 +79,12 @@ def naive_block(w: Weights, config: StackConfig, x: Tensor) -> Tensor:
     layer, ff = part(w, "layer"), part(w, "ff")
     results = []
     for row in x:
-        u = torch.stack([rms_norm(w, "norm", x_t) for x_t in row])
+        eps = config.large_norm_eps
+        u = torch.stack([rms_norm(w, "norm", x_t, eps) for x_t in row])
         row = row + naive_mlstm(layer, config, u)
         steps = []
         for x_t in row:
-            u = rms_norm(w, "ff_norm", x_t)
+            u = rms_norm(w, "ff_norm", x_t, eps)
             gate, up = linear(ff, "gate_proj", u), linear(ff, "up_proj", u)
             steps.append(x_t + linear(ff, "down_proj", gate * sigmoid(gate) * up))
         results.append(torch.stack(steps))
@@ -126,6 +127,8 @@ def check(module: nn.Module, naive: Callable[[Weights, Tensor], Tensor]) -> None
         {"mlstm_eps": 0.0},
         {"large_gate_soft_cap": 0.0},
         {"large_gate_soft_cap": 0.5},
+        {"large_norm_eps": 0.1},
+        {"large_ff_multiple": 7},
         {"large_qk_dim_factor": 1.0, "large_v_dim_factor": 0.75, "large_ff_factor": 5.0},
     ],
     ids=str,

@@ -43,7 +43,7 @@ class LargeMLSTMLayer(nn.Module):
         self.gate_bias = nn.Parameter(
             torch.stack([torch.full((NH,), -10.0), torch.linspace(3.0, 6.0, NH)])
         )
-        self.norm = LargeHeadNorm(V, bias=bias)
+        self.norm = LargeHeadNorm(V, eps=config.large_norm_eps, bias=bias)
         self.out_proj = nn.Linear(V, D, bias=bias)
         self.dropout = Dropout(config.dropout, config.dropout_kind)
         for projection in (self.q_proj, self.k_proj, self.v_proj):
@@ -102,14 +102,19 @@ class SwiGLU(nn.Module):
         return self.dropout(self.down_proj(y))
 
 
+def rms_norm(config: StackConfig) -> RMSNorm:
+    """A norm of the residual stream."""
+    return RMSNorm(config.embedding_dim, eps=config.large_norm_eps, bias=config.bias)
+
+
 class LargeBlock(nn.Module):
     """x + mLSTM(norm(x)), and that + feed-forward(norm(that)). x (B, T, D)."""
 
     def __init__(self, config: StackConfig, block_index: int = 0) -> None:
         super().__init__()
-        self.norm = RMSNorm(config.embedding_dim, bias=config.bias)
+        self.norm = rms_norm(config)
         self.layer = LargeMLSTMLayer(config)
-        self.ff_norm = RMSNorm(config.embedding_dim, bias=config.bias)
+        self.ff_norm = rms_norm(config)
         self.ff = SwiGLU(config)
 
     def initial_state(self, batch_size: int) -> LayerState:

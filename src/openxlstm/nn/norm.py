@@ -8,7 +8,6 @@ from torch import Tensor, nn
 from openxlstm import ops
 
 EPS = 1e-5
-LARGE_EPS = 1e-6
 
 
 class LayerNorm(nn.Module):
@@ -43,14 +42,15 @@ class RMSNorm(nn.Module):
     The mean is taken in float32 or wider, and the result is scaled in the dtype of x.
     """
 
-    def __init__(self, dim: int, *, bias: bool = False) -> None:
+    def __init__(self, dim: int, *, eps: float = 1e-6, bias: bool = False) -> None:
         super().__init__()
+        self.eps = eps
         self.weight = nn.Parameter(torch.ones(dim))
         self.bias = nn.Parameter(torch.zeros(dim)) if bias else None
 
     def forward(self, x: Tensor) -> Tensor:
         wide = x.to(ops.state_dtype(x.dtype))
-        y = wide * torch.rsqrt(wide.square().mean(-1, keepdim=True) + LARGE_EPS)
+        y = wide * torch.rsqrt(wide.square().mean(-1, keepdim=True) + self.eps)
         return scale(y.to(x.dtype), self.weight, self.bias)
 
 
@@ -60,13 +60,14 @@ class LargeHeadNorm(nn.Module):
     h (B, T, NH, DHV) → (B, T, NH·DHV).
     """
 
-    def __init__(self, dim: int, *, bias: bool = False) -> None:
+    def __init__(self, dim: int, *, eps: float = 1e-6, bias: bool = False) -> None:
         super().__init__()
+        self.eps = eps
         self.weight = nn.Parameter(torch.ones(dim))
         self.bias = nn.Parameter(torch.zeros(dim)) if bias else None
 
     def forward(self, h: Tensor) -> Tensor:
-        y = F.layer_norm(h, h.shape[-1:], eps=LARGE_EPS)
+        y = F.layer_norm(h, h.shape[-1:], eps=self.eps)
         return scale(y.flatten(-2), self.weight, self.bias)
 
 

@@ -7,7 +7,7 @@ from torch.utils.checkpoint import checkpoint
 from openxlstm.config import StackConfig
 from openxlstm.nn.bare import BareBlock
 from openxlstm.nn.block import Block
-from openxlstm.nn.large import LargeBlock
+from openxlstm.nn.large import LargeBlock, rms_norm
 from openxlstm.nn.norm import LayerNorm, RMSNorm
 from openxlstm.states import StackState
 
@@ -15,7 +15,8 @@ BLOCKS = {"paper": Block, "large": LargeBlock, "bare": BareBlock}
 
 
 class Stack(nn.Module):
-    """One block for each letter of `config.layers`, then a norm (but after bare blocks).
+    """One block for each letter of `config.layers`, then a norm: none after bare blocks, or where
+    `config.final_norm` is false.
 
     x (B, T, D) → (B, T, D).
     """
@@ -57,10 +58,6 @@ class Stack(nn.Module):
 
 def final_norm(config: StackConfig) -> LayerNorm | RMSNorm | nn.Identity:
     """What stands after the last block, in the way of its kind."""
-    match config.block:
-        case "paper":
-            return LayerNorm(config.embedding_dim)
-        case "large":
-            return RMSNorm(config.embedding_dim, bias=config.bias)
-        case "bare":
-            return nn.Identity()
+    if config.block == "bare" or not config.final_norm:
+        return nn.Identity()
+    return rms_norm(config) if config.block == "large" else LayerNorm(config.embedding_dim)

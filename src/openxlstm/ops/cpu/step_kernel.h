@@ -288,11 +288,8 @@ inline void step_model(const Step& s, const StepLayer* layers, const void* input
       add();
     }
   }
-  if (s.head == nullptr) {
-    if (s.norm == nullptr) std::copy(x, x + B * D, s.out);
-    else norm_all(s.norm, s.out);
-    return;
-  }
-  norm_all(s.norm, normed_x);
-  map(B, s.V, D, s.head, nullptr, normed_x, D, s.out, s.V);
+  float* last = s.head == nullptr ? s.out : normed_x;
+  if (s.norm == nullptr) std::copy(x, x + B * D, last);
+  else norm_all(s.norm, last);
+  if (s.head != nullptr) map(B, s.V, D, s.head, nullptr, last, D, s.out, s.V);
 }
