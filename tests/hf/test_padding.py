@@ -88,7 +88,7 @@ def test_a_batch_that_goes_on(
     seed: int,
     make_model: MakeModel,
 ) -> None:
-    """With the mask of all columns or of the new ones, and with rows that have nothing in a call."""
+    """With the mask of all columns or of the new ones; a row may have nothing in a call."""
     model = make_model(kind).double()
     count = min(len(sizes), len(more))
     random = torch.Generator().manual_seed(seed)

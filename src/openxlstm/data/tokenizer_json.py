@@ -21,7 +21,7 @@ _CONFIG = {
 }
 """For transformers. No token is special that was not before: a run has none."""
 
-_SETTINGS = ("truncation", "padding")
+_SETTINGS = ("truncation", "padding", "post_processor")
 """What a file may ask for and ours do not do."""
 
 
