@@ -5,6 +5,7 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -79,8 +80,9 @@ def test_a_folder_without_a_head(make_model: MakeModel, tmp_path: Path) -> None:
     model.save_pretrained(tmp_path)
     base = AutoModel.from_pretrained(tmp_path)
     base.save_pretrained(tmp_path / "base")
-    found = AutoModelForCausalLM.from_pretrained(tmp_path / "base")
-    assert torch.equal(found.stack.norm.weight, model.stack.norm.weight)
+    found: Any = AutoModelForCausalLM.from_pretrained(tmp_path / "base")
+    kept = "stack.norm.weight"
+    assert torch.equal(found.state_dict()[kept], model.state_dict()[kept])
     assert found.head.weight.std().item() == pytest.approx((2 / 5 / 16) ** 0.5, rel=0.3)
 
 
@@ -90,10 +92,11 @@ def test_what_is_missing_is_as_in_a_new_model(make_model: MakeModel, tmp_path: P
     for name in ("stack.blocks.0.layer.gate_bias", "stack.blocks.1.ff_norm.weight"):
         del tensors[name]
     model.save_pretrained(tmp_path, state_dict=tensors)
-    found = AutoModelForCausalLM.from_pretrained(tmp_path)
+    found: Any = AutoModelForCausalLM.from_pretrained(tmp_path)
     assert found.stack.blocks[0].layer.gate_bias[1].tolist() == [3, 6]
     assert torch.equal(found.stack.blocks[1].ff_norm.weight, torch.zeros(16))  # 1 is added
-    assert torch.equal(found.stack.blocks[1].layer.bias, model.stack.blocks[1].layer.bias)
+    kept = "stack.blocks.1.layer.bias"
+    assert torch.equal(found.state_dict()[kept], model.state_dict()[kept])
 
 
 def test_a_new_model_begins_as_ours() -> None:
@@ -135,7 +138,7 @@ def test_configuration(tmp_path: Path) -> None:
 )
 def test_a_configuration_that_makes_no_sense(options: dict[str, object], words: str) -> None:
     with pytest.raises(UserError, match=words):
-        OpenXLSTMConfig(**options)  # pyright: ignore[reportArgumentType]
+        OpenXLSTMConfig(**options)
 
 
 # ---- without transformers ---------------------------------------------------------------------

@@ -1,6 +1,6 @@
 """A model's configuration, as transformers keeps it: our `config.json`, as it is."""
 
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from transformers import PreTrainedConfig
 
@@ -31,6 +31,10 @@ class OpenXLSTMConfig(PreTrainedConfig):
     bos_token_id: int | None = None
     eos_token_id: int | list[int] | None = None
     pad_token_id: int | None = None
+
+    if TYPE_CHECKING:  # the fields of ModelConfig as well
+
+        def __init__(self, **options: Any) -> None: ...
 
     def __post_init__(self, **kwargs: Any) -> None:
         require(

@@ -8,7 +8,7 @@ B batch · T columns · D embedding_dim · V vocab_size
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -21,6 +21,7 @@ from openxlstm.hf.padding import real_tokens, restarts, run_real
 from openxlstm.lm.model import LanguageModel
 from openxlstm.nn.init import small_init_
 from openxlstm.nn.large import soft_cap
+from openxlstm.nn.stack import Stack
 from openxlstm.states import ModelState
 
 
@@ -49,6 +50,7 @@ class OpenXLSTMPreTrainedModel(PreTrainedModel):
 
     config: OpenXLSTMConfig
     token_embedding: nn.Embedding
+    stack: Stack
     head: nn.Linear
 
     def __init__(self, config: OpenXLSTMConfig) -> None:
@@ -209,6 +211,8 @@ class OpenXLSTMForCausalLM(OpenXLSTMPreTrainedModel, GenerationMixin):
     """A language model: what `openxlstm train` makes, for `generate`, `Trainer` and `pipeline`."""
 
     _tied_weights_keys = {"head.weight": "token_embedding.weight"}  # noqa: RUF012
+    if TYPE_CHECKING:  # as it is typed, no model of transformers itself may call it
+        generate: Any
 
     @property
     def language_model(self) -> LanguageModel:
