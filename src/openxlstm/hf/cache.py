@@ -126,7 +126,9 @@ class OpenXLSTMCache(Cache):
     def _pick(self, rows: list[int]) -> None:
         if self._state is None and self._decoder is None:
             return
-        if self._decoder is not None:
+        if self._decoder is not None and len(rows) == self._size:
+            self._decoder.reorder(rows)
+        elif self._decoder is not None:
             self._decoder = self._decoder.select(rows)
         else:
             self._state = select(self._state, rows)

@@ -160,8 +160,9 @@ class OpenXLSTMPreTrainedModel(PreTrainedModel):
         hidden = y.split(self.config.hidden_size, dim=-1)
         return hidden[-1], state, hidden
 
-    def _choose(self, value: bool | None, default: bool | None) -> bool:
-        return bool(default if value is None else value)
+    def _wanted(self, option: str, value: bool | None) -> bool:
+        """Whether something is, by the argument of a call or else by the configuration."""
+        return bool(getattr(self.config, option) if value is None else value)
 
     def _new_cache(
         self, cache: OpenXLSTMCache | None, state: ModelState, T: int, use_cache: bool | None
@@ -170,7 +171,7 @@ class OpenXLSTMPreTrainedModel(PreTrainedModel):
 
         While training one has to be asked for.
         """
-        if not self._choose(use_cache, self.config.use_cache and not self.training):
+        if (use_cache is None and self.training) or not self._wanted("use_cache", use_cache):
             return None
         cache = OpenXLSTMCache() if cache is None else cache
         cache.replace(state, cache.get_seq_length() + T)
@@ -197,14 +198,14 @@ class OpenXLSTMModel(OpenXLSTMPreTrainedModel):
         inputs = self._inputs(
             input_ids, inputs_embeds, attention_mask, position_ids, past_key_values
         )
-        wanted = self._choose(output_hidden_states, self.config.output_hidden_states)
-        y, state, hidden = self._read(inputs, wanted)
+        hidden_wanted = self._wanted("output_hidden_states", output_hidden_states)
+        y, state, hidden = self._read(inputs, hidden_wanted)
         output = BaseModelOutputWithPast(
             last_hidden_state=y,  # pyright: ignore[reportArgumentType]
             past_key_values=self._new_cache(past_key_values, state, y.shape[1], use_cache),
             hidden_states=hidden,  # pyright: ignore[reportArgumentType]
         )
-        return output if self._choose(return_dict, self.config.return_dict) else output.to_tuple()
+        return output if self._wanted("return_dict", return_dict) else output.to_tuple()
 
 
 class OpenXLSTMForCausalLM(OpenXLSTMPreTrainedModel, GenerationMixin):
@@ -261,13 +262,13 @@ class OpenXLSTMForCausalLM(OpenXLSTMPreTrainedModel, GenerationMixin):
         Raises:
             ValueError: on shapes that do not fit together, or a mask with holes.
         """
-        returns = self._choose(return_dict, self.config.return_dict)
-        hidden_wanted = self._choose(output_hidden_states, self.config.output_hidden_states)
+        as_output = self._wanted("return_dict", return_dict)
+        hidden_wanted = self._wanted("output_hidden_states", output_hidden_states)
         if labels is None and not hidden_wanted and use_cache and inputs_embeds is None:
             logits = self._step(input_ids, attention_mask, past_key_values)
             if logits is not None:
                 output = CausalLMOutputWithPast(logits=logits, past_key_values=past_key_values)  # pyright: ignore[reportArgumentType]
-                return output if returns else output.to_tuple()
+                return output if as_output else output.to_tuple()
         inputs = self._inputs(
             input_ids, inputs_embeds, attention_mask, position_ids, past_key_values
         )
@@ -284,7 +285,7 @@ class OpenXLSTMForCausalLM(OpenXLSTMPreTrainedModel, GenerationMixin):
             past_key_values=self._new_cache(past_key_values, state, y.shape[1], use_cache),
             hidden_states=hidden,  # pyright: ignore[reportArgumentType]
         )
-        return output if returns else output.to_tuple()
+        return output if as_output else output.to_tuple()
 
     def _step(
         self, ids: Tensor | None, mask: Tensor | None, cache: OpenXLSTMCache | None
@@ -297,7 +298,7 @@ class OpenXLSTMForCausalLM(OpenXLSTMPreTrainedModel, GenerationMixin):
             return None
         if mask is not None and real_tokens(mask, len(ids), 1, cache.get_seq_length()) is not None:
             return None
-        logits = cache.step(self.language_model, ids[:, 0])
+        logits = cache.step(self._language[0], ids[:, 0])
         return None if logits is None else logits[:, None]
 
     @classmethod
