@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, Self
 
 from openxlstm._version import __version__
 from openxlstm.cli.corpus import Corpus, open_corpus
+from openxlstm.cli.loading import load_run
 from openxlstm.cli.options import INTERRUPTED, parse
 from openxlstm.cli.presets import list_presets
 from openxlstm.cli.run_folder import (
@@ -23,7 +24,6 @@ from openxlstm.cli.run_folder import (
     clear_unstarted,
     free_folder,
     is_in_use,
-    load_run,
     lock,
 )
 from openxlstm.cli.train_options import Options, compute_config, new_configs, resumed_config
