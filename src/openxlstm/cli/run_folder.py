@@ -29,6 +29,8 @@ class RunRecord(Config):
     """Version that started the run."""
     preset: str
     """Name of the recipe that it started from."""
+    init_from: str | None = None
+    """The folder whose weights it started from; None for random ones."""
     data: dict[str, Any]
     """A DataConfig."""
     train: dict[str, Any]
