@@ -19,6 +19,7 @@ from openxlstm.lm.stack_folder import save_stack_config
 from openxlstm.lm.weights import save_weights
 
 HEAD = "head.weight"
+REGISTERED = "transformers opens a model of the paper's blocks after `import openxlstm.hf`"
 
 
 def write_checkpoint(
@@ -48,20 +49,20 @@ def write_checkpoint(
         UserError: that names an option that has no counterpart in that format.
         OSError: if something cannot be written.
     """
-    if kind == "openxlstm":
-        save_weights(folder, tensors, shard_bytes=shard_bytes)
-        is_model = isinstance(config, ModelConfig)
+    is_model = isinstance(config, ModelConfig)
+    if kind == "hf" and not is_model:
+        raise UserError("a stack alone has no counterpart in Hugging Face's xLSTM")
+    if kind == "openxlstm" or (kind == "hf" and config.block != "large"):
+        save_weights(folder, tensors, shard_bytes=shard_bytes, metadata={"format": "pt"})
         save_config(config, folder) if is_model else save_stack_config(config, folder)
-        return []
+        return [] if kind == "openxlstm" else [REGISTERED]
     if kind == "nxai":
         if shard_bytes is not None:
             raise UserError("NX-AI's xlstm reads one file of weights: leave out --shard-size")
         return _write_nxai(folder, config, tensors)
-    if not isinstance(config, ModelConfig):
-        raise UserError("a stack alone has no counterpart in Hugging Face's xLSTM")
+    assert is_model
     dtype = str(next(iter(tensors.values())).dtype).removeprefix("torch.")
-    ids = token_ids or {}
-    values, notes = large.write_hugging_face(config, dtype, ids)
+    values, notes = large.write_hugging_face(config, dtype, token_ids or {})
     tensors = with_head(tensors)
     if config.bias:  # that of the last norm has no place there
         _check_zero(tensors, "stack.norm.bias", "Hugging Face's xLSTM")
@@ -71,7 +72,6 @@ def write_checkpoint(
     rows = large_rows(len(config.layers), hugging_face=True)
     save_weights(folder, write(rows, tensors), shard_bytes=shard_bytes, metadata={"format": "pt"})
     write_json(folder / CONFIG, values)
-    write_json(folder / "generation_config.json", {**ids, "use_cache": True})
     return notes
 
 
