@@ -100,7 +100,9 @@ def run(arguments: list[str]) -> int:
     return 0
 
 
-def _open(options: Options, kind: "Format") -> "tuple[StackConfig, Mapping[str, Tensor], list[str]]":
+def _open(
+    options: Options, kind: "Format"
+) -> "tuple[StackConfig, Mapping[str, Tensor], list[str]]":
     """The model's configuration, its tensors by our names, and notes.
 
     Raises:
@@ -210,10 +212,14 @@ class _Beside:
         for name in self.KEPT:
             if (self.folder / name).is_file():
                 shutil.copyfile(self.folder / name, folder / name)
+        generation = dict(self.token_ids)
         if (self.folder / self.GENERATION).is_file():
-            shutil.copyfile(self.folder / self.GENERATION, folder / self.GENERATION)
-        elif self.token_ids and kind != "nxai":
-            write_json(folder / self.GENERATION, self.token_ids)
+            generation = read_json(self.folder / self.GENERATION)
+        if kind == "hf":  # without a cache where the model cannot have one
+            use_cache = read_json(folder / "config.json").get("use_cache", True)
+            generation |= {} if use_cache else {"use_cache": False}
+        if generation and kind != "nxai":
+            write_json(folder / self.GENERATION, generation)
         if not self.file.is_file():
             return False
         if read_json(self.file).get("format") == FORMAT:  # ours, in today's form

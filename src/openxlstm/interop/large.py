@@ -153,13 +153,13 @@ def write_hugging_face(
             raise UserError(f"{name}=0.0 has no counterpart in {who}, which always has a limit")
     if not config.final_norm:
         raise UserError(f"final_norm=False has no counterpart in {who}, which always has one")
-    unit = HUGGING_FACE_UNIT
-    for name, width in (("qk", config.large_qk_dim), ("v", config.large_v_dim)):
-        if width % unit:
-            raise UserError(
-                f"large_{name}_dim_factor={getattr(config, f'large_{name}_dim_factor'):g} makes "
-                f"{width} channels, and the cache of {who} takes multiples of {unit} alone"
-            )
+    unit, widths = HUGGING_FACE_UNIT, (config.large_qk_dim, config.large_v_dim)
+    has_cache = not any(width % unit for width in widths)
+    if not has_cache:
+        notes.append(
+            f"keys are {widths[0]} channels wide and values {widths[1]}, and the cache of {who} "
+            f"takes multiples of {unit} alone: it generates without one there, slowly"
+        )
     values = {
         "model_type": "xlstm",
         "architectures": ["xLSTMForCausalLM"],
@@ -174,7 +174,7 @@ def write_hugging_face(
         "output_logit_soft_cap": config.large_logit_soft_cap,
         "weight_mode": "single",
         "tie_word_embeddings": False,
-        "use_cache": True,
+        "use_cache": has_cache,
         **{name: ids.get(name) for name in TOKEN_IDS},
     }
     return values, notes

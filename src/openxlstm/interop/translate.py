@@ -136,7 +136,7 @@ def _reading(
 
 
 def _writing(entry: Row, ours: Mapping[str, Tensor], index: int) -> Callable[[], Tensor]:
-    return lambda: entry.form.write([ours[name] for name in entry.ours])[index]
+    return lambda: entry.form.write([ours[name] for name in entry.ours])[index].contiguous()
 
 
 def _zeros(shape: Shape, dtype: torch.dtype) -> Callable[[], Tensor]:
