@@ -9,7 +9,7 @@ import pytest
 import torch
 import yaml
 from interop_cases import LARGE, PAPER, assert_same, edit, random_model, weights_of
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from openxlstm.config import ModelConfig, StackConfig
@@ -97,6 +97,16 @@ def test_a_training_run_s_configuration(nxai: Path) -> None:
     values = yaml.safe_load((nxai / "config.yaml").read_text())
     (nxai / "config.yaml").write_text(yaml.safe_dump({"training": {"lr": 1}, "model": values}))
     assert open_foreign(nxai, "nxai").config == ModelConfig(**PAPER)
+
+
+def test_numbered_files(nxai_large: Path) -> None:
+    """As NX-AI's code writes large models."""
+    tensors = load_file(nxai_large / "model.safetensors")
+    (nxai_large / "model.safetensors").unlink()
+    for number in range(2):
+        part = dict(list(tensors.items())[number::2])
+        save_file(part, nxai_large / f"model_{number}.safetensors")
+    assert_same(weights_of(load(nxai_large)), weights_of(random_model(ModelConfig(**LARGE))))
 
 
 @pytest.mark.parametrize("wrapped", [False, True])

@@ -5,7 +5,8 @@ weights of which none is 0, and says what logits they give.
     python peer.py read KIND FOLDER [--hide-xlstm]
 
 Both write FOLDER/logits.safetensors: ids (B, T); whole, the logits in one pass; steps, those of one
-token at a time. KIND is nxai, nxai-large or hf. openxlstm is not imported here.
+token at a time; and where Hugging Face's is read, generated, the likeliest tokens after ids[:1, :5].
+KIND is nxai, nxai-large or hf. openxlstm is not imported here.
 """
 
 # pyright: reportMissingImports=false, reportPrivateImportUsage=false
@@ -189,6 +190,7 @@ def main() -> None:
     if arguments.hide_xlstm:
         hide_xlstm()
     make, read, run = KINDS[arguments.kind]
+    model: Any
     arguments.folder.mkdir(parents=True, exist_ok=True)
     torch.manual_seed(0)
     if arguments.action == "make":
@@ -199,6 +201,9 @@ def main() -> None:
     with torch.no_grad():
         whole, steps = run(model, ids)
     logits = {"ids": ids, "whole": whole.contiguous(), "steps": steps.clone().contiguous()}
+    if arguments.action == "read" and arguments.kind == "hf":
+        given = {"attention_mask": torch.ones(1, 5, dtype=torch.long), "do_sample": False}
+        logits["generated"] = model.generate(ids[:1, :5], max_new_tokens=12, **given)
     save_file(logits, arguments.folder / "logits.safetensors")
     uses = sorted({"xlstm", "transformers"} & {name.split(".")[0] for name in sys.modules})
     print(json.dumps({"uses": uses, "external": uses_xlstm()}))

@@ -77,8 +77,8 @@ def run(arguments: list[str]) -> int:
     kind = format_of(options.source) if options.from_ == "auto" else options.from_
     config, tensors, notes = _open(options, kind)
     weights = _Checked(tensors, options.dtype)
-    beside = _Beside(options.tokenizer or options.source)
-    beside.check(config, named=options.tokenizer is not None)
+    beside = _Beside(options.source, options.tokenizer)
+    notes += beside.check(config)
     with new_folder(options.out) as folder:
         notes += write_checkpoint(
             folder,
@@ -170,36 +170,50 @@ class _Checked:
 
 
 class _Beside:
-    """What stands beside a model's weights: its tokenizer, and the tokens that end a text.
+    """What stands beside a model's weights: its tokenizer, and which tokens end a text.
 
     Args:
-        place: a folder that may have it, or the file of a tokenizer, or of weights.
+        source: the model's folder, or its file of weights.
+        tokenizer: the folder or file of another tokenizer.
     """
 
     KEPT = ("tokenizer_config.json", "special_tokens_map.json", "chat_template.jinja")
     GENERATION = "generation_config.json"
 
-    def __init__(self, place: Path) -> None:
+    def __init__(self, source: Path, tokenizer: Path | None) -> None:
         from openxlstm.data.bpe import FILE_NAME
 
-        is_tokenizer = place.is_file() and place.suffix == ".json" and "index" not in place.name
+        place = source if tokenizer is None else tokenizer
         self.folder = place if place.is_dir() else place.parent
-        self.file = place if is_tokenizer else self.folder / FILE_NAME
+        is_file = tokenizer is not None and not tokenizer.is_dir()
+        self.file = place if is_file else self.folder / FILE_NAME
+        self.is_needed = tokenizer is not None
         self.token_ids = self._token_ids()
 
-    def check(self, config: "StackConfig", *, named: bool) -> None:
-        """Raises UserError if the tokenizer is missing and was named, damaged, or does not fit."""
-        from openxlstm.data.tokenizer import load_tokenizer
+    def check(self, config: "StackConfig") -> list[str]:
+        """Notes about the tokenizer.
+
+        Raises:
+            UserError: if it was named and is missing, or is damaged, or does not fit.
+        """
+        import importlib.util
+
+        from openxlstm.data.tokenizer import FORMAT, load_tokenizer
+        from openxlstm.files import read_json
 
         vocab_size = getattr(config, "vocab_size", None)
-        if not self.file.is_file() and not named:
-            return
+        if not self.file.is_file() and not self.is_needed:
+            return []
+        is_own = self.file.is_file() and read_json(self.file).get("format") == FORMAT
+        if not is_own and importlib.util.find_spec("tokenizers") is None:
+            return [f"{self.file} is kept as it is: without the package tokenizers it is not read"]
         tokenizer = load_tokenizer(self.file)
         if vocab_size is None or tokenizer.vocab_size > vocab_size:
             raise UserError(
                 f"the tokenizer {self.file} has {tokenizer.vocab_size} tokens, the model "
                 f"{vocab_size or 'none'}: they do not belong together"
             )
+        return []
 
     def write(self, folder: Path, kind: str) -> bool:
         """Writes it to a folder; whether there was a tokenizer."""

@@ -1,5 +1,6 @@
 """Checkpoints of others as models here: which kind it is, its configuration, its tensors."""
 
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -63,13 +64,14 @@ def load(
 
     Args:
         dtype: of the weights; None leaves them as they are stored. Another one copies them.
-        copy: whether the model gets memory of its own now.
+        copy: whether the model gets memory of its own now; so it does on Windows in any case, where
+            a mapped file could not be replaced.
 
     Raises:
         UserError: if something is missing, damaged, unknown or does not fit.
     """
     path = Path(path)
-    kind = format_of(path)
+    kind, copy = format_of(path), copy or os.name == "nt"
     if kind == "openxlstm":
         return LanguageModel.from_pretrained(path, dtype=dtype, mapped=not copy)
     return open_foreign(path, kind).model(dtype=dtype, copy=copy)
