@@ -13,7 +13,7 @@ from interop_cases import LARGE, PAPER, assert_same, edit, random_model, weights
 from safetensors.torch import load_file
 
 import openxlstm
-from openxlstm.cli.run_folder import load_run
+from openxlstm.cli.loading import load_run
 from openxlstm.config import ModelConfig, StackConfig
 from openxlstm.interop.opening import open_foreign
 from openxlstm.interop.writing import write_checkpoint

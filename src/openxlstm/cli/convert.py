@@ -9,8 +9,9 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import tyro
 
+from openxlstm.cli.loading import Checkpoint, check_vocabulary
 from openxlstm.cli.options import Quiet, Verbose, check_writable, parse
-from openxlstm.cli.run_folder import Checkpoint, is_in_use, newest_checkpoint
+from openxlstm.cli.run_folder import is_in_use
 from openxlstm.errors import UserError
 from openxlstm.files import new_folder
 
@@ -118,9 +119,9 @@ def _open(
         )
         return opened.config, opened.tensors, opened.notes
 
+    from openxlstm.cli.loading import load_model
     from openxlstm.files import read_json
-    from openxlstm.lm.folder import CONFIG, load_config
-    from openxlstm.lm.model import LanguageModel
+    from openxlstm.lm.folder import CONFIG
     from openxlstm.lm.stack_folder import load_stack
 
     if options.config is not None:
@@ -128,13 +129,8 @@ def _open(
     folder = options.source
     if (folder / CONFIG).is_file() and "stack" in read_json(folder / CONFIG):
         module = load_stack(folder)
-    elif options.checkpoint == "best":
-        module = LanguageModel.from_pretrained(folder)
     else:
-        from openxlstm.train.checkpoint import load_model
-
-        module = LanguageModel(load_config(folder)).eval()
-        load_model(newest_checkpoint(folder), module)
+        module = load_model(folder, options.checkpoint, quiet=True)
     tensors = {name: parameter.detach() for name, parameter in module.named_parameters()}
     return module.config, tensors, []
 
@@ -198,21 +194,18 @@ class _Beside:
         """
         import importlib.util
 
+        from openxlstm.config import ModelConfig
         from openxlstm.data.tokenizer import FORMAT, load_tokenizer
         from openxlstm.files import read_json
 
-        vocab_size = getattr(config, "vocab_size", None)
         if not self.file.is_file() and not self.is_needed:
             return []
         is_own = self.file.is_file() and read_json(self.file).get("format") == FORMAT
         if not is_own and importlib.util.find_spec("tokenizers") is None:
             return [f"{self.file} is kept as it is: without the package tokenizers it is not read"]
         tokenizer = load_tokenizer(self.file)
-        if vocab_size is None or tokenizer.vocab_size > vocab_size:
-            raise UserError(
-                f"the tokenizer {self.file} has {tokenizer.vocab_size} tokens, the model "
-                f"{vocab_size or 'none'}: they do not belong together"
-            )
+        if isinstance(config, ModelConfig):
+            check_vocabulary(self.file, tokenizer, config)
         return []
 
     def write(self, folder: Path, kind: str) -> bool:

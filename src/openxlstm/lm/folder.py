@@ -77,9 +77,11 @@ def fill(
             raise UserError(f"{source} has {name} in {kind}; weights are floating-point numbers")
     if dtype is None:
         dtype = reduce(torch.promote_types, (_dtype(tensors, name) for name in places))
-    for name, (parameter, owners) in places.items():
+    # The largest first, for what is copied is there twice for a moment.
+    for name in sorted(places, key=lambda name: places[name][0].numel(), reverse=True):
+        parameter, owners = places[name]
         if isinstance(tensors, Weights) and (copy or tensors.dtype(name) != dtype):
-            value = tensors.copy_of(name).to(dtype)
+            value = tensors.copy_of(name, dtype)
         else:
             value = tensors[name].detach().to(dtype, copy=copy)
         filled = nn.Parameter(value, requires_grad=parameter.requires_grad)

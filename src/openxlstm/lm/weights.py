@@ -63,9 +63,10 @@ class Weights(Mapping[str, Tensor]):
     def __contains__(self, name: object) -> bool:
         return name in self._places
 
-    def copy_of(self, name: str) -> Tensor:
+    def copy_of(self, name: str, dtype: torch.dtype | None = None) -> Tensor:
         """The tensor in memory of its own; the file's pages are let go of again."""
-        return open_file(self._places[name]).get_tensor(name).clone()
+        tensor = open_file(self._places[name]).get_tensor(name)
+        return tensor.to(dtype or tensor.dtype, copy=True)
 
     def shape(self, name: str) -> tuple[int, ...]:
         return self._shapes[name]
