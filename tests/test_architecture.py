@@ -31,6 +31,7 @@ MAY_IMPORT: dict[str, set[str] | None] = {
     "train": {"config", "device", "states", "lm", "files"},
     "generation": {"states", "device", "lm"},
     "interop": {"config", "files", "nn", "lm"},
+    "hf": {"strict", "config", "states", "nn", "lm"},
     "onnx_export": {"states", "nn"},
     "inspect": {"states", "reference", "nn", "lm", "files"},
     "serve": {"generation", "data", "lm", "device"},

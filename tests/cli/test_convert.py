@@ -30,7 +30,9 @@ def test_a_folder_of_its_own(
     before, out = tree(trained), tmp_path / "model"
     result = cli("convert", trained, "--checkpoint", checkpoint, "--out", out)
     assert (result.code, result.out) == (0, "")
-    assert set(tree(out)) == {"config.json", "model.safetensors", "tokenizer.json"}
+    assert set(tree(out)) == {
+        "config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json",
+    }  # fmt: skip
     expected, _ = load_run(trained, checkpoint)
     model = openxlstm.LanguageModel.from_pretrained(out)
     assert f"{sum(p.numel() for p in model.parameters()):,} parameters" in result.err
