@@ -200,6 +200,7 @@ def test_tensors_that_do_not_fit(
 def test_unknown_tensors_can_be_allowed(nxai: Path) -> None:
     edit(nxai, lambda tensors: tensors.update({"extra": torch.ones(1)}))
     opened = open_foreign(nxai, "nxai", allow_unknown=True)
+    assert opened.notes == ["extra, which the model does not have, was left out"]
     assert_same(opened.tensors, weights_of(random_model(ModelConfig(**PAPER))))
 
 

@@ -5,8 +5,8 @@ weights of which none is 0, and says what logits they give.
     python peer.py read KIND FOLDER [--hide-xlstm]
 
 Both write FOLDER/logits.safetensors: ids (B, T); whole, the logits in one pass; steps, those of one
-token at a time; and where Hugging Face's is read, generated, the likeliest tokens after ids[:1, :5].
-KIND is nxai, nxai-large or hf. openxlstm is not imported here.
+token at a time; and, where Hugging Face's is read, generated: what it says after ids[:1, :5]. KIND
+is nxai, nxai-large or hf. openxlstm is not imported here.
 """
 
 # pyright: reportMissingImports=false, reportPrivateImportUsage=false

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import tyro
 
-from openxlstm.cli.loading import Checkpoint, load_model
+from openxlstm.cli.loading import Checkpoint, check_vocabulary, load_model
 from openxlstm.cli.options import Quiet, Verbose, check_writable, parse
 from openxlstm.cli.run_folder import is_in_use
 from openxlstm.errors import UserError
@@ -129,7 +129,7 @@ def _open(
     if (folder / CONFIG).is_file() and "stack" in read_json(folder / CONFIG):
         module = load_stack(folder)
     else:
-        module = load_model(folder, options.checkpoint, quiet=options.quiet)
+        module = load_model(folder, options.checkpoint, quiet=True)
     tensors = {name: parameter.detach() for name, parameter in module.named_parameters()}
     return module.config, tensors, []
 
@@ -193,29 +193,27 @@ class _Beside:
         """
         import importlib.util
 
-        from openxlstm.data.tokenizer import FORMAT, load_tokenizer
-        from openxlstm.files import read_json
+        from openxlstm.config import ModelConfig
+        from openxlstm.data.tokenizer import load_tokenizer
 
-        vocab_size = getattr(config, "vocab_size", None)
         if not self.file.is_file() and not self.is_needed:
             return []
-        is_own = self.file.is_file() and read_json(self.file).get("format") == FORMAT
-        if not is_own and importlib.util.find_spec("tokenizers") is None:
+        try:
+            tokenizer = load_tokenizer(self.file)
+        except UserError:
+            if importlib.util.find_spec("tokenizers") is not None or not self.file.is_file():
+                raise
             return [f"{self.file} is kept as it is: without the package tokenizers it is not read"]
-        tokenizer = load_tokenizer(self.file)
-        if vocab_size is None or tokenizer.vocab_size > vocab_size:
-            raise UserError(
-                f"the tokenizer {self.file} has {tokenizer.vocab_size} tokens, the model "
-                f"{vocab_size or 'none'}: they do not belong together"
-            )
+        if isinstance(config, ModelConfig):
+            check_vocabulary(self.file, tokenizer, config)
         return []
 
     def write(self, folder: Path, kind: str) -> bool:
         """Writes it to a folder; whether there was a tokenizer."""
         import shutil
 
-        from openxlstm.data.tokenizer_json import FILE_NAME
         from openxlstm.data.tokenizer import FORMAT, load_tokenizer
+        from openxlstm.data.tokenizer_json import FILE_NAME
         from openxlstm.files import read_json, write_json
 
         for name in self.KEPT:

@@ -27,6 +27,7 @@ Format = Literal["openxlstm", "nxai", "hf"]
 CONFIGS = ("config.yaml", "config.yml", CONFIG)
 """What NX-AI's configuration may be called beside the weights."""
 
+EMBEDDING = "token_embedding.weight"
 PAPER_ANCHOR = "blocks.0.xlstm_norm.weight"
 LARGE_ANCHOR = "backbone.blocks.0.norm_mlstm.weight"
 
@@ -212,11 +213,9 @@ def _opened(
         may_lack=reading.may_lack,
         ignore=ignore,
         allow_unknown=allow_unknown,
+        notes=reading.notes,
     )
     return Opened(config=config, tensors=ours, source=path, notes=reading.notes)
-
-
-EMBEDDING = "token_embedding.weight"
 
 
 def _config_place(path: Path, kind: Format) -> Path:

@@ -46,6 +46,7 @@ def read(
     may_lack: Collection[str] = (),
     ignore: Collection[str] = (),
     allow_unknown: bool = False,
+    notes: list[str] | None = None,
 ) -> LazyTensors:
     """Their tensors as ours.
 
@@ -57,6 +58,7 @@ def read(
         may_lack: tensors of ours that are 0 where the checkpoint has none.
         ignore: names of theirs that hold nothing to be learned.
         allow_unknown: whether other tensors are left out rather than an error.
+        notes: where it is said that some were.
 
     Raises:
         UserError: that names the first tensor that is missing, of another shape, no tensor of
@@ -76,8 +78,10 @@ def read(
     lost = set(ours) - set(entries)
     assert not lost, f"the key map has no row for {', '.join(sorted(lost))}"
     unknown = sorted(set(theirs) - known)
+    more = f" and {len(unknown) - 1} more" if len(unknown) > 1 else ""
+    if unknown and notes is not None:
+        notes.append(f"{unknown[0]}{more}, which the model does not have, was left out")
     if unknown and not allow_unknown:
-        more = f" and {len(unknown) - 1} more" if len(unknown) > 1 else ""
         raise UserError(
             f"{place} holds {unknown[0]}{more}, which the model does not have; "
             "--allow-unknown leaves out what is unknown"
