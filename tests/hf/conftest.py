@@ -1,13 +1,11 @@
 """What the tests with transformers share: no network, no progress bars, small models."""
 
-import os
 from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
 import torch
 
-os.environ["HF_HUB_OFFLINE"] = "1"  # before anything imports huggingface_hub
 transformers = pytest.importorskip("transformers")
 
 from openxlstm.config import ModelConfig  # noqa: E402

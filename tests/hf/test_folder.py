@@ -22,8 +22,11 @@ IDS = torch.randint(11, (2, 9), generator=torch.Generator().manual_seed(0))
 
 
 @torch.no_grad()
-def test_ours_opens_in_transformers(language: LanguageModel, tmp_path: Path) -> None:
-    language.save_pretrained(tmp_path)
+@pytest.mark.parametrize("shard_bytes", [None, 8000])
+def test_ours_opens_in_transformers(
+    shard_bytes: int | None, language: LanguageModel, tmp_path: Path
+) -> None:
+    language.save_pretrained(tmp_path, shard_bytes=shard_bytes)
     model = AutoModelForCausalLM.from_pretrained(tmp_path)
     assert isinstance(model, OpenXLSTMForCausalLM)
     assert not model.training

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import tyro
 
-from openxlstm.cli.loading import Checkpoint, check_vocabulary
+from openxlstm.cli.loading import Checkpoint, check_vocabulary, load_model
 from openxlstm.cli.options import Quiet, Verbose, check_writable, parse
 from openxlstm.cli.run_folder import is_in_use
 from openxlstm.errors import UserError
@@ -119,7 +119,6 @@ def _open(
         )
         return opened.config, opened.tensors, opened.notes
 
-    from openxlstm.cli.loading import load_model
     from openxlstm.files import read_json
     from openxlstm.lm.folder import CONFIG
     from openxlstm.lm.stack_folder import load_stack
@@ -130,7 +129,7 @@ def _open(
     if (folder / CONFIG).is_file() and "stack" in read_json(folder / CONFIG):
         module = load_stack(folder)
     else:
-        module = load_model(folder, options.checkpoint, quiet=True)
+        module = load_model(folder, options.checkpoint, quiet=options.quiet)
     tensors = {name: parameter.detach() for name, parameter in module.named_parameters()}
     return module.config, tensors, []
 
@@ -177,7 +176,7 @@ class _Beside:
     GENERATION = "generation_config.json"
 
     def __init__(self, source: Path, tokenizer: Path | None) -> None:
-        from openxlstm.data.bpe import FILE_NAME
+        from openxlstm.data.tokenizer_json import FILE_NAME
 
         place = source if tokenizer is None else tokenizer
         self.folder = place if place.is_dir() else place.parent
@@ -195,15 +194,16 @@ class _Beside:
         import importlib.util
 
         from openxlstm.config import ModelConfig
-        from openxlstm.data.tokenizer import FORMAT, load_tokenizer
-        from openxlstm.files import read_json
+        from openxlstm.data.tokenizer import load_tokenizer
 
         if not self.file.is_file() and not self.is_needed:
             return []
-        is_own = self.file.is_file() and read_json(self.file).get("format") == FORMAT
-        if not is_own and importlib.util.find_spec("tokenizers") is None:
+        try:
+            tokenizer = load_tokenizer(self.file)
+        except UserError:
+            if self.is_needed or importlib.util.find_spec("tokenizers") is not None:
+                raise
             return [f"{self.file} is kept as it is: without the package tokenizers it is not read"]
-        tokenizer = load_tokenizer(self.file)
         if isinstance(config, ModelConfig):
             check_vocabulary(self.file, tokenizer, config)
         return []
@@ -212,8 +212,8 @@ class _Beside:
         """Writes it to a folder; whether there was a tokenizer."""
         import shutil
 
-        from openxlstm.data.bpe import FILE_NAME
         from openxlstm.data.tokenizer import FORMAT, load_tokenizer
+        from openxlstm.data.tokenizer_json import FILE_NAME
         from openxlstm.files import read_json, write_json
 
         for name in self.KEPT:
