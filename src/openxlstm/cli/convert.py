@@ -129,7 +129,7 @@ def _open(
     if (folder / CONFIG).is_file() and "stack" in read_json(folder / CONFIG):
         module = load_stack(folder)
     else:
-        module = load_model(folder, options.checkpoint, quiet=options.quiet)
+        module = load_model(folder, options.checkpoint, quiet=True)
     tensors = {name: parameter.detach() for name, parameter in module.named_parameters()}
     return module.config, tensors, []
 
@@ -201,7 +201,7 @@ class _Beside:
         try:
             tokenizer = load_tokenizer(self.file)
         except UserError:
-            if self.is_needed or importlib.util.find_spec("tokenizers") is not None:
+            if importlib.util.find_spec("tokenizers") is not None or not self.file.is_file():
                 raise
             return [f"{self.file} is kept as it is: without the package tokenizers it is not read"]
         if isinstance(config, ModelConfig):
