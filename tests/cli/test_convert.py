@@ -8,7 +8,7 @@ import pytest
 import torch
 
 import openxlstm
-from openxlstm.cli.run_folder import load_run
+from openxlstm.cli.loading import load_run
 
 Cli = Callable[..., Any]
 Tree = Callable[[Path], dict[str, str]]

@@ -6,8 +6,9 @@ from pathlib import Path
 
 import tyro
 
+from openxlstm.cli.loading import Checkpoint, load_run
 from openxlstm.cli.options import Quiet, Verbose, parse
-from openxlstm.cli.run_folder import Checkpoint, is_in_use, load_run
+from openxlstm.cli.run_folder import is_in_use
 from openxlstm.errors import UserError
 
 

@@ -1,5 +1,6 @@
 """The language model: token ids in, logits out, state in and out."""
 
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -9,7 +10,8 @@ import torch
 from torch import Tensor, nn
 
 from openxlstm.config import ModelConfig
-from openxlstm.lm.folder import WEIGHTS, load_config, load_weights, save_config, save_weights
+from openxlstm.lm.folder import fill, load_config, save_config
+from openxlstm.lm.weights import open_weights, save_weights
 from openxlstm.nn.decoder import Decoder
 from openxlstm.nn.dropout import Dropout
 from openxlstm.nn.init import small_init_
@@ -105,19 +107,40 @@ class LanguageModel(nn.Module):
         return parameter_groups(self, weight_decay)
 
     @classmethod
-    def from_pretrained(cls, folder: str | Path) -> Self:
+    def from_pretrained(
+        cls, folder: str | Path, *, dtype: torch.dtype | None = None, mapped: bool = True
+    ) -> Self:
         """The model in a folder that `save_pretrained` or `openxlstm train` wrote, for evaluation.
+
+        Nothing is allocated but the weights, and of those no byte is read before it is used: they
+        are mapped from the file. Train such a model as any other; the file is never changed.
+
+        Args:
+            dtype: of the weights; None leaves them as they are stored. Another one copies them.
+            mapped: False reads them now, into memory of the model's own: for a file that others
+                overwrite in place while the model lives, which would change it or end the process.
+                So it is on Windows in any case, where a mapped file could not be replaced.
 
         Raises:
             UserError: if a file is missing or damaged, or the weights do not fit the configuration.
         """
-        model = cls(load_config(folder))
-        load_weights(model, Path(folder) / WEIGHTS, tied=model.config.tie_weights)
+        with torch.device("meta"):
+            model = cls(load_config(folder))
+        weights = open_weights(folder)
+        copy = not mapped or os.name == "nt"
+        fill(model, weights, weights.source, dtype=dtype, copy=copy)
         return model.eval()
 
-    def save_pretrained(self, folder: str | Path) -> None:
-        """Writes `config.json` and `model.safetensors`, each atomically."""
-        save_weights(Path(folder) / WEIGHTS, self.state_dict(), tied=self.config.tie_weights)
+    def save_pretrained(self, folder: str | Path, *, shard_bytes: int | None = None) -> None:
+        """Writes `config.json` and `model.safetensors`, each atomically.
+
+        Weights that take more than `shard_bytes` are written to several files and an index.
+
+        Raises:
+            OSError: if something cannot be written: no space, no permission.
+        """
+        tensors = dict(self.named_parameters())  # a tied head once, as the embedding
+        save_weights(Path(folder), tensors, shard_bytes=shard_bytes)
         save_config(self.config, folder)
 
 
