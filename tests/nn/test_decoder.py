@@ -129,7 +129,7 @@ LARGE: dict[str, dict[str, Any]] = {
         "num_heads": 3,
         "large_qk_dim_factor": 0.25,
         "large_ff_multiple": 7,
-    },  # fmt: skip
+    },
     "one head": {"num_heads": 1, "embedding_dim": 33},
 }
 

@@ -75,11 +75,11 @@ class LargeMLSTMLayer(nn.Module):
     def inputs(self, x: Tensor, norm: RMSNorm) -> ops.LargeInputs:
         """What the cell reads, and the output gate, of x (B, T, D) before its norm."""
         projections = self.q_proj, self.k_proj, self.v_proj, self.o_proj
-        weights = (projection.weight for projection in projections)
-        q, k, v, o = (projection.bias for projection in projections)
+        q, k, v, o = (projection.weight for projection in projections)
+        biases = tuple(p.bias for p in projections if p.bias is not None) or None
         return ops.large_input(
-            x, norm.weight, *weights, self.gate_weight, self.gate_bias, norm.bias,
-            None if q is None else (q, k, v, o), eps=norm.eps, gate_soft_cap=self.gate_soft_cap,
+            x, norm.weight, q, k, v, o, self.gate_weight, self.gate_bias, norm.bias, biases,
+            eps=norm.eps, gate_soft_cap=self.gate_soft_cap,
         )  # fmt: skip
 
 

@@ -12,8 +12,6 @@ from openxlstm.ops.check import check_floating, check_tensors, state_dtype
 from openxlstm.ops.dispatch import Backend, Request, choose, never
 from openxlstm.ops.norm import rms_norm, scale
 
-Biases = tuple[Tensor, Tensor, Tensor, Tensor]
-
 
 class LargeInputs(NamedTuple):
     """What the cell reads, and what gates its output afterwards."""
@@ -50,7 +48,7 @@ def large_input(
     gate_weight: Tensor,
     gate_bias: Tensor,
     norm_bias: Tensor | None = None,
-    biases: Biases | None = None,
+    biases: tuple[Tensor, ...] | None = None,
     *,
     eps: float = 1e-6,
     gate_soft_cap: float = 15.0,
