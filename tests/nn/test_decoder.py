@@ -277,6 +277,20 @@ def test_some_rows_go_on_as_they_would_have(rows: list[int]) -> None:
     assert same_state(some.state, select(every.state, rows))
 
 
+@given(rows=st.lists(st.integers(0, 3), min_size=4, max_size=4))
+def test_rows_change_places(rows: list[int]) -> None:
+    """As those of a beam search do, in the decoder itself."""
+    model, ids = make_model(num_positions=9), random_ids(4, 8)
+    decoder = decoder_of(model, read(model, ids[:, :3]))
+    other = decoder.select(rows)
+    decoder.reorder(rows)
+    for t in range(3, 8):
+        assert torch.equal(decoder.step(ids[:, t]), other.step(ids[:, t]))
+    assert same_state(decoder.state, other.state)
+    with pytest.raises(ValueError, match="rows must be 4 indices, not 1"):
+        decoder.reorder([0])
+
+
 def test_states_are_nobody_elses() -> None:
     """Neither the one that it was given nor those that it gives away."""
     model, ids = make_model(), random_ids(2, 8)

@@ -9,7 +9,7 @@ from openxlstm.errors import UserError
 if TYPE_CHECKING:
     import torch
 
-    from openxlstm.config import ModelConfig
+    from openxlstm.config import ModelConfig, StackConfig
     from openxlstm.data.tokenizer import Tokenizer
     from openxlstm.lm.model import LanguageModel
 
@@ -49,10 +49,20 @@ def load_model(
 
     from openxlstm.lm.folder import load_config
     from openxlstm.lm.model import LanguageModel
+    from openxlstm.lm.weights import open_weights
 
     kind = None if dtype is None else getattr(torch, dtype)
+    if _is_foreign(folder):
+        from openxlstm.interop.opening import format_of, open_foreign
+
+        opened = open_foreign(folder, format_of(folder))
+        stored = {tensor.dtype for tensor in opened.tensors.values()}
+        _check_memory(folder, opened.config, stored, kind, quiet=quiet)
+        return opened.model(dtype=kind)
     if checkpoint == "best":
-        _check_memory(folder, load_config(folder), kind, quiet=quiet)
+        config, weights = load_config(folder), open_weights(folder)
+        stored = {weights.dtype(name) for name in weights}
+        _check_memory(folder, config, stored, kind, quiet=quiet)
         return LanguageModel.from_pretrained(folder, dtype=kind)
 
     from openxlstm.cli.run_folder import newest_checkpoint
@@ -72,20 +82,37 @@ def check_vocabulary(folder: Path, tokenizer: "Tokenizer", config: "ModelConfig"
         )
 
 
+def _is_foreign(folder: Path) -> bool:
+    """Whether a folder is one of Hugging Face's xLSTM or of NX-AI's."""
+    from openxlstm.files import read_json
+    from openxlstm.lm.folder import CONFIG, FORMAT
+
+    if (folder / CONFIG).is_file():
+        values = read_json(folder / CONFIG)
+        return values.get("format") != FORMAT and values.get("model_type") == "xlstm"
+    return (folder / "config.yaml").is_file()
+
+
 def _check_memory(
-    folder: Path, config: "ModelConfig", dtype: "torch.dtype | None", *, quiet: bool
+    folder: Path,
+    config: "StackConfig",
+    stored: "set[torch.dtype]",
+    dtype: "torch.dtype | None",
+    *,
+    quiet: bool,
 ) -> None:
     """Says what a large model takes before it is loaded, beside what is free.
 
     Raises:
         UserError: if it would take memory of its own, and there is not enough.
     """
+    from openxlstm.config import ModelConfig
     from openxlstm.device import free_memory_bytes
     from openxlstm.lm.memory import loaded_memory
-    from openxlstm.lm.weights import open_weights
 
-    weights = open_weights(folder)
-    memory = loaded_memory(config, weights, dtype)
+    if not isinstance(config, ModelConfig):
+        return  # a stack alone, which the caller refuses
+    memory = loaded_memory(config, stored, dtype)
     if memory.weights < LARGE:
         return
     free = free_memory_bytes()

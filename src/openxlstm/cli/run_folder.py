@@ -123,11 +123,12 @@ def checkpoint_to_resume(folder: Path) -> Path | None:
 
 def clear_unstarted(folder: Path) -> None:
     """Empties the folder of a run that was killed before its record was written."""
-    from openxlstm.data.bpe import FILE_NAME
+    from openxlstm.data.tokenizer_json import CONFIG_NAME, FILE_NAME
     from openxlstm.lm.folder import CONFIG
 
     files = list(folder.iterdir()) if folder.is_dir() else []
-    if all(file.name in (FILE_NAME, CONFIG) or file.match(".*.tmp") for file in files):
+    written_first = CONFIG_NAME, FILE_NAME, CONFIG
+    if all(file.name in written_first or file.match(".*.tmp") for file in files):
         for file in files:
             file.unlink()
 

@@ -14,11 +14,14 @@ from openxlstm.lm.weights import Weights
 
 CONFIG = "config.json"
 FORMAT = "openxlstm"
+FOR_TRANSFORMERS = {"model_type": FORMAT, "architectures": ["OpenXLSTMForCausalLM"]}
+"""What tells transformers, once `openxlstm.hf` is imported, that the folder is one of ours."""
 
 
 def save_config(config: ModelConfig, folder: str | Path) -> None:
     """Writes `config.json`."""
-    write_json(Path(folder) / CONFIG, {"format": FORMAT, "model": config.to_dict()})
+    values = {"format": FORMAT, **FOR_TRANSFORMERS, "model": config.to_dict()}
+    write_json(Path(folder) / CONFIG, values)
 
 
 def load_config(folder: str | Path) -> ModelConfig:

@@ -20,7 +20,6 @@ from openxlstm.config import ComputeConfig, ModelConfig
 from openxlstm.errors import UserError
 from openxlstm.lm.model import LanguageModel
 from openxlstm.lm.summary import Summary, summarize
-from openxlstm.lm.weights import Weights
 
 FLOAT = 4
 """Bytes of a number in float32, in which parameters, gradients and moments are kept."""
@@ -114,9 +113,11 @@ class Loaded:
         )
 
 
-def loaded_memory(config: ModelConfig, weights: Weights, dtype: torch.dtype | None) -> Loaded:
-    """What `LanguageModel.from_pretrained` takes for these weights, before it is called."""
-    stored = {weights.dtype(name) for name in weights}
+def loaded_memory(
+    config: ModelConfig, stored: set[torch.dtype], dtype: torch.dtype | None
+) -> Loaded:
+    """What a model takes whose weights are stored in some dtypes and loaded in one of them or in
+    another; None is the widest that is stored."""
     kind = dtype or reduce(torch.promote_types, stored)
     summary = summarize_unbuilt(config)
     return Loaded(

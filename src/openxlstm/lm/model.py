@@ -84,8 +84,13 @@ class LanguageModel(nn.Module):
 
         `position` is that of the first token (B,); None is the start.
         """
-        positions, next_position = _positions(ids, position, reset)
-        x = self.token_embedding(ids)
+        return self.place(self.token_embedding(ids), position, reset)
+
+    def place(
+        self, x: Tensor, position: Tensor | None = None, reset: Tensor | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """`embed` from the tokens' own embeddings x (B, T, D) on."""
+        positions, next_position = _positions(x, position, reset)
         if self.position_embedding is not None:
             last_row = self.position_embedding.num_embeddings - 1
             x = x + self.position_embedding(positions.clamp(max=last_row))
@@ -157,11 +162,11 @@ def evaluation_mode(model: nn.Module) -> Iterator[None]:
             module.training = True
 
 
-def _positions(ids: Tensor, start: Tensor | None, reset: Tensor | None) -> tuple[Tensor, Tensor]:
+def _positions(x: Tensor, start: Tensor | None, reset: Tensor | None) -> tuple[Tensor, Tensor]:
     """Positions of the tokens (B, T) and of the next one (B,), counted from the last reset."""
-    B, T = ids.shape
-    steps = torch.arange(T, device=ids.device)
-    start = torch.zeros(B, dtype=torch.long, device=ids.device) if start is None else start
+    B, T = x.shape[:2]
+    steps = torch.arange(T, device=x.device)
+    start = torch.zeros(B, dtype=torch.long, device=x.device) if start is None else start
     position = start[:, None] + steps
     if reset is not None:
         begin = torch.where(reset, steps, -1).cummax(1).values  # the last reset at or before

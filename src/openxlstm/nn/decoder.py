@@ -101,6 +101,12 @@ class Decoder:
         state = select(self._state, rows)
         return Decoder(*self._modules, state, logit_soft_cap=self._cap)
 
+    def reorder(self, rows: Sequence[int]) -> None:
+        """Sequence i becomes what sequence rows[i] was: the same number of them, an index each."""
+        if len(rows) != self._size:
+            raise ValueError(f"rows must be {self._size} indices, not {len(rows)}")
+        map_state(Tensor.copy_, self._state, select(self._state, rows))
+
 
 def _check_state(state: ModelState, stack: Stack) -> None:
     expected = stack.initial_state(len(state.position))

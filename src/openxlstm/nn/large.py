@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from openxlstm import ops
 from openxlstm.config import StackConfig
 from openxlstm.nn.dropout import Dropout
-from openxlstm.nn.init import small_init_, wang_init_, zero_biases_
+from openxlstm.nn.init import mlstm_forget_bias, small_init_, wang_init_, zero_biases_
 from openxlstm.nn.norm import LargeHeadNorm, RMSNorm
 from openxlstm.ops import soft_cap as soft_cap
 from openxlstm.states import LayerState, MLSTMState, SLSTMState
@@ -36,7 +36,7 @@ class LargeMLSTMLayer(nn.Module):
         self.v_proj, self.o_proj = (nn.Linear(D, V, bias=bias) for _ in range(2))
         self.gate_weight = nn.Parameter(torch.zeros(2, NH, D))  # gates in the order i, f
         self.gate_bias = nn.Parameter(
-            torch.stack([torch.full((NH,), -10.0), torch.linspace(3.0, 6.0, NH)])
+            torch.stack([torch.full((NH,), -10.0), mlstm_forget_bias(NH)])
         )
         self.norm = LargeHeadNorm(V, eps=config.large_norm_eps, bias=bias)
         self.out_proj = nn.Linear(V, D, bias=bias)
