@@ -104,7 +104,8 @@ class LanguageModel(nn.Module):
         tokens, positions, head = self.token_embedding, self.position_embedding, self.head
         if refuses(self.stack, tokens, positions, head):
             return None
-        return Decoder(tokens, positions, self.stack, head, state)
+        cap = self.logit_soft_cap
+        return Decoder(tokens, positions, self.stack, head, state, logit_soft_cap=cap)
 
     def parameter_groups(self, weight_decay: float) -> list[dict[str, Any]]:
         """The parameters for an optimizer, weight decay on those that it is for."""
