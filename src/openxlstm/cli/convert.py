@@ -120,7 +120,7 @@ def _open(
         return opened.config, opened.tensors, opened.notes
 
     from openxlstm.files import read_json
-    from openxlstm.lm.folder import CONFIG
+    from openxlstm.lm.folder import CONFIG, load_config
     from openxlstm.lm.stack_folder import load_stack
 
     if options.config is not None:
@@ -129,6 +129,7 @@ def _open(
     if (folder / CONFIG).is_file() and "stack" in read_json(folder / CONFIG):
         module = load_stack(folder)
     else:
+        load_config(folder)  # that it is ours: load_model opens the formats of others as well
         module = load_model(folder, options.checkpoint, quiet=True)
     tensors = {name: parameter.detach() for name, parameter in module.named_parameters()}
     return module.config, tensors, []
