@@ -129,7 +129,7 @@ def _open(
     if (folder / CONFIG).is_file() and "stack" in read_json(folder / CONFIG):
         module = load_stack(folder)
     else:
-        load_config(folder)  # which no other format has
+        load_config(folder)  # that it is ours: load_model opens the formats of others as well
         module = load_model(folder, options.checkpoint, quiet=True)
     tensors = {name: parameter.detach() for name, parameter in module.named_parameters()}
     return module.config, tensors, []
