@@ -17,6 +17,8 @@ from openxlstm.ops.norm import BACKENDS as NORM_BACKENDS
 from openxlstm.ops.norm import layer_norm
 from openxlstm.ops.slstm import BACKENDS as SLSTM_BACKENDS
 from openxlstm.ops.slstm import slstm
+from openxlstm.ops.slstm_block import BACKENDS as SLSTM_BLOCK_BACKENDS
+from openxlstm.ops.slstm_block import slstm_block
 from openxlstm.ops.slstm_layer import BACKENDS as SLSTM_LAYER_BACKENDS
 from openxlstm.ops.slstm_layer import slstm_layer
 
@@ -26,6 +28,7 @@ TABLE = {
     "mlstm_input": MLSTM_INPUT_BACKENDS,
     "mlstm_output": MLSTM_OUTPUT_BACKENDS,
     "slstm": SLSTM_BACKENDS,
+    "slstm_block": SLSTM_BLOCK_BACKENDS,
     "slstm_layer": SLSTM_LAYER_BACKENDS,
     "causal_conv": CONV_BACKENDS,
     "layer_norm": NORM_BACKENDS,
@@ -44,6 +47,7 @@ __all__ = [
     "mlstm_input",
     "mlstm_output",
     "slstm",
+    "slstm_block",
     "slstm_layer",
     "state_dtype",
 ]

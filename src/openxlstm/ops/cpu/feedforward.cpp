@@ -5,6 +5,7 @@
 #include <tuple>
 
 #include "arena.h"
+#include "block_parts.h"
 #include "feedforward_args.h"
 #include "isa.h"
 #include "tensors.h"
@@ -14,6 +15,31 @@
 #include "packing.h"
 
 namespace openxlstm {
+
+Floats feedforward_packed_up(const Tensor& up, bool backward) {
+  const int64_t rows = up.size(0), D = up.size(1);
+  return backward ? packed(data(up), D, 1, rows, D) : packed(data(up), 1, D, D, rows);
+}
+Floats feedforward_packed_down(const Tensor& down, bool backward) {
+  const int64_t D = down.size(0), F = down.size(1);
+  return backward ? packed(data(down), F, 1, D, F) : packed(data(down), 1, F, F, D);
+}
+
+int64_t feedforward_tiles(int64_t rows) { return OPENXLSTM_CALL(tiles, rows); }
+int64_t feedforward_forward_floats(int64_t D, int64_t F) {
+  return OPENXLSTM_CALL(forward_floats, D, F);
+}
+int64_t feedforward_backward_floats(int64_t D, int64_t F) {
+  return OPENXLSTM_CALL(backward_floats, D, F);
+}
+void feedforward_forward_tile(const FeedForward& a, int64_t tile, float* scratch) {
+  OPENXLSTM_CALL(forward_tile, a, tile, scratch);
+}
+void feedforward_backward_tile(const FeedForward& a, int64_t tile, const FeedForwardSums& sums,
+                               float* scratch) {
+  OPENXLSTM_CALL(backward_tile, a, tile, sums, scratch);
+}
+
 namespace {
 
 using MaybeTensor = std::optional<Tensor>;
@@ -34,12 +60,12 @@ std::tuple<Tensor, Tensor> feedforward(Tensor x, MaybeTensor norm, Tensor up, Te
   FeedForward a = arguments(x, down, norm, up_bias, down_bias, silu, residual, eps);
   const int64_t D = a.D, F = a.F;
   Tensor y = fresh(x, {a.R, D}), preact = fresh(x, {a.R, 2 * F}, save);
-  const auto up_packed = packed(data(up), 1, D, D, 2 * F);
-  const auto down_packed = packed(data(down), 1, F, F, D);
+  const auto up_packed = feedforward_packed_up(up, false);
+  const auto down_packed = feedforward_packed_down(down, false);
   a.up = up_packed.data(), a.down = down_packed.data();
   a.y = data(y), a.preact = save ? data(preact) : nullptr;
-  for_each_task(OPENXLSTM_CALL(tiles, a.R), OPENXLSTM_CALL(forward_floats, D, F),
-                [&](int64_t tile, float* scratch) { OPENXLSTM_CALL(forward_tile, a, tile, scratch); });
+  for_each_task(feedforward_tiles(a.R), feedforward_forward_floats(D, F),
+                [&](int64_t tile, float* scratch) { feedforward_forward_tile(a, tile, scratch); });
   return {y, preact};
 }
 
@@ -51,15 +77,15 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> feedforward_grad(
   const int64_t D = a.D, F = a.F, DP = OPENXLSTM_CALL(padded, D), FP = OPENXLSTM_CALL(padded, F);
   const int64_t UP = OPENXLSTM_CALL(padded, 2 * F);
   Tensor dx = fresh(x, {a.R, D});
-  const auto up_packed = packed(data(up), D, 1, 2 * F, D);
-  const auto down_packed = packed(data(down), F, 1, D, F);
+  const auto up_packed = feedforward_packed_up(up, true);
+  const auto down_packed = feedforward_packed_down(down, true);
   a.up = up_packed.data(), a.down = down_packed.data();
   a.preact = data(preact), a.dy = data(dy), a.dx = data(dx);
-  Sums sums(OPENXLSTM_CALL(tiles, a.R), {2 * F * DP, D * FP, UP, DP, DP});
-  sums.for_each(OPENXLSTM_CALL(backward_floats, D, F),
+  Sums sums(feedforward_tiles(a.R), {2 * F * DP, D * FP, UP, DP, DP});
+  sums.for_each(feedforward_backward_floats(D, F),
                 [&](int64_t tile, float* const* part, float* scratch) {
                   const FeedForwardSums s{part[0], part[1], part[2], part[3], part[4]};
-                  OPENXLSTM_CALL(backward_tile, a, tile, s, scratch);
+                  feedforward_backward_tile(a, tile, s, scratch);
                 });
   return {dx, sums.total(x, 4, {norm ? D : 0}, DP), sums.total(x, 0, {2 * F, D}, DP),
           sums.total(x, 1, {D, F}, FP), sums.total(x, 2, {up_bias ? 2 * F : 0}, UP),
