@@ -32,20 +32,14 @@ class Block(nn.Module):
     def forward(
         self, x: Tensor, state: LayerState | None = None, reset: Tensor | None = None
     ) -> tuple[Tensor, LayerState]:
-        if self.ff is None or self.ff_norm is None:
-            y, state_after = self.layer(self.norm(x), state, reset)
+        layer, ff, ff_norm = self.layer, self.ff, self.ff_norm
+        if ff is None or ff_norm is None:
+            y, state_after = layer(self.norm(x), state, reset)
             return x + y, state_after
-        drops = self.training and self.ff.dropout.p > 0
-        if not drops and isinstance(self.layer, SLSTMLayer) and self.layer.norm is not None:
-            return self._in_one(self.layer, self.layer.norm.weight, self.ff, self.ff_norm, x, state, reset)
-        y, state_after = self.layer(self.norm(x), state, reset)
-        return self.ff(x + y, self.ff_norm.weight), state_after
-
-    def _in_one(
-        self, layer: SLSTMLayer, head_norm_weight: Tensor, ff: GatedFeedForward, ff_norm: LayerNorm,
-        x: Tensor, state: LayerState | None, reset: Tensor | None,
-    ) -> tuple[Tensor, LayerState]:  # fmt: skip
-        """The same, of an sLSTM and a feed-forward that drop nothing."""
+        drops = self.training and (layer.dropout.p > 0 or ff.dropout.p > 0)
+        if drops or not isinstance(layer, SLSTMLayer) or layer.norm is None:
+            y, state_after = layer(self.norm(x), state, reset)
+            return ff(x + y, ff_norm.weight), state_after
         conv_state, cell_state = (None, None) if state is None else state
         assert not isinstance(cell_state, MLSTMState), "the state is an mLSTM's"
         up, down = ff.up_proj, ff.down_proj
@@ -55,7 +49,7 @@ class Block(nn.Module):
             layer.input_weight,
             layer.bias,
             layer.recurrent_weight,
-            head_norm_weight,
+            layer.norm.weight,
             ff_norm.weight,
             up.weight,
             down.weight,

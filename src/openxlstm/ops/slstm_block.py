@@ -38,8 +38,8 @@ def slstm_block(
     backend: str | None = None,
 ) -> tuple[Tensor, ConvState | None, SLSTMState]:
     """x + head norm(sLSTM(norm(x))), and the gated feed-forward of that added to it
-    (arXiv:2405.04517, figure 10): `layer_norm`, `causal_conv` with SiLU, `slstm_layer`, `layer_norm`
-    of each head and `gated_feedforward`, where the arguments are described.
+    (arXiv:2405.04517, figure 10): `layer_norm`, `causal_conv` with SiLU, `slstm_layer`, the norm of
+    each head and `gated_feedforward`, where the arguments are described.
 
     Args:
         x: (B, T, D), D = NH·DH.
@@ -130,9 +130,7 @@ def apart(
     after = None
     if conv_weight is not None:
         conv = conv_weight, conv_bias, before
-        convolved, after = causal_conv(
-            raw, *conv, reset=reset, activation="silu", backend=backend
-        )
+        convolved, after = causal_conv(raw, *conv, reset=reset, activation="silu", backend=backend)
     h, final = slstm_layer(
         convolved, raw, input_weight, bias, recurrent_weight, state,
         reset=reset, forget_gate=forget_gate, backend=backend,

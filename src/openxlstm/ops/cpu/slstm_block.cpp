@@ -106,6 +106,15 @@ void put_rows(const float* from, const SLSTMBlock& p, const Chunk& c, float* x) 
   for (int64_t j = 0; j < c.samples; ++j)
     std::copy_n(from + j * c.steps * p.D, c.steps * p.D, x + ((c.b0 + j) * p.T + c.t0) * p.D);
 }
+// Asks for the rows of a chunk, which the processor does not foresee, before another is worked on.
+void ask_for_rows(const float* x, const SLSTMBlock& p, const Chunk& c) {
+  for (int64_t j = 0; j < c.samples; ++j)
+    for (int64_t d = 0; d < c.steps * p.D; d += 16)
+      __builtin_prefetch(x + ((c.b0 + j) * p.T + c.t0) * p.D + d, 0, 2);
+}
+void ask_for(const float* x, int64_t floats) {
+  for (int64_t d = 0; d < floats; d += 16) __builtin_prefetch(x + d, 0, 2);
+}
 
 // x (B, T, D), weights as in the ops that it consists of, before (B, K-1, D), state (4, B, NH, DH),
 // reset (B, T) → y (B, T, D), what the convolution and the scan go on with, and what the backward
@@ -139,6 +148,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> slstm_block(
       const Chunk c = w.chunk(tile, index);
       const int64_t row = w.row(c);
       OPENXLSTM_CALL(norm_and_convolve, p, c, in);
+      if (index + 1 < w.chunks()) ask_for_rows(p.x, p, w.chunk(tile, index + 1));
       SLSTMForward f{count, c.steps, NH, DH, exp_gate, nullptr};
       f.convolved = in.convolved, f.raw = in.raw, f.input = w.W.data(), f.bias = data(bias);
       f.reset = w.resets(c, reset_chunk), f.state = carried;
@@ -218,6 +228,12 @@ slstm_block_grad(Tensor x, Tensor norm, MaybeTensor conv_weight, MaybeTensor con
       ff.dy = dy_chunk, ff.dx = dx_layer;
       for (int64_t each = 0; each < feedforward_tiles(ff.R); ++each)
         feedforward_backward_tile(ff, each, of_ff, arena.next);
+      if (index > 0) {
+        const Chunk next = w.chunk(tile, index - 1);
+        ask_for_rows(p.x, p, next);
+        ask_for_rows(data(dy), p, next);
+        ask_for(data(h) + w.row(next) * D, next.rows() * D);
+      }
       OPENXLSTM_CALL(head_norm_back, p, c, h_chunk, dx_layer, dh, own);
 
       SLSTMBackward f{count, c.steps, NH, DH};
