@@ -10,8 +10,8 @@ from openxlstm.ops.native import dense, long_kernel, present, refuses_layer, reg
 from openxlstm.ops.native_slstm import of_initial, upstream
 from openxlstm.states import ConvState, SLSTMState
 
-MOST_SAMPLES, ROWS = 6, 96
-"""Of a task, and of the steps that it goes through at a time."""
+MOST_SAMPLES, STEPS = 6, 48
+"""Of a task, and how many steps it goes through at a time."""
 MOST_WEIGHTS = 1 << 18
 """Numbers in the weights, up to which they stay in a core's cache."""
 
@@ -26,7 +26,7 @@ def _unsuited(request: Request) -> str | None:
     if torch.compiler.is_compiling():
         return "what is compiled has lengths of its own"
     sizes, threads = dict(request.sizes), torch.get_num_threads()
-    if sizes.get("B", threads) < threads:
+    if "B" in sizes and num_tasks(sizes["B"]) < threads:
         return f"a thread takes whole samples, and {sizes['B']} are too few for {threads} of them"
     D, DH, F = (sizes.get(name, 0) for name in ("D", "DH", "F"))
     if D % 16:
@@ -67,18 +67,18 @@ def slstm_block(
     )  # fmt: skip
     operands = (*(dense(each) for each in operands), stacked)
     y, after, final, *_ = torch.ops.openxlstm.slstm_block(
-        *operands, dense(reset), forget_gate == "exp", eps, *schedule(*x.shape[:2]),
+        *operands, dense(reset), forget_gate == "exp", eps, num_tasks(len(x)), min(x.shape[1], STEPS),
         saves(*operands),
     )  # fmt: skip
     return y, None if conv_weight is None else ConvState(after), SLSTMState(*final.unbind(0))
 
 
-def schedule(B: int, T: int) -> tuple[int, int]:
-    """How many tasks, as many for each thread, and how many steps they take at a time."""
-    threads = torch.get_num_threads()
-    tiles = -(-B // (MOST_SAMPLES * threads)) * threads
-    tiles = min(B, tiles)
-    return tiles, min(T, max(1, ROWS // -(-B // tiles)))
+def num_tasks(B: int) -> int:
+    """Tasks, each some samples: of as many for two threads, four or eight, where there are enough,
+    and as many for any number of threads, which then changes no result."""
+    tasks = -(-B // MOST_SAMPLES)
+    even = 8 if B >= 32 else 4 if B >= 16 else 2
+    return min(B, -(-tasks // even) * even)
 
 
 def _fake(x: Tensor, *rest: Any) -> tuple[Tensor, ...]:
