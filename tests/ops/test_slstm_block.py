@@ -127,7 +127,7 @@ def test_the_state_goes_on_in_the_next_call() -> None:
     ("sizes", "message"),
     [
         ({"DH": 12}, "the width 24 is not a multiple of 16"),
-        ({"F": 3000}, "the weights are too many"),
+        ({"F": 6000}, "the weights are too many"),
         ({"K": 9}, "a convolution over 9 steps is too long"),
     ],
 )

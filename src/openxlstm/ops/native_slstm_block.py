@@ -12,8 +12,8 @@ from openxlstm.states import ConvState, SLSTMState
 
 MOST_SAMPLES, STEPS = 6, 48
 """Of a task, and how many steps it goes through at a time."""
-MOST_WEIGHTS = 1 << 18
-"""Numbers in the weights, up to which they stay in a core's cache."""
+MOST_WEIGHTS = 1 << 19
+"""Numbers in the weights, up to which each task had better go through all of them."""
 
 
 def refuses(request: Request) -> str | None:
@@ -58,8 +58,8 @@ def slstm_block(
     eps: float = 1e-5,
 ) -> tuple[Tensor, ConvState | None, SLSTMState]:
     """`openxlstm.ops.slstm_block` for inputs that it has checked."""
-    NH, _, DH, _ = input_weight.shape
-    stacked = x.new_zeros(4, len(x), NH, DH) if state is None else torch.stack(state)
+    (B, T, _), (NH, _, DH, _) = x.shape, input_weight.shape
+    stacked = x.new_zeros(4, B, NH, DH) if state is None else torch.stack(state)
     operands = (
         x, norm_weight, conv_weight, conv_bias, input_weight, recurrent_weight, bias,
         head_norm_weight, ff_norm_weight, up_weight, down_weight, up_bias, down_bias,
@@ -67,7 +67,7 @@ def slstm_block(
     )  # fmt: skip
     operands = (*(dense(each) for each in operands), stacked)
     y, after, final, *_ = torch.ops.openxlstm.slstm_block(
-        *operands, dense(reset), forget_gate == "exp", eps, num_tasks(len(x)), min(x.shape[1], STEPS),
+        *operands, dense(reset), forget_gate == "exp", eps, num_tasks(B), min(T, STEPS),
         saves(*operands),
     )  # fmt: skip
     return y, None if conv_weight is None else ConvState(after), SLSTMState(*final.unbind(0))
