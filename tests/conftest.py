@@ -1,10 +1,13 @@
 """Fixtures for the whole suite."""
 
+import os
 from collections.abc import Iterator
 
 import pytest
 import torch
 from hypothesis import settings
+
+os.environ["HF_HUB_OFFLINE"] = "1"  # before anything imports huggingface_hub
 
 # Examples are drawn alike in every run, and no example is too slow on a busy machine.
 settings.register_profile("openxlstm", deadline=None, derandomize=True, max_examples=25)

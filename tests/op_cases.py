@@ -198,9 +198,10 @@ def scaled(weight: Tensor) -> Tensor:
     return (weight / math.sqrt(weight.shape[-1])).float().double()
 
 
-def norm_inputs(shape: tuple[int, ...], *, seed: int = 0) -> Inputs:
+def norm_inputs(shape: tuple[int, ...], *, with_bias: bool = False, seed: int = 0) -> Inputs:
     randn = random_source(seed)
-    return {"x": randn(*shape), "weight": randn(shape[-1])}
+    inputs = {"x": randn(*shape), "weight": randn(shape[-1])}
+    return inputs | {"bias": randn(shape[-1])} if with_bias else inputs
 
 
 def conv_inputs(
@@ -228,6 +229,49 @@ def feedforward_inputs(
         inputs |= {"up_bias": randn(2 * F), "down_bias": randn(D)}
     if with_norm:
         inputs["norm_weight"] = randn(D)
+    return inputs
+
+
+def apart(inputs: Inputs) -> Inputs:
+    """A feed-forward's inputs with gate and value as two weights, and a bias of the norm."""
+    inputs, F = dict(inputs), inputs["down_weight"].shape[1]
+    for part in ("weight", "bias"):
+        if f"up_{part}" in inputs:
+            gate, value = inputs[f"up_{part}"].split(F)
+            inputs |= {f"up_{part}": gate, f"value_{part}": value}
+    if "norm_weight" in inputs and "up_bias" in inputs:
+        inputs["norm_bias"] = inputs["norm_weight"].flip(0)
+    return inputs
+
+
+def large_input_inputs(
+    B: int, T: int, D: int, NH: int, DQK: int, DHV: int, *, with_biases: bool = True, seed: int = 0
+) -> Inputs:
+    randn, QK, V = random_source(seed), NH * DQK, NH * DHV
+    sizes = QK, QK, V, V
+    inputs = {"x": randn(B, T, D), "norm_weight": randn(D)}
+    named = zip("qkvo", sizes, strict=True)
+    inputs |= {f"{name}_weight": scaled(randn(size, D)) for name, size in named}
+    inputs |= {"gate_weight": scaled(randn(2, NH, D)), "gate_bias": randn(2, NH)}
+    if with_biases:
+        inputs |= {"norm_bias": randn(D)}
+        inputs |= {f"biases.{i}": randn(size) for i, size in enumerate(sizes)}
+    return inputs
+
+
+def large_output_inputs(
+    B: int, T: int, D: int, NH: int, DHV: int, *, with_biases: bool = True,
+    with_residual: bool = True, seed: int = 0,
+) -> Inputs:  # fmt: skip
+    randn, V = random_source(seed), NH * DHV
+    inputs = {
+        "h": randn(B, NH, T, DHV), "o": randn(B, T, V), "norm_weight": randn(V),
+        "out_weight": scaled(randn(D, V)),
+    }  # fmt: skip
+    if with_biases:
+        inputs |= {"norm_bias": randn(V), "out_bias": randn(D)}
+    if with_residual:
+        inputs["residual"] = randn(B, T, D)
     return inputs
 
 

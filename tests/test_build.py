@@ -21,11 +21,9 @@ ROOT = Path(__file__).parents[1]
 FILES = ("LICENSE", "MANIFEST.in", "README.md", "pyproject.toml", "setup.py")
 LEFT_OUT = ("*.so", "_native_missing.txt", "__pycache__", "*.egg-info", "test_build.py")
 NATIVE_TESTS = [
-    *(
-        f"tests/ops/test_{op}.py"
-        for op in ("native", "norm", "feedforward", "conv", "slstm_layer", "slstm_block")
-    ),
-    *(f"tests/ops/test_{op}.py" for op in ("mlstm_block", "mlstm_input", "mlstm_output")),
+    *(f"tests/ops/test_{op}.py" for op in ("native", "norm", "feedforward", "conv", "large")),
+    *(f"tests/ops/test_slstm_{op}.py" for op in ("layer", "block")),
+    *(f"tests/ops/test_mlstm_{op}.py" for op in ("block", "input", "output")),
     "tests/nn/test_decoder.py",
 ]
 SMOKE = """
@@ -108,7 +106,7 @@ def test_the_sanitizers_are_awake(sanitized: Path, size: int) -> None:
     """That the others would have failed: here the weight is shorter than a row."""
     code = (
         "import torch, openxlstm.ops\n"
-        f"torch.ops.openxlstm.norm(torch.randn(3, 40), torch.randn({size}), 1, 1e-5)"
+        f"torch.ops.openxlstm.norm(torch.randn(3, 40), torch.randn({size}), None, 1, False, 1e-5)"
     )
     with pytest.raises(AssertionError, match="heap-buffer-overflow"):
         python(sanitized, "-c", code, PYTHONPATH=str(sanitized / "src"), **_environment())

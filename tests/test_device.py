@@ -7,7 +7,13 @@ import numpy as np
 import pytest
 import torch
 
-from openxlstm.device import get_device, memory_bytes, seed_everything, set_threads
+from openxlstm.device import (
+    free_memory_bytes,
+    get_device,
+    memory_bytes,
+    seed_everything,
+    set_threads,
+)
 from openxlstm.errors import UserError
 
 
@@ -30,6 +36,11 @@ def random_states() -> Iterator[None]:
 def test_memory_is_that_of_a_machine() -> None:
     size = memory_bytes()
     assert size is None or 2**28 < size < 2**50
+
+
+def test_free_memory_is_a_part_of_it() -> None:
+    free, size = free_memory_bytes(), memory_bytes()
+    assert free is None or size is None or 0 <= free <= size
 
 
 def test_the_cpu_is_home() -> None:

@@ -2,12 +2,13 @@
 
 import os
 import stat
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
 from openxlstm.errors import UserError
-from openxlstm.files import read_json, write_atomically, write_json, write_text
+from openxlstm.files import new_folder, read_json, write_atomically, write_json, write_text
 
 
 def names(folder: Path) -> list[str]:
@@ -133,3 +134,43 @@ def test_what_is_no_table_is_refused(tmp_path: Path, content: bytes, message: st
 def test_a_missing_file_is_named(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"x\.json does not exist"):
         read_json(tmp_path / "x.json")
+
+
+# ---- folders ----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("existed", [False, True])
+def test_a_folder_comes_whole(tmp_path: Path, existed: bool) -> None:
+    path = tmp_path / "above" / "x"
+    if existed:
+        path.mkdir(parents=True)
+    with new_folder(path) as folder:
+        write_text(folder / "a.txt", "a")
+        assert existed == path.exists()
+        assert not (path / "a.txt").exists()
+    assert names(path) == ["a.txt"]
+    assert names(path.parent) == ["x"]
+
+
+def fill(path: Path, then: Callable[[], object]) -> None:
+    """Makes a folder with a file, and lets something happen meanwhile."""
+    with new_folder(path) as folder:
+        write_text(folder / "a.txt", "new")
+        then()
+
+
+def test_a_folder_that_fails_leaves_nothing(tmp_path: Path) -> None:
+    def fail() -> None:
+        raise Broken
+
+    with pytest.raises(Broken):
+        fill(tmp_path / "x", fail)
+    assert names(tmp_path) == []
+
+
+def test_a_folder_does_not_take_the_place_of_another(tmp_path: Path) -> None:
+    other = tmp_path / "x" / "b.txt"
+    with pytest.raises(OSError, match="not empty"):
+        fill(tmp_path / "x", lambda: write_text(other, "somebody else's"))
+    assert names(tmp_path) == ["x"]
+    assert names(tmp_path / "x") == ["b.txt"]

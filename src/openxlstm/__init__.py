@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from openxlstm.errors import UserError
     from openxlstm.generation.text import generate
     from openxlstm.lm.model import LanguageModel
+    from openxlstm.lm.stack_folder import load_stack, save_stack
     from openxlstm.lm.summary import summarize
     from openxlstm.nn.cells import MLSTMCell, SLSTMCell
     from openxlstm.nn.parameters import parameter_groups
@@ -42,10 +43,12 @@ _PLACES = {
     "XLSTMState": "openxlstm.states",
     "export_onnx": "openxlstm.onnx_export",
     "generate": "openxlstm.generation.text",
+    "load_stack": "openxlstm.lm.stack_folder",
     "load_state": "openxlstm.saved_states",
     "load_tokenizer": "openxlstm.data.tokenizer",
     "ops": "openxlstm",
     "parameter_groups": "openxlstm.nn.parameters",
+    "save_stack": "openxlstm.lm.stack_folder",
     "save_state": "openxlstm.saved_states",
     "summarize": "openxlstm.lm.summary",
 }
@@ -68,10 +71,12 @@ __all__ = [
     "__version__",
     "export_onnx",
     "generate",
+    "load_stack",
     "load_state",
     "load_tokenizer",
     "ops",
     "parameter_groups",
+    "save_stack",
     "save_state",
     "summarize",
 ]

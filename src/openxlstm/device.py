@@ -37,6 +37,22 @@ def memory_bytes() -> int | None:
     return min(limits, default=None)
 
 
+def free_memory_bytes() -> int | None:
+    """Memory that a process can still have without another one losing its own, or None where the
+    system does not say. What the system holds of files for later counts as free."""
+    limits = []
+    known, words = Path("/proc/meminfo"), {}
+    if known.is_file():
+        words = dict(line.split(":", 1) for line in known.read_text().splitlines())
+    if "MemAvailable" in words:
+        limits.append(int(words["MemAvailable"].split()[0]) * 1024)
+    group = Path("/sys/fs/cgroup")
+    limit, used = group / "memory.max", group / "memory.current"
+    if limit.is_file() and used.is_file() and (most := limit.read_text().strip()).isdecimal():
+        limits.append(max(int(most) - int(used.read_text()), 0))
+    return min(limits, default=None)
+
+
 def set_threads(count: int | None) -> None:
     """Limits the threads of an operation; None leaves torch's choice.
 

@@ -1,10 +1,12 @@
 """Files written so that a reader, or a kill, never meets half of one."""
 
+import contextlib
 import hashlib
 import json
 import os
 import secrets
-from collections.abc import Callable
+import shutil
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +35,29 @@ def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
         unfinished.replace(path)
     finally:
         unfinished.unlink(missing_ok=True)
+    sync(path.parent)
+
+
+@contextlib.contextmanager
+def new_folder(path: Path) -> Iterator[Path]:
+    """A folder to fill, which takes the place of `path`, new or empty, when it is left whole.
+
+    Raises:
+        OSError: if `path` holds something by then, or cannot be written. Nothing is left behind
+            then, as after any error inside.
+    """
+    path = path.absolute()
+    path.parent.mkdir(parents=True, exist_ok=True)
+    unfinished = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
+    unfinished.mkdir()
+    try:
+        yield unfinished
+        sync(unfinished)
+        if path.exists():
+            path.rmdir()
+        unfinished.rename(path)
+    finally:
+        shutil.rmtree(unfinished, ignore_errors=True)
     sync(path.parent)
 
 

@@ -17,7 +17,7 @@ def _small_and_without_peers(monkeypatch: pytest.MonkeyPatch) -> None:
     for name, size in (("B", 2), ("T", 8), ("LSTM_WIDTH", 16)):
         monkeypatch.setattr(training, name, size)
     monkeypatch.setattr(generation, "TOKENS", 8)
-    monkeypatch.setattr(generation, "LARGE", 64)
+    monkeypatch.setattr(generation, "WIDE", 64)
 
 
 def test_training() -> None:
@@ -29,15 +29,16 @@ def test_training() -> None:
     assert beside == {
         "openxlstm mmmm": None,
         "NX-AI mmmm": "openxlstm mmmm",
-        "Hugging Face 4 × large": "openxlstm mmmm",
         "openxlstm ssss": None,
         "NX-AI ssss": "openxlstm ssss",
         "nn.LSTM 3 × 16": "openxlstm ssss",
         "openxlstm msmm": None,
         "NX-AI msmm": "openxlstm msmm",
+        "openxlstm 4 × large": None,
+        "Hugging Face 4 × large": "openxlstm 4 × large",
     }
     ours = [entry for entry in contest.entries if entry.ours]
-    assert [entry.parameters for entry in ours] == [454_560, 448_896, 453_144]
+    assert [entry.parameters for entry in ours] == [454_560, 448_896, 453_144, 874_400]
     assert set(contest.turns) == {entry.name for entry in ours} | {"nn.LSTM 3 × 16"}
 
 
@@ -54,12 +55,16 @@ def test_a_loss_that_is_not_finite_stops_the_contest() -> None:
     for layers in training.STACKS:
         models[f"openxlstm {layers}"] = nn.Linear(2, 3)
         models[f"NX-AI {layers}"] = nn.Linear(2, 3)
+    models[training.LARGE] = models[training.HUGGING_FACE] = nn.Linear(2, 3)
     assert training.check(models, {"A": 1.0}).right
     verdict = training.check(models, {"A": 1.0, "B": math.nan})
     assert (verdict.right, verdict.words) == (False, "B: loss nan")
     models["NX-AI ssss"] = nn.Linear(2, 4)
     verdict = training.check(models, {"A": 1.0})
-    assert (verdict.right, verdict.words) == (False, "ssss: 9 parameters here, 12 in NX-AI's")
+    assert (verdict.right, verdict.words) == (
+        False,
+        "openxlstm ssss: 9 parameters, 12 in NX-AI ssss",
+    )
     models["NX-AI ssss"] = Absent("not installed")
     assert training.check(models, {"A": 1.0}).right
 
@@ -69,10 +74,10 @@ def test_generation() -> None:
     verdict = contest.check()
     assert verdict.right, verdict.words
     ours = [entry for entry in contest.entries if entry.ours]
-    assert [entry.name for entry in ours][-1] == "openxlstm 8 × m"
+    assert [entry.name for entry in ours][-2:] == ["openxlstm 4 × large", "openxlstm 8 × m"]
     assert set(contest.turns) == {entry.name for entry in ours}
     theirs = [entry for entry in contest.entries if not entry.ours]
-    assert [entry.beside for entry in theirs] == [entry.name for entry in ours]
+    assert [entry.beside for entry in theirs] == [entry.name for entry in ours[:-1]]
     work = ours[0].work
     assert work is not None
     assert work.flops % 8 == 0
@@ -85,8 +90,10 @@ def test_generation() -> None:
 def test_the_large_models_are_of_one_size() -> None:
     """About 12.9 million parameters; Hugging Face's are counted by the class in its package."""
     with torch.device("meta"):
-        model = training.openxlstm_model(generation.LARGE_LAYERS, 512)
-    assert training.size(model) == pytest.approx(12_934_688, rel=0.01)
+        large = training.large_model(512)
+        paper = training.openxlstm_model(generation.WIDE_LAYERS, 512)
+    assert training.size(large) == 12_934_688
+    assert training.size(paper) == pytest.approx(12_934_688, rel=0.01)
 
 
 def test_tokens_that_the_model_would_not_say() -> None:

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from openxlstm.bench import generation, ops, peers, training
+from openxlstm.bench import ops, peers, training
 from openxlstm.bench.peers import Absent
 
 
@@ -59,8 +59,8 @@ def test_nxai_models() -> None:
 
 def test_hugging_face_models() -> None:
     pytest.importorskip("transformers")
-    model = peers.hugging_face_model(generation.HUGGING_FACE_BLOCKS, 65, 512, 4, "inference")
-    assert training.size(model) == 12_934_688
+    model = peers.hugging_face_model(training.BLOCKS, 65, 512, 4, "inference")
+    assert training.size(model) == training.size(training.large_model(512))
     assert len(peers.hugging_face_generate(model.eval(), 3)) == 3
     model = peers.hugging_face_model(2, 65, 128, 4, "train")
     step = training.training_step(model)

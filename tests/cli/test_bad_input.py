@@ -232,7 +232,7 @@ def remove(path: Path) -> None:
 BROKEN: dict[str, tuple[Path, Callable[[Path], object], str]] = {
     "model truncated": (Path("model.safetensors"), truncate, "is damaged"),
     "model of another shape": (Path("model.safetensors"), reshape, "the model needs (16,)"),
-    "model missing": (Path("model.safetensors"), remove, "does not exist"),
+    "model missing": (Path("model.safetensors"), remove, "has no weights"),
     "model is text": (Path("model.safetensors"), write("hello"), "is damaged"),
     "config truncated": (Path("config.json"), truncate, "is damaged"),
     "config of another model": (

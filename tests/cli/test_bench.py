@@ -23,7 +23,7 @@ def _small(monkeypatch: pytest.MonkeyPatch) -> None:
     for module, values in {
         ops: {"MLSTM_SHAPES": ((1, 2, 64, 16),), "SLSTM_SHAPES": ((1, 16, 2, 8),)},
         training: {"B": 1, "T": 64, "LSTM_WIDTH": 16},
-        generation: {"TOKENS": 4, "LARGE": 128},
+        generation: {"TOKENS": 4, "WIDE": 128},
         limits: {"SIDE": 64, "COPIED": 2**16},
     }.items():
         for name, value in values.items():

@@ -206,7 +206,16 @@ def test_a_folder_that_is_no_run(trained_copy: Path, tmp_path: Path, cli: Cli) -
     (trained_copy / "train.json").unlink()
     result = cli("eval", trained_copy)
     assert result.code == 2
-    assert "it has no train.json" in result.err
+    assert "does not say what it was trained on: give --data" in result.err
+
+
+def test_a_model_without_a_record(
+    trained: Path, trained_copy: Path, text_file: Path, cli: Cli
+) -> None:
+    """As one that was converted from elsewhere."""
+    (trained_copy / "train.json").unlink()
+    options = ("--data", text_file, "--window", 8, "--part", "all", "--json")
+    assert cli("eval", trained_copy, *options).out == cli("eval", trained, *options).out
 
 
 def test_evaluating_changes_nothing(trained: Path, cli: Cli, tree: Callable) -> None:

@@ -22,7 +22,8 @@ SCRIPTS_RELY_ON = {
     "--auto-resume --strategy --accumulate",
     "eval": "--data --val-split --window --stream --json",
     "generate": "--prompt --max-tokens --temperature --top-k --top-p --seed",
-    "convert": "--out --checkpoint",
+    "convert": "--from --to --config --out --checkpoint --dtype --shard-size --tokenizer "
+    "--allow-unknown",
     "runs": "--sort --json --plot --x --diff --gates",
     "plan": "--preset --tokens --world-size --strategy --batch-size --window --json",
     "bench": "--part --quick --budget --threads --json --plot",

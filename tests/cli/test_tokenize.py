@@ -42,6 +42,7 @@ def test_what_it_says(cli: Cli, text_file: Path, tmp_path: Path, tree: Tree) -> 
     assert result.err.endswith(f"openxlstm train --data '{folder}'\n")
     assert set(tree(folder)) == {
         "00000.ids.npy", "00000.starts.npy", "manifest.json", "tokenizer.json",
+        "tokenizer_config.json",
     }  # fmt: skip
 
 

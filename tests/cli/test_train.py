@@ -34,7 +34,8 @@ Train = Callable[..., Any]
 STEPS = 6
 SHARD = "shard-00001-model-00001-of-00001.safetensors"
 FILES = {
-    "config.json", "model.safetensors", "tokenizer.json", "train.json", "metrics.jsonl", "loss.png",
+    "config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json", "train.json",
+    "metrics.jsonl", "loss.png",
     *(
         f"checkpoints/step-{step:08}/{name}"
         for step in (0, 3, 6) for name in ("checkpoint.json", SHARD)

@@ -183,7 +183,9 @@ def test_the_same_command_starts_and_goes_on(jobs: Jobs, text_file: Path, tmp_pa
     assert "--window cannot change in a run that is resumed (it is 8)" in ended.errors[0]
 
 
-@pytest.mark.parametrize("left", [["tokenizer.json"], ["config.json", ".train.json.1f.tmp"], []])
+@pytest.mark.parametrize(
+    "left", [["tokenizer.json", "tokenizer_config.json"], ["config.json", ".train.json.1f.tmp"], []]
+)
 def test_a_run_that_was_killed_before_it_began(
     left: list[str], jobs: Jobs, text_file: Path, tmp_path: Path
 ) -> None:

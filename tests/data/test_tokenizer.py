@@ -1,8 +1,10 @@
 """Text to ids and back, at once and through a file."""
 
 import json
+import sys
 from pathlib import Path
 from time import perf_counter
+from typing import Any
 
 import numpy as np
 import pytest
@@ -18,6 +20,12 @@ from openxlstm.data.tokenizer import (
     find_tokenizer,
     load_tokenizer,
     make_tokenizer,
+)
+from openxlstm.data.tokenizer_json import (
+    describe_bytes,
+    describe_characters,
+    described_characters,
+    describes_bytes,
 )
 from openxlstm.errors import UserError
 
@@ -51,7 +59,7 @@ def test_file_keeps_the_tokenizer(tmp_path_factory: pytest.TempPathFactory, kind
     assert type(again) is type(tokenizer)
     assert again.vocab_size == tokenizer.vocab_size
     assert again.encode(text).tolist() == tokenizer.encode(text).tolist()
-    assert [file.name for file in folder.iterdir()] == ["tokenizer.json"]
+    assert {file.name for file in folder.iterdir()} == {"tokenizer.json", "tokenizer_config.json"}
 
 
 def test_characters_are_sorted():
@@ -135,14 +143,36 @@ def test_unknown_kind():
         make_tokenizer("word", [TEXT])
 
 
-def test_file_is_what_others_read(tmp_path: Path):
-    CharTokenizer("ba€").save(tmp_path)
-    assert json.loads((tmp_path / "tokenizer.json").read_text()) == {
-        "format": "openxlstm-tokenizer",
-        "version": 1,
-        "kind": "char",
-        "characters": "ba€",
-    }
+def test_a_file_of_before(tmp_path: Path):
+    """When tokenizers of ours had a format of their own."""
+    before = {"format": "openxlstm-tokenizer", "version": 1, "kind": "char", "characters": "ba€"}
+    (tmp_path / "tokenizer.json").write_text(json.dumps(before))
+    characters = load_tokenizer(tmp_path)
+    assert isinstance(characters, CharTokenizer)
+    assert characters.to_json() == CharTokenizer("ba€").to_json()
+    (tmp_path / "tokenizer.json").write_text(json.dumps({**before, "kind": "byte"}))
+    assert isinstance(load_tokenizer(tmp_path), ByteTokenizer)
+
+
+def test_no_package_is_needed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setitem(sys.modules, "tokenizers", None)
+    for tokenizer in (CharTokenizer("ba€"), ByteTokenizer()):
+        tokenizer.save(tmp_path)
+        assert type(load_tokenizer(tmp_path)) is type(tokenizer)
+
+
+@pytest.mark.parametrize("change", [
+    {"normalizer": {"type": "Lowercase"}}, {"added_tokens": [{"content": "€"}]},
+    {"model": {"type": "WordLevel", "vocab": {"b": 0, "a": 2}, "unk_token": ""}},
+    {"model": {"type": "WordLevel", "vocab": {"b": 0, "aa": 1}, "unk_token": ""}},
+    {"model": {"type": "WordLevel", "vocab": {"b": 0, "a": "1"}, "unk_token": ""}},
+    {"model": {"type": "WordLevel", "vocab": {"b": 0, "a": 1}, "unk_token": "b"}},
+])  # fmt: skip
+def test_what_is_not_quite_ours(change: dict[str, Any]):
+    """Goes to the package, which knows what it means."""
+    assert described_characters(describe_characters("ba€")) == "ba€"
+    assert described_characters({**describe_characters("ba€"), **change}) is None
+    assert not describes_bytes({**describe_bytes(), **change})
 
 
 def test_a_failed_save_keeps_the_old_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
@@ -154,7 +184,7 @@ def test_a_failed_save_keeps_the_old_file(tmp_path: Path, monkeypatch: pytest.Mo
     with pytest.raises(OSError, match="No space"):
         CharTokenizer("new").save(tmp_path)
     assert load_tokenizer(tmp_path).decode([0, 1, 2]) == "old"
-    assert len(list(tmp_path.iterdir())) == 1
+    assert len(list(tmp_path.iterdir())) == 2
 
 
 @pytest.mark.parametrize(

@@ -211,7 +211,7 @@ class TestResuming:
         plan = json.loads((out / "unfinished.json").read_text())
         plan["options"]["tokenizer"] = str(path)
         (out / "unfinished.json").write_text(json.dumps(plan))
-        Path(path).write_text(Path(path).read_text().replace("L", "Ł"))
+        Path(path).write_text(Path(path).read_text().replace('"L"', '"Ł"'))
         with pytest.raises(UserError, match=r"the tokenizer .* has changed"):
             tokenize(job, out)
 

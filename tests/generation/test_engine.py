@@ -46,11 +46,10 @@ def test_stream_says_what_recomputing_says(model: Any, sampling: Sampling):
     assert len(set(expected)) > 1
 
 
-def test_large_blocks_which_have_no_decoder():
+def test_large_blocks():
     torch.manual_seed(0)
     config = ModelConfig(vocab_size=12, embedding_dim=16, layers="mm", num_heads=2, block="large")
     model = LanguageModel(config).eval()
-    assert model.decoder(model.initial_state(1)) is None
     said = list(stream_tokens(model, [1, 2, 3], max_tokens=9, sampling=GREEDY, seed=3))
     assert said == naive(model, [1, 2, 3], 9, GREEDY, seed=3)
 

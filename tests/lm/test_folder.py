@@ -12,9 +12,10 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from openxlstm.errors import UserError
-from openxlstm.lm import folder as folder_module
-from openxlstm.lm.folder import load_config, save_weights
+from openxlstm.lm import weights as weights_module
+from openxlstm.lm.folder import fill, load_config
 from openxlstm.lm.model import LanguageModel
+from openxlstm.lm.weights import open_weights
 
 MakeModel = Callable[..., LanguageModel]
 
@@ -72,7 +73,7 @@ def test_round_trip_of_large_blocks(make_model: MakeModel, tmp_path: Path) -> No
     loaded = LanguageModel.from_pretrained(tmp_path)
     assert loaded.config == model.config
     for name, tensor in model.state_dict().items():
-        assert torch.equal(loaded.state_dict()[name], tensor.float()), name
+        assert torch.equal(loaded.state_dict()[name], tensor), name
 
 
 def test_files(folder: Path, make_model: MakeModel, tmp_path: Path) -> None:
@@ -93,20 +94,72 @@ def test_saving_again_replaces(folder: Path, make_model: MakeModel) -> None:
     assert torch.equal(loaded.head.weight, other.head.weight)
 
 
-def test_what_was_loaded_no_longer_needs_the_file(folder: Path) -> None:
-    """The weights are copied, not mapped from a file that the next save replaces."""
-    loaded = LanguageModel.from_pretrained(folder)
-    before = loaded.head.weight.clone()
+def overwrite(folder: Path) -> None:
+    """Changes the weights' file in place, as we never do."""
     with (folder / "model.safetensors").open("rb+") as file:
         file.seek(-1000, os.SEEK_END)
         file.write(bytes(1000))
-    assert torch.equal(loaded.head.weight, before)
 
 
-def test_strided_tensors_are_kept(tmp_path: Path) -> None:
-    tensors = {"x": torch.arange(6.0).view(2, 3).T}
-    save_weights(tmp_path / "x.safetensors", tensors)
-    assert torch.equal(load_file(tmp_path / "x.safetensors")["x"], tensors["x"])
+def last(model: LanguageModel) -> Tensor:
+    """A copy of the tensor that is last in the file."""
+    return model.token_embedding.weight.detach().clone()
+
+
+def test_what_was_copied_no_longer_needs_the_file(folder: Path) -> None:
+    loaded = LanguageModel.from_pretrained(folder, mapped=False)
+    before = last(loaded)
+    overwrite(folder)
+    assert torch.equal(last(loaded), before)
+    assert last(LanguageModel.from_pretrained(folder))[-1].abs().max() == 0
+
+
+def test_a_mapped_model_outlives_its_file(folder: Path, make_model: MakeModel) -> None:
+    """What we write never changes a file that somebody has mapped: it takes its name."""
+    loaded = LanguageModel.from_pretrained(folder)
+    before = last(loaded)
+    make_model(layers="s").float().save_pretrained(folder)
+    assert torch.equal(last(loaded), before)
+    loaded.save_pretrained(folder)  # over what it is mapped from, or was
+    assert torch.equal(last(LanguageModel.from_pretrained(folder)), before)
+
+
+def test_training_a_mapped_model_leaves_the_file(folder: Path) -> None:
+    before = (folder / "model.safetensors").read_bytes()
+    loaded = LanguageModel.from_pretrained(folder).train()
+    optimizer = torch.optim.AdamW(loaded.parameters(), lr=1.0)
+    loaded(torch.randint(11, (2, 5)))[0].sum().backward()
+    optimizer.step()
+    assert not torch.equal(last(loaded), last(LanguageModel.from_pretrained(folder)))
+    assert (folder / "model.safetensors").read_bytes() == before
+
+
+@pytest.mark.parametrize("mapped", [True, False])
+def test_another_dtype(folder: Path, model: LanguageModel, mapped: bool) -> None:
+    narrow = LanguageModel.from_pretrained(folder, dtype=torch.bfloat16, mapped=mapped)
+    assert {x.dtype for x in narrow.parameters()} == {torch.bfloat16}
+    assert torch.equal(narrow.head.weight, model.head.weight.bfloat16())
+    narrow.save_pretrained(folder)
+    kept = LanguageModel.from_pretrained(folder, mapped=mapped)
+    assert kept.head.weight.dtype == torch.bfloat16
+    assert torch.equal(kept.head.weight, narrow.head.weight)
+
+
+def test_of_several_dtypes_the_widest_is_taken(folder: Path) -> None:
+    change(
+        folder / "model.safetensors",
+        lambda tensors: tensors.update({"head.weight": tensors["head.weight"].bfloat16()}),
+    )
+    loaded = LanguageModel.from_pretrained(folder)
+    assert {x.dtype for x in loaded.parameters()} == {torch.float32}
+
+
+def test_several_files(model: LanguageModel, tmp_path: Path) -> None:
+    model.save_pretrained(tmp_path, shard_bytes=4000)
+    assert len(list(tmp_path.glob("model-*.safetensors"))) > 2
+    loaded = LanguageModel.from_pretrained(tmp_path)
+    for name, tensor in model.state_dict().items():
+        assert torch.equal(loaded.state_dict()[name], tensor), name
 
 
 @pytest.mark.skipif(os.name != "posix", reason="permissions are posix's")
@@ -125,11 +178,11 @@ def test_a_failed_save_leaves_the_old_model(
 ) -> None:
     before = {path.name: path.read_bytes() for path in folder.iterdir()}
 
-    def half(tensors: dict[str, Tensor], path: Path) -> None:
+    def half(tensors: dict[str, Tensor], path: Path, metadata: None) -> None:
         path.write_bytes(b"half of it")
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(folder_module, "save_file", half)
+    monkeypatch.setattr(weights_module, "save_file", half)
     with pytest.raises(OSError, match="No space"):
         make_model(layers="s").save_pretrained(folder)
     assert {path.name: path.read_bytes() for path in folder.iterdir()} == before
@@ -198,6 +251,14 @@ def test_a_missing_tensor_is_named(folder: Path) -> None:
     assert "lacks the tensor stack.norm.weight" in complaint(folder)
 
 
+def test_whole_numbers_are_no_weights(folder: Path) -> None:
+    change(
+        folder / "model.safetensors",
+        lambda tensors: tensors.update({"head.weight": tensors["head.weight"].long()}),
+    )
+    assert "head.weight in int64; weights are floating-point" in complaint(folder)
+
+
 def test_a_tied_model_takes_no_head(make_model: MakeModel, tmp_path: Path) -> None:
     make_model(tie_weights=True).save_pretrained(tmp_path)
     change(
@@ -211,14 +272,14 @@ def test_weights_of_another_model_leave_this_one_alone(folder: Path, make_model:
     other = make_model(vocab_size=7).float()
     before = {name: tensor.clone() for name, tensor in other.state_dict().items()}
     with pytest.raises(UserError, match=r"head\.weight of shape"):
-        folder_module.load_weights(other, folder / "model.safetensors")
+        fill(other, open_weights(folder), folder)
     for name, tensor in other.state_dict().items():
         assert torch.equal(tensor, before[name]), name
 
 
 def test_missing_weights(folder: Path) -> None:
     (folder / "model.safetensors").unlink()
-    assert "model.safetensors does not exist" in complaint(folder)
+    assert "there is no model.safetensors" in complaint(folder)
 
 
 # ---- broken configurations --------------------------------------------------------------------

@@ -344,7 +344,7 @@ def test_a_copy_is_independent(make_model: MakeModel) -> None:
 def test_bfloat16_keeps_the_cells_in_float32(models: Models, layers: str) -> None:
     model, ids = copy.deepcopy(models[layers]).bfloat16(), random_ids()
     logits, state = model(ids)
-    assert logits.dtype == torch.bfloat16
+    assert logits.dtype == (torch.float32 if layers == "large" else torch.bfloat16)  # capped
     for conv, cell in state.stack.blocks:
         assert (conv is None) == (layers == "large")
         assert conv is None or conv.x.dtype == torch.bfloat16

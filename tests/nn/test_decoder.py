@@ -72,6 +72,19 @@ def same_state(state: ModelState, expected: ModelState) -> bool:
     return all(map(torch.equal, tensors(state), tensors(expected)))
 
 
+def check_bfloat16(B: int, steps: int = 6, **options: Any) -> None:
+    """A decoder of weights in bfloat16 computes in float32: beside the same weights in float64."""
+    model = make_model(**options).bfloat16()
+    truth, ids = copy.deepcopy(model).double(), random_ids(B, steps)
+    decoder, state = decoder_of(model, model.initial_state(B)), truth.initial_state(B)
+    with torch.no_grad():
+        for t in range(steps):
+            expected, state = truth(ids[:, t : t + 1], state)
+            assert_close(decoder.step(ids[:, t]), expected[:, 0], f"logits {t}", tolerance=5e-5)
+    for part, like in zip(tensors(decoder.state), tensors(model.initial_state(B)), strict=True):
+        assert part.dtype == like.dtype
+
+
 OPTIONS: dict[str, dict[str, Any]] = {
     "plain": {},
     "biases": {"bias": True},
@@ -100,6 +113,94 @@ def test_steps_are_the_models(layers: str, B: int, options: dict[str, Any]) -> N
     check_decoder(B, layers=layers, **options)
 
 
+LARGE: dict[str, dict[str, Any]] = {
+    "plain": {},
+    "biases": {"bias": True},
+    "positions": {"num_positions": 7},
+    "tied": {"tie_weights": True},
+    "no caps": {"large_gate_soft_cap": 0.0, "large_logit_soft_cap": 0.0},
+    "low caps": {"large_gate_soft_cap": 0.7, "large_logit_soft_cap": 0.3},
+    "eps": {"mlstm_eps": 0.1, "large_norm_eps": 0.1},
+    "no final norm": {"final_norm": False},
+    "wide keys": {"large_qk_dim_factor": 1.0, "large_v_dim_factor": 0.5},
+    "wide values": {"embedding_dim": 32, "large_qk_dim_factor": 0.25, "large_v_dim_factor": 9.0},
+    "odd widths": {
+        "embedding_dim": 36,
+        "num_heads": 3,
+        "large_qk_dim_factor": 0.25,
+        "large_ff_multiple": 7,
+    },
+    "one head": {"num_heads": 1, "embedding_dim": 33},
+}
+
+
+@pytest.mark.parametrize("options", LARGE.values(), ids=LARGE)
+@pytest.mark.parametrize("B", [1, 3])
+def test_steps_of_large_blocks_are_the_models(B: int, options: dict[str, Any]) -> None:
+    defaults = {"block": "large", "embedding_dim": 40}
+    check_decoder(B, layers="mm", **defaults | options)
+
+
+@given(
+    B=st.integers(1, 9),
+    layers=st.text("m", min_size=1, max_size=3),
+    embedding_dim=st.sampled_from([8, 40, 56]),
+    num_heads=st.sampled_from([1, 2, 4]),
+    bias=st.booleans(),
+    num_positions=st.sampled_from([0, 6]),
+    tie_weights=st.booleans(),
+    mlstm_eps=st.sampled_from([0.0, 1e-6]),
+    large_qk_dim_factor=st.sampled_from([0.5, 1.0]),
+    large_v_dim_factor=st.sampled_from([0.5, 1.0, 3.0]),
+    large_ff_factor=st.sampled_from([0.5, 2.6667]),
+    large_ff_multiple=st.sampled_from([3, 64]),
+    large_norm_eps=st.sampled_from([1e-6, 0.01]),
+    large_gate_soft_cap=st.sampled_from([0.0, 15.0]),
+    large_logit_soft_cap=st.sampled_from([0.0, 1.0, 30.0]),
+    final_norm=st.booleans(),
+)
+def test_any_mixture_of_options_of_large_blocks(B: int, **options: Any) -> None:
+    check_decoder(B, block="large", **options)
+
+
+@pytest.mark.parametrize("options", LARGE.values(), ids=LARGE)
+@pytest.mark.parametrize("B", [1, 3])
+def test_large_blocks_in_bfloat16(B: int, options: dict[str, Any]) -> None:
+    defaults = {"block": "large", "embedding_dim": 40}
+    check_bfloat16(B, layers="mm", **defaults | options)
+
+
+@pytest.mark.parametrize("options", OPTIONS.values(), ids=OPTIONS)
+@pytest.mark.parametrize("layers", ["m", "s"])
+def test_paper_blocks_in_bfloat16(layers: str, options: dict[str, Any]) -> None:
+    check_bfloat16(2, layers=layers, **options)
+
+
+def test_states_of_large_blocks_in_bfloat16_are_float32() -> None:
+    model = make_model(layers="mm", block="large", num_heads=2).bfloat16()
+    ids = random_ids(2, 9)
+    state = read(model, ids)
+    assert {part.dtype for part in tensors(state.stack)} == {torch.float32}
+    assert {part.dtype for part in tensors(decoder_of(model, state).state.stack)} == {torch.float32}
+
+
+@pytest.mark.parametrize("options", [{"block": "large", "num_heads": 2}, {}], ids=str)
+def test_a_model_in_bfloat16_reads(options: dict[str, Any]) -> None:
+    """As well as its precision lets it, and a decoder goes on from there."""
+    model, ids = make_model(layers="mm", **options).bfloat16(), random_ids(2, 40)
+    truth = copy.deepcopy(model).double()
+    with torch.no_grad():
+        logits, state = model(ids[:, :-1])
+        expected, _ = truth(ids)
+        stepped, _ = model(ids[:, -1:], state)
+    scale = expected.std()
+    assert (logits - expected[:, :-1]).square().mean().sqrt() < 0.05 * scale
+    assert (stepped - expected[:, -1:]).square().mean().sqrt() < 0.1 * scale
+    decoded = decoder_of(model, state).step(ids[:, -1])
+    assert (decoded - expected[:, -1]).square().mean().sqrt() < 0.1 * scale
+    assert logits.dtype == (torch.float32 if options else torch.bfloat16)
+
+
 @given(
     B=st.integers(1, 9),
     layers=st.text("ms", min_size=1, max_size=3),
@@ -121,8 +222,11 @@ def test_any_mixture_of_options(B: int, **options: Any) -> None:
 @pytest.mark.parametrize("isa", ["avx512", "avx2", "plain"])
 def test_every_instruction_set(isa: str) -> None:
     code = (
-        "from test_decoder import check_decoder\n"
-        "for B in (1, 4): check_decoder(B, layers='smm', bias=True, num_positions=7)"
+        "from test_decoder import check_bfloat16, check_decoder\n"
+        "for B in (1, 4):\n"
+        "    check_decoder(B, layers='smm', bias=True, num_positions=7)\n"
+        "    check_decoder(B, layers='mm', bias=True, block='large', embedding_dim=40)\n"
+        "    check_bfloat16(B, layers='mm', bias=True, block='large', embedding_dim=40)"
     )
     run_with_isa(isa, code)
 
@@ -140,10 +244,15 @@ def test_an_empty_state_is_where_a_sequence_starts() -> None:
     assert decoder.state.position.tolist() == [3, 3]
 
 
-@pytest.mark.parametrize("layers", ["ms", "sm"])
-def test_rows_do_not_depend_on_their_company(layers: str) -> None:
+@pytest.mark.parametrize(
+    "options",
+    [{"layers": "ms"}, {"layers": "sm"}, {"layers": "mm", "block": "large", "num_heads": 2}],
+    ids=str,
+)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_rows_do_not_depend_on_their_company(options: dict[str, Any], dtype: torch.dtype) -> None:
     """Not in one bit: a sequence says the same alone as among others."""
-    model, ids = make_model(layers=layers, num_positions=4), random_ids(5, 12)
+    model, ids = make_model(**options, num_positions=4).to(dtype), random_ids(5, 12)
     state = read(model, ids[:, :4])
     together = decoder_of(model, state)
     alone = [decoder_of(model, select(state, [row])) for row in range(5)]
@@ -166,6 +275,20 @@ def test_some_rows_go_on_as_they_would_have(rows: list[int]) -> None:
         logits = every.step(ids[:, t])
         assert torch.equal(some.step(ids[rows, t]), logits[rows])
     assert same_state(some.state, select(every.state, rows))
+
+
+@given(rows=st.lists(st.integers(0, 3), min_size=4, max_size=4))
+def test_rows_change_places(rows: list[int]) -> None:
+    """As those of a beam search do, in the decoder itself."""
+    model, ids = make_model(num_positions=9), random_ids(4, 8)
+    decoder = decoder_of(model, read(model, ids[:, :3]))
+    other = decoder.select(rows)
+    decoder.reorder(rows)
+    for t in range(3, 8):
+        assert torch.equal(decoder.step(ids[:, t]), other.step(ids[:, t]))
+    assert same_state(decoder.state, other.state)
+    with pytest.raises(ValueError, match="rows must be 4 indices, not 1"):
+        decoder.reorder([0])
 
 
 def test_states_are_nobody_elses() -> None:
@@ -206,10 +329,18 @@ def test_a_decoder_can_go_on_where_another_stopped() -> None:
     assert torch.equal(second.step(ids[:, 4]), first.step(ids[:, 4]))
 
 
-@pytest.mark.parametrize("layers", ["ms", "sm"])
+@pytest.mark.parametrize(
+    "options", [{"layers": "ms"}, {"layers": "sm"}, {"layers": "mm", "block": "large"}], ids=str
+)
 @pytest.mark.parametrize("tie_weights", [False, True])
-def test_training_between_two_steps_is_seen(layers: str, tie_weights: bool) -> None:
-    model = make_model(layers=layers, bias=True, num_positions=9, tie_weights=tie_weights).train()
+def test_training_between_two_steps_is_seen(options: dict[str, Any], tie_weights: bool) -> None:
+    options = {
+        "bias": True,
+        "num_positions": 9,
+        "num_heads": 2,
+        "tie_weights": tie_weights,
+    } | options
+    model = make_model(**options).train()
     ids = random_ids(2, 8)
     decoder = decoder_of(model, read(model, ids[:, :3]))
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
@@ -225,7 +356,7 @@ def test_training_between_two_steps_is_seen(layers: str, tie_weights: bool) -> N
             expected, _ = truth(ids[:, t : t + 1], wide)
         assert_close(logits, expected[:, 0], tolerance=5e-5)
         assert not torch.allclose(logits, stale, atol=1e-3)
-    other = make_model(layers=layers, bias=True, num_positions=9, tie_weights=tie_weights)
+    other = make_model(**options)
     model.load_state_dict(other.state_dict())
     state = decoder.state
     assert torch.equal(decoder.step(ids[:, 6]), decoder_of(other, state).step(ids[:, 6]))
@@ -298,7 +429,7 @@ def test_ids_may_have_gaps_in_memory() -> None:
 def forced(model: LanguageModel, state: ModelState) -> Decoder:
     """Without asking whether it can."""
     parts = model.token_embedding, model.position_embedding, model.stack, model.head
-    return Decoder(*parts, state)
+    return Decoder(*parts, state, logit_soft_cap=model.logit_soft_cap)
 
 
 def half_precision(model: LanguageModel) -> None:
@@ -312,12 +443,12 @@ def in_columns(model: LanguageModel) -> None:
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (nn.Module.double, "it computes in float32, and a weight is torch.float64"),
-        (half_precision, "it computes in float32, and a weight is torch.bfloat16"),
+        (nn.Module.double, "it reads float32 and bfloat16, and a weight is torch.float64"),
+        (half_precision, "some weights are torch.float32, and some torch.bfloat16"),
         (lambda model: model.to("meta"), "it runs on the CPU, and a weight is on meta"),
         (in_columns, "a weight is not in one piece"),
     ],
-    ids=["float64", "bfloat16", "device", "layout"],
+    ids=["float64", "both", "device", "layout"],
 )
 def test_what_it_cannot_run_it_refuses(
     change: Callable[[LanguageModel], Any], message: str
@@ -362,10 +493,18 @@ def test_a_state_of_another_model_is_refused() -> None:
             model.decoder(state._replace(stack=wrong))
 
 
-@pytest.mark.parametrize("layers", ["m", "s"])
-def test_a_wide_model_is_the_same_on_any_number_of_threads(layers: str) -> None:
-    """Maps of 2**18 weights and more are shared out among threads."""
-    model = make_model(layers=layers, embedding_dim=260 if layers == "m" else 332, bias=True)
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"layers": "m", "embedding_dim": 260},
+        {"layers": "s", "embedding_dim": 332},
+        {"layers": "m", "embedding_dim": 404, "num_heads": 1, "block": "large"},
+    ],
+    ids=str,
+)
+def test_a_wide_model_is_the_same_on_any_number_of_threads(options: dict[str, Any]) -> None:
+    """Maps of 2**18 weights and more are shared out among threads, and heads as large."""
+    model = make_model(**options, bias=True)
     assert any(parameter.numel() >= 2**18 for parameter in model.parameters())
     ids, before = random_ids(2, 4), torch.get_num_threads()
     logits, states = [], []

@@ -14,6 +14,7 @@ from openxlstm.config import StackConfig
 from openxlstm.nn.gates import Gates, GateStatistics, gates_of, statistics
 from openxlstm.nn.large import LargeMLSTMLayer
 from openxlstm.nn.mlstm import MLSTMLayer
+from openxlstm.nn.norm import RMSNorm
 from openxlstm.nn.slstm import SLSTMLayer
 from openxlstm.reference import mlstm as reference_mlstm
 from openxlstm.reference import slstm as reference_slstm
@@ -107,8 +108,11 @@ def test_mlstm(randomize: Randomize, kernel_size: int, mask: bool, bias: bool) -
 @pytest.mark.parametrize("mask", [False, True])
 def test_large(randomize: Randomize, mask: bool) -> None:
     layer = LargeMLSTMLayer(config(block="large", layers="m", large_gate_soft_cap=2.0)).double()
+    norm = RMSNorm(D).double()
     randomize(layer)
-    x, reset = inputs(mask)
+    randomize(norm)
+    residual, reset = inputs(mask)
+    x = norm(residual)
     gates = gates_of(layer, x, reset)
     assert gates is not None
     i_preact, f_preact = (
@@ -118,7 +122,7 @@ def test_large(randomize: Randomize, mask: bool) -> None:
     assert_close(gates.log_i[..., 0], i_preact, "log_i")
     assert_close(gates.log_f[..., 0], f_preact.sigmoid().log(), "log_f")
     assert_close(gates.output, (x @ layer.o_proj.weight.T).sigmoid(), "o")
-    _, (_, cell) = layer(x, None, reset)
+    _, (_, cell) = layer(residual, norm, None, reset)
     q = (x[:, -1] @ layer.q_proj.weight.T).view(B, NH, -1)
     n_q = (cell.n * q).sum(-1) / math.sqrt(q.shape[-1])
     assert_close(gates.log_normalizer[:, -1, :, 0], n_q.abs().log() + cell.m, "n q")

@@ -16,7 +16,6 @@ from openxlstm.config import ModelConfig, StackConfig
 from openxlstm.errors import UserError
 from openxlstm.nn.large import LargeBlock, soft_cap
 from openxlstm.nn.stack import Stack
-from openxlstm.nn.step_plan import refuses
 from openxlstm.reference.mlstm import initial_state, step
 from openxlstm.states import LayerState, MLSTMState
 
@@ -215,13 +214,6 @@ def test_soft_cap() -> None:
     x = torch.tensor([-1e6, -1e-3, 0.0, 1e-3, 30.0, 1e6])
     assert_close(soft_cap(x, 30), torch.tensor([-30, -1e-3, 0, 1e-3, 30 * math.tanh(1), 30]))
     assert soft_cap(x, 0) is x
-
-
-def test_the_native_decoder_refuses_it() -> None:
-    tokens, head = nn.Embedding(5, D), nn.Linear(D, 5, bias=False)
-    assert refuses(Stack(CONFIG), tokens, None, head) == (
-        "it knows the paper's blocks and bare ones, and these are large"
-    )
 
 
 @pytest.mark.parametrize(

@@ -15,7 +15,6 @@ from openxlstm.nn.step_plan import refuses
 from openxlstm.ops import native_step
 
 ONE_WAY = [kind for kind in KINDS if kind != "both ways"]
-NATIVE = [kind for kind in ONE_WAY if kind != "large"]
 each_one_way = pytest.mark.parametrize("kind", ONE_WAY)
 
 
@@ -38,7 +37,7 @@ def test_steps_are_those_of_the_sequence(kind: str, B: int, T: int, seed: int, e
 
 
 @needs_native
-@pytest.mark.parametrize("kind", NATIVE)
+@each_one_way
 def test_it_is_native_where_it_can_be(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
     rnn = make_rnn(kind, dtype=torch.float32)
     assert refuses(rnn.stack, rnn.in_proj) is None
@@ -56,8 +55,9 @@ def test_other_instruction_sets(isa: str) -> None:
     code = (
         "import torch, openxlstm\n"
         "torch.manual_seed(0)\n"
-        "for kind in ('paper', 'bare'):\n"
-        "    rnn = openxlstm.XLSTM(3, 20, layers='sms', block=kind, batch_first=True)\n"
+        "for kind in ('paper', 'bare', 'large'):\n"
+        "    layers = 'mm' if kind == 'large' else 'sms'\n"
+        "    rnn = openxlstm.XLSTM(3, 24, layers=layers, block=kind, batch_first=True)\n"
         "    x = torch.randn(2, 6, 3)\n"
         "    stepper = rnn.stepper(2)\n"
         "    y = torch.stack([stepper.step(x[:, t]) for t in range(6)], dim=1)\n"
@@ -65,6 +65,41 @@ def test_other_instruction_sets(isa: str) -> None:
         "print('close')\n"
     )
     assert "close" in run_with_isa(isa, code)
+
+
+@needs_native
+@given(
+    B=st.integers(1, 4),
+    options=st.fixed_dictionaries(
+        {
+            "bias": st.booleans(),
+            "num_heads": st.sampled_from([1, 2]),
+            "mlstm_eps": st.sampled_from([0.0, 0.1]),
+            "large_qk_dim_factor": st.sampled_from([0.5, 2.0]),
+            "large_v_dim_factor": st.sampled_from([0.5, 5.0]),
+            "large_norm_eps": st.sampled_from([1e-6, 0.1]),
+            "large_gate_soft_cap": st.sampled_from([0.0, 2.0]),
+            "final_norm": st.booleans(),
+        }
+    ),
+)
+def test_any_mixture_of_options_of_large_blocks(B: int, options: dict[str, Any]) -> None:
+    rnn = make_rnn("large", dtype=torch.float32, **options)
+    x, stepper = torch.randn(B, 5, I), rnn.stepper(B)
+    ys = [stepper.step(x[:, t]) for t in range(5)]
+    y, _ = rnn.double()(x.double())
+    assert_close(torch.stack(ys, dim=1), y, tolerance=1e-4)
+
+
+@each_one_way
+def test_of_bfloat16(kind: str) -> None:
+    """Features and answers are bfloat16; what is between is wider."""
+    rnn = make_rnn(kind, dtype=torch.bfloat16)
+    x, stepper = torch.randn(2, 6, I).bfloat16(), rnn.stepper(2)
+    y = torch.stack([stepper.step(x[:, t]) for t in range(6)], dim=1)
+    assert y.dtype == torch.bfloat16
+    assert_close(y, rnn.double()(x.double())[0], tolerance=2e-2)
+    stepper.state  # noqa: B018
 
 
 @each_one_way

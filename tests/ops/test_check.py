@@ -10,6 +10,8 @@ from torch import Tensor
 from openxlstm.ops import (
     causal_conv,
     gated_feedforward,
+    large_input,
+    large_output,
     layer_norm,
     mlstm,
     mlstm_block,
@@ -214,6 +216,10 @@ class TestGatedFeedforward:
             ({"norm_weight": zeros(4)}, "^norm_weight must have shape"),
             ({"norm_weight": zeros(3).double()}, "^norm_weight must be torch.float32"),
             ({"activation": "relu"}, "^activation must be 'gelu' or 'silu', not 'relu'"),
+            ({"norm": "batch"}, "^norm must be 'layer' or 'rms', not 'batch'"),
+            ({"norm_weight": None, "norm_bias": zeros(5)}, "^norm_bias needs norm_weight"),
+            ({"value_bias": zeros(7)}, "^value_bias needs value_weight, which was not given"),
+            ({"value_weight": zeros(7, 5)}, "^up_weight must have shape"),
             ({"backend": "abacus"}, "^gated_feedforward has no backend 'abacus'"),
         ],
     )
@@ -421,6 +427,59 @@ class TestMLSTMOutput:
     )
     def test_argument(self, change: dict[str, Any], message: str):
         assert_refused(mlstm_output, self.arguments, change, message)
+
+
+class TestLargeInput:
+    arguments = {  # noqa: RUF012
+        "x": zeros(2, 9, 5), "norm_weight": zeros(5), "norm_bias": zeros(5),
+        "q_weight": zeros(6, 5), "k_weight": zeros(6, 5), "v_weight": zeros(8, 5),
+        "o_weight": zeros(8, 5), "gate_weight": zeros(2, 2, 5), "gate_bias": zeros(2, 2),
+        "biases": (zeros(6), zeros(6), zeros(8), zeros(8)),
+    }  # fmt: skip
+
+    @pytest.mark.parametrize(
+        ("change", "message"),
+        [
+            ({"x": zeros(9, 5)}, r"^x must be \(B, T, D\)"),
+            ({"norm_weight": zeros(6)}, "^norm_weight must have shape"),
+            ({"norm_bias": zeros(6)}, "^norm_bias must have shape"),
+            ({"q_weight": zeros(30)}, r"^q_weight must be \(QK, D\)"),
+            ({"q_weight": zeros(7, 5)}, "^q_weight must have a multiple of NH = 2 rows, not 7"),
+            ({"v_weight": zeros(9, 5)}, "^v_weight must have a multiple of NH = 2 rows, not 9"),
+            ({"k_weight": zeros(8, 5)}, r"^k_weight must have shape \(6, 5\)"),
+            ({"o_weight": zeros(8, 5).half()}, "^o_weight must be torch.float32"),
+            ({"gate_weight": zeros(4, 5)}, r"^gate_weight must be \(2, NH, D\)"),
+            ({"gate_bias": zeros(4)}, "^gate_bias must have shape"),
+            ({"biases": (zeros(6), zeros(6), zeros(8), zeros(6))}, "^the bias of o must have"),
+            ({"backend": "abacus"}, "^large_input has no backend 'abacus'"),
+        ],
+    )
+    def test_argument(self, change: dict[str, Any], message: str):
+        assert_refused(large_input, self.arguments, change, message)
+
+
+class TestLargeOutput:
+    arguments = {  # noqa: RUF012
+        "h": zeros(2, 3, 9, 4), "o": zeros(2, 9, 12), "norm_weight": zeros(12),
+        "norm_bias": zeros(12), "out_weight": zeros(5, 12), "out_bias": zeros(5),
+        "residual": zeros(2, 9, 5),
+    }  # fmt: skip
+
+    @pytest.mark.parametrize(
+        ("change", "message"),
+        [
+            ({"h": zeros(2, 9, 12)}, r"^h must be \(B, NH, T, DHV\)"),
+            ({"o": zeros(2, 9, 4)}, "^o must have shape"),
+            ({"norm_weight": zeros(4)}, "^norm_weight must have shape"),
+            ({"norm_bias": zeros(12, device=META)}, "^norm_bias must be on cpu"),
+            ({"out_weight": zeros(60)}, r"^out_weight must be \(D, V\)"),
+            ({"out_bias": zeros(12)}, "^out_bias must have shape"),
+            ({"residual": zeros(2, 9, 12)}, "^residual must have shape"),
+            ({"backend": "abacus"}, "^large_output has no backend 'abacus'"),
+        ],
+    )
+    def test_argument(self, change: dict[str, Any], message: str):
+        assert_refused(large_output, self.arguments, change, message)
 
 
 @pytest.mark.parametrize(

@@ -6,7 +6,14 @@ import pytest
 import torch
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
-from op_cases import call, check_few_rows, check_native, feedforward_inputs, needs_native
+from op_cases import (
+    apart,
+    call,
+    check_few_rows,
+    check_native,
+    feedforward_inputs,
+    needs_native,
+)
 from tolerances import assert_close
 from torch import Tensor
 
@@ -22,15 +29,17 @@ def formula(
     up_bias: Tensor | float = 0.0,
     down_bias: Tensor | float = 0.0,
     norm_weight: Tensor | None = None,
+    norm_bias: Tensor | float = 0.0,
     *,
+    norm: str,
     residual: bool,
     activation: str,
 ) -> Tensor:
     normed = x
     if norm_weight is not None:
-        deviation = x - x.mean(-1, keepdim=True)
+        deviation = x - x.mean(-1, keepdim=True) if norm == "layer" else x
         normed = deviation / (deviation.square().mean(-1, keepdim=True) + 1e-5).sqrt()
-        normed = normed * (1 + norm_weight)
+        normed = normed * (norm_weight + (norm == "layer")) + norm_bias
     gate, value = (normed @ up_weight.T + up_bias).chunk(2, dim=-1)
     if activation == "gelu":
         gate = gate * (1 + torch.erf(gate / math.sqrt(2))) / 2
@@ -43,14 +52,18 @@ def formula(
 @ACTIVATIONS
 @pytest.mark.parametrize("with_biases", [False, True])
 @pytest.mark.parametrize("with_norm", [False, True])
+@pytest.mark.parametrize("norm", ["layer", "rms"])
 @pytest.mark.parametrize("residual", [False, True])
 def test_plain_is_the_formula(
-    activation: str, with_biases: bool, with_norm: bool, residual: bool
+    activation: str, with_biases: bool, with_norm: bool, norm: str, residual: bool
 ) -> None:
     x = feedforward_inputs((2, 3, 5), 7, with_biases=with_biases, with_norm=with_norm)
-    expected = formula(**x, residual=residual, activation=activation)
-    options = {"residual": residual, "activation": activation, "backend": "torch"}
-    assert_close(call(gated_feedforward, x, **options), expected)
+    if with_norm:
+        x["norm_bias"] = x["norm_weight"].flip(0)
+    options = {"residual": residual, "activation": activation, "norm": norm}
+    expected = formula(**x, **options)
+    for inputs in (x, apart(x)):
+        assert_close(call(gated_feedforward, inputs, **options, backend="torch"), expected)
 
 
 @needs_native
@@ -61,26 +74,38 @@ def test_plain_is_the_formula(
     F=st.integers(1, 70),
     with_biases=st.booleans(),
     with_norm=st.booleans(),
+    norm=st.sampled_from(["layer", "rms"]),
+    two=st.booleans(),
     residual=st.booleans(),
     activation=st.sampled_from(["gelu", "silu"]),
     eps=st.sampled_from([1e-5, 0.1]),
     seed=st.integers(0, 999),
 )
-@example([250], 33, 65, True, True, True, "gelu", 1e-5, 0)
-@example([2, 65], 20, 40, False, False, False, "silu", 1e-5, 0)
-@example([9], 300, 10, True, True, True, "silu", 1e-5, 0)
+@example([250], 33, 65, True, True, "layer", False, True, "gelu", 1e-5, 0)
+@example([250], 33, 65, True, True, "rms", True, True, "silu", 1e-5, 0)
+@example([2, 65], 20, 40, False, False, "layer", False, False, "silu", 1e-5, 0)
+@example([9], 300, 10, True, True, "rms", False, True, "silu", 1e-5, 0)
 def test_native_is_the_plain(
-    shape: list[int], D: int, F: int, with_biases: bool, with_norm: bool, residual: bool,
-    activation: str, eps: float, seed: int,
+    shape: list[int], D: int, F: int, with_biases: bool, with_norm: bool, norm: str, two: bool,
+    residual: bool, activation: str, eps: float, seed: int,
 ) -> None:  # fmt: skip
     x = feedforward_inputs((*shape, D), F, with_biases=with_biases, with_norm=with_norm, seed=seed)
-    check_native(gated_feedforward, x, residual=residual, activation=activation, eps=eps)
+    options = {"norm": norm, "residual": residual, "activation": activation, "eps": eps}
+    check_native(gated_feedforward, apart(x) if two else x, **options)
 
 
 @needs_native
 @pytest.mark.parametrize("bias", ["up_bias", "down_bias"])
 def test_native_with_one_bias(bias: str) -> None:
     x = feedforward_inputs((11, 5), 9)
+    del x[bias]
+    check_native(gated_feedforward, x)
+
+
+@needs_native
+@pytest.mark.parametrize("bias", ["up_bias", "value_bias"])
+def test_native_with_a_bias_of_one_half(bias: str) -> None:
+    x = apart(feedforward_inputs((11, 5), 9))
     del x[bias]
     check_native(gated_feedforward, x)
 

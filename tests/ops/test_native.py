@@ -14,12 +14,15 @@ from op_cases import (
     Inputs,
     MLSTMInputs,
     SLSTMInputs,
+    apart,
     assert_all_close,
     call,
     check_native,
     conv_inputs,
     everything,
     feedforward_inputs,
+    large_input_inputs,
+    large_output_inputs,
     make_reset,
     mlstm_block_inputs,
     mlstm_input_inputs,
@@ -60,7 +63,7 @@ class Case(NamedTuple):
 
 
 B, T = 3, 70
-OF_SAMPLES = {"x", "convolved", "raw", "h", "c", "z", "before", "state"}
+OF_SAMPLES = {"x", "convolved", "raw", "h", "c", "z", "o", "residual", "before", "state"}
 """Inputs that belong to samples; the others are parameters."""
 
 
@@ -72,6 +75,12 @@ def make_cases() -> dict[str, Case]:
     ff_inputs = feedforward_inputs((B, T, 21), 35)
     return {
         "layer_norm": Case(ops.layer_norm, norm_inputs((B, T, 21)), {"num_groups": 3}),
+        "rms_norm": Case(ops.rms_norm, norm_inputs((B, T, 21), with_bias=True), {}),
+        "large_feedforward": Case(
+            ops.gated_feedforward, apart(ff_inputs), {"norm": "rms", "activation": "silu"}
+        ),
+        "large_input": Case(ops.large_input, large_input_inputs(B, T, 21, 3, 5, 7), {}),
+        "large_output": Case(ops.large_output, large_output_inputs(B, T, 21, 3, 7), {}),
         "conv": Case(ops.causal_conv, conv_inputs(B, T, 21), rows | {"activation": "silu"}),
         "feedforward": Case(ops.gated_feedforward, ff_inputs, {"residual": True}),
         "slstm_layer": Case(ops.slstm_layer, slstm_layer_inputs(B, T, 3, 7, empty=0.2), rows),
@@ -474,12 +483,32 @@ def test_operators_of_layers_tell_torch_the_truth(whole: bool) -> None:
     """With all that may be left out, and without."""
     reset = make_reset("random", 3, 5) if whole else None
     x = norm_inputs((9, 6))
-    check_operator("norm", x["x"], x["weight"], 3 if whole else 1, 1e-5)
+    check_operator("norm", x["x"], x["weight"], None, 3 if whole else 1, False, 1e-5)
+    x = norm_inputs((9, 6), with_bias=whole)
+    check_operator("norm", x["x"], x["weight"], x.get("bias"), 1, True, 1e-5)
     x = conv_inputs(3, 5, with_state=whole, with_bias=whole)
     check_operator("conv", x["x"], x["weight"], x.get("bias"), x.get("state.x"), reset, whole)
     x = feedforward_inputs((9, 5), 7, with_biases=whole, with_norm=whole)
-    weights = x["up_weight"], x["down_weight"], x.get("up_bias"), x.get("down_bias")
-    check_operator("feedforward", x["x"], x.get("norm_weight"), *weights, whole, whole, 1e-5, True)
+    for y in (x, apart(x)):
+        weights = [
+            y.get(f"{part}_{kind}")
+            for kind in ("weight", "bias")
+            for part in ("up", "value", "down")
+        ]
+        norm = y.get("norm_weight"), y.get("norm_bias")
+        options = whole, whole, y is not x, 1e-5, True
+        check_operator("feedforward", y["x"], *norm, *weights, *options)
+    x = large_input_inputs(3, 5, 6, 2, 3, 4, with_biases=whole)
+    weights = [x[f"{name}_weight"] for name in "qkvo"]
+    biases = [x.get(f"biases.{i}") for i in range(4)]
+    gates = x["gate_weight"].flatten(0, 1), x["gate_bias"].flatten()
+    norm = x["norm_weight"], x.get("norm_bias")
+    check_operator(
+        "large_input", x["x"], *norm, *weights, gates[0], *biases, gates[1], 1e-5, 15.0
+    )  # fmt: skip
+    x = large_output_inputs(3, 5, 6, 2, 4, with_biases=whole, with_residual=whole)
+    names = "h", "o", "norm_weight", "norm_bias", "out_weight", "out_bias", "residual"
+    check_operator("large_output", *(x.get(name) for name in names), 1e-5)
     x = slstm_layer_inputs(3, 5, 2, 3)
     weights = x["input_weight"], x["recurrent_weight"], x["bias"]
     stacked = torch.stack([x[f"state.{part}"] for part in SLSTMState._fields])

@@ -1,4 +1,4 @@
-"""Layer norm, of rows and of heads, against its formula; the native one for any shape."""
+"""Norms, of rows and of heads, against their formulas; the native ones for any shape."""
 
 import pytest
 import torch
@@ -8,7 +8,7 @@ from op_cases import Inputs, call, check_native, needs_native, norm_inputs, resu
 from tolerances import assert_close
 from torch import Tensor
 
-from openxlstm.ops import layer_norm
+from openxlstm.ops import layer_norm, rms_norm
 
 
 def formula(x: Tensor, weight: Tensor, num_groups: int, eps: float) -> Tensor:
@@ -76,3 +76,40 @@ def test_few_rows_are_no_reason_to_refuse() -> None:
     native = call(layer_norm, x, backend="native")
     assert torch.equal(call(layer_norm, x), native)
     assert not torch.equal(call(layer_norm, x, backend="torch"), native)
+
+
+@pytest.mark.parametrize("with_bias", [False, True])
+@pytest.mark.parametrize("eps", [1e-6, 0.3])
+def test_plain_rms_is_the_formula(with_bias: bool, eps: float) -> None:
+    x = norm_inputs((2, 5, 12), with_bias=with_bias)
+    expected = x["x"] / (x["x"].square().mean(-1, keepdim=True) + eps).sqrt() * x["weight"]
+    assert_close(rms_norm(**x, eps=eps, backend="torch"), expected + x.get("bias", 0.0))
+
+
+@needs_native
+@settings(max_examples=100)
+@given(
+    shape=st.lists(st.integers(1, 9), max_size=3),
+    D=st.integers(1, 80),
+    with_bias=st.booleans(),
+    eps=st.sampled_from([1e-5, 1.0]),
+    seed=st.integers(0, 999),
+)
+@example(shape=[130], D=33, with_bias=True, eps=1e-6, seed=0)
+@example(shape=[65], D=300, with_bias=False, eps=1e-6, seed=0)
+def test_native_rms_is_the_plain(
+    shape: list[int], D: int, with_bias: bool, eps: float, seed: int
+) -> None:
+    eps = eps if D > 2 else 1.0  # of one number only the sign is left
+    check_native(rms_norm, norm_inputs((*shape, D), with_bias=with_bias, seed=seed), eps=eps)
+
+
+def test_rms_of_bfloat16_is_taken_in_float32() -> None:
+    x = {name: part.bfloat16() for name, part in norm_inputs((3, 300), with_bias=True).items()}
+    y = call(rms_norm, x)
+    assert y.dtype == torch.bfloat16
+    wide = call(rms_norm, {name: part.double() for name, part in x.items()})
+    assert_close(y, wide, tolerance=1e-2)
+    root = rms_norm(x["x"], torch.ones(300).bfloat16()).double()
+    exact = rms_norm(x["x"].double(), torch.ones(300).double())
+    assert (root - exact).abs().max() <= exact.abs().max() / 2**8  # rounded once

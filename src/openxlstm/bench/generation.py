@@ -4,8 +4,8 @@ One turn reads one token and then produces TOKENS, each from the one before. The
 wide with 4 blocks and 4 heads:
     openxlstm         LanguageModel with layers mmmm, ssss, msmm, through its engine
     NX-AI             package xlstm, xLSTMLMModel with the same blocks, through its `step`
-and two of about 12.9 million parameters, 512 wide with 4 heads, more than most caches hold:
-    openxlstm         LanguageModel with 8 mLSTM blocks
+and some of about 12.9 million parameters, 512 wide with 4 heads, more than most caches hold:
+    openxlstm         LanguageModel with 4 large blocks, and with 8 mLSTM blocks of the paper's
     Hugging Face      xLSTMForCausalLM, 4 large blocks, token by token with its cache
 Before anything is timed, the tokens of openxlstm are compared with what its model says when it
 reads them as one sequence.
@@ -21,7 +21,17 @@ from openxlstm.bench import peers
 from openxlstm.bench.contest import Contest, Entry, Verdict
 from openxlstm.bench.goals import find_goal
 from openxlstm.bench.peers import Absent
-from openxlstm.bench.training import HEADS, STACKS, VOCAB, openxlstm_model, size
+from openxlstm.bench.training import (
+    BLOCKS,
+    HEADS,
+    HUGGING_FACE,
+    LARGE,
+    STACKS,
+    VOCAB,
+    large_model,
+    openxlstm_model,
+    size,
+)
 from openxlstm.bench.training import WIDTH as SMALL
 from openxlstm.bench.work import generation_work
 from openxlstm.generation.engine import stream_tokens
@@ -31,8 +41,8 @@ from openxlstm.lm.summary import summarize
 
 TOKENS = 128
 """Tokens of one turn."""
-LARGE, LARGE_LAYERS, HUGGING_FACE_BLOCKS = 512, "m" * 8, 4
-"""Width and blocks of the large models, of equal size."""
+WIDE, WIDE_LAYERS = 512, "m" * 8
+"""Width of the larger models, and the paper's blocks that are as large as BLOCKS large ones."""
 ROUNDING = 1e-3
 """How far below the likeliest a token's logit may be, over the range of the logits: two that are
 as good as equal come in either order."""
@@ -56,11 +66,12 @@ def generation() -> Contest:
         players[mine] = openxlstm_player(openxlstm_model(layers))
         players[theirs] = peers.find("xlstm", lambda layers=layers: nxai_player(layers))
         beside[theirs] = mine
-    mine = f"openxlstm {len(LARGE_LAYERS)} × m"
-    theirs = f"Hugging Face {HUGGING_FACE_BLOCKS} × large"
-    players[mine] = openxlstm_player(openxlstm_model(LARGE_LAYERS, LARGE))
-    players[theirs] = peers.find("transformers", hugging_face_player)
-    beside[theirs] = mine
+    players[LARGE] = openxlstm_player(large_model(WIDE))
+    players[HUGGING_FACE] = peers.find("transformers", hugging_face_player)
+    beside[HUGGING_FACE] = LARGE
+    players[f"openxlstm {len(WIDE_LAYERS)} × m"] = openxlstm_player(
+        openxlstm_model(WIDE_LAYERS, WIDE)
+    )
     here = {name: player for name, player in players.items() if not isinstance(player, Absent)}
     return Contest(
         part="generation",
@@ -88,7 +99,7 @@ def nxai_player(layers: str) -> Player:
 
 
 def hugging_face_player() -> Player:
-    model = peers.hugging_face_model(HUGGING_FACE_BLOCKS, VOCAB, LARGE, HEADS, "inference").eval()
+    model = peers.hugging_face_model(BLOCKS, VOCAB, WIDE, HEADS, "inference").eval()
     return model, partial(peers.hugging_face_generate, model, TOKENS)
 
 

@@ -22,9 +22,11 @@ GOALS = (
     Goal("slstm", "nn.LSTM", 4),
     Goal("training", "NX-AI mmmm", 3.5),
     Goal("training", "NX-AI ssss", 25),
+    Goal("training", "Hugging Face 4 × large", 1.25),
     Goal("generation", "NX-AI mmmm", 10),
     Goal("generation", "NX-AI ssss", 10),
     Goal("generation", "NX-AI msmm", 10),
+    Goal("generation", "Hugging Face 4 × large", 2),
 )
 
 

@@ -3,12 +3,12 @@
 One turn is forward, cross entropy, backward and AdamW (torch's, the same for all) on one fixed
 batch of random tokens, 16 sequences of 256, vocabulary 65. The models are 128 wide with 4 blocks
 and 4 heads:
-    openxlstm         LanguageModel with layers mmmm, ssss, msmm
+    openxlstm         LanguageModel with layers mmmm, ssss, msmm, and with 4 large blocks
     NX-AI             package xlstm, xLSTMLMModel with the same blocks; sLSTM backend "vanilla"
-    Hugging Face      xLSTMForCausalLM, the large block (mLSTM only), beside mmmm
+    Hugging Face      xLSTMForCausalLM, 4 large blocks
     nn.LSTM           embedding, 3 layers of width 256, head, beside ssss
-A pair of openxlstm and NX-AI must have the same number of parameters, or nothing is timed. The two
-others are larger than what they stand beside.
+What stands beside each other must have the same number of parameters, or nothing is timed; but for
+nn.LSTM, which has more.
 """
 
 import math
@@ -30,6 +30,8 @@ from openxlstm.lm.model import LanguageModel
 VOCAB, B, T, WIDTH, HEADS = 65, 16, 256, 128, 4
 LSTM_WIDTH, LSTM_LAYERS = 256, 3
 STACKS = ("mmmm", "ssss", "msmm")
+BLOCKS = 4
+LARGE, HUGGING_FACE = f"openxlstm {BLOCKS} × large", f"Hugging Face {BLOCKS} × large"
 
 
 class LSTMModel(nn.Module):
@@ -58,12 +60,12 @@ def training() -> Contest:
         models[f"NX-AI {layers}"] = peers.find(
             "xlstm", lambda layers=layers: peers.nxai_model(layers, VOCAB, WIDTH, HEADS, T)
         )
-        if layers == "mmmm":
-            models["Hugging Face 4 × large"] = peers.find(
-                "transformers", lambda: peers.hugging_face_model(4, VOCAB, WIDTH, HEADS, "train")
-            )
         if layers == "ssss":
             models[f"nn.LSTM {LSTM_LAYERS} × {LSTM_WIDTH}"] = LSTMModel()
+    models[LARGE] = large_model(WIDTH)
+    models[HUGGING_FACE] = peers.find(
+        "transformers", lambda: peers.hugging_face_model(BLOCKS, VOCAB, WIDTH, HEADS, "train")
+    )
     turns = {
         name: training_step(model)
         for name, model in models.items()
@@ -80,10 +82,16 @@ def training() -> Contest:
     )
 
 
-def openxlstm_model(layers: str, width: int = WIDTH) -> LanguageModel:
-    return LanguageModel(
-        ModelConfig(vocab_size=VOCAB, embedding_dim=width, layers=layers, num_heads=HEADS)
+def openxlstm_model(layers: str, width: int = WIDTH, **options: Any) -> LanguageModel:
+    config = ModelConfig(
+        vocab_size=VOCAB, embedding_dim=width, layers=layers, num_heads=HEADS, **options
     )
+    return LanguageModel(config)
+
+
+def large_model(width: int) -> LanguageModel:
+    """Of as many large blocks, and as many parameters, as Hugging Face's."""
+    return openxlstm_model("m" * BLOCKS, width, block="large", mlstm_eps=1e-6)
 
 
 def entry(name: str, model: nn.Module | Absent) -> Entry:
@@ -92,10 +100,10 @@ def entry(name: str, model: nn.Module | Absent) -> Entry:
         work = training_work(model.config, size(model), B * T)
         return Entry(name=name, ours=True, parameters=size(model), work=work)
     who, what = name.split()[:2]
-    stack = what if who == "NX-AI" else "ssss" if who == "nn.LSTM" else "mmmm"
+    stack = what if who == "NX-AI" else "ssss"
     return Entry(
         name=name,
-        beside=f"openxlstm {stack}",
+        beside=LARGE if name == HUGGING_FACE else f"openxlstm {stack}",
         parameters=None if isinstance(model, Absent) else size(model),
         absent=model.why if isinstance(model, Absent) else None,
         goal=find_goal("training", name),
@@ -128,11 +136,12 @@ def logits_of(output: Any) -> Tensor:
 def check(models: Mapping[str, nn.Module | Absent], losses: Mapping[str, float]) -> Verdict:
     """Whether all models compute something, and pairs are of one size."""
     wrong = [f"{name}: loss {loss}" for name, loss in losses.items() if not math.isfinite(loss)]
-    for layers in STACKS:
-        mine, theirs = models[f"openxlstm {layers}"], models[f"NX-AI {layers}"]
-        assert not isinstance(mine, Absent)
-        if not isinstance(theirs, Absent) and size(mine) != size(theirs):
-            wrong.append(f"{layers}: {size(mine)} parameters here, {size(theirs)} in NX-AI's")
+    pairs = [(f"openxlstm {layers}", f"NX-AI {layers}") for layers in STACKS]
+    for mine, theirs in [*pairs, (LARGE, HUGGING_FACE)]:
+        here, there = models[mine], models[theirs]
+        assert not isinstance(here, Absent)
+        if not isinstance(there, Absent) and size(here) != size(there):
+            wrong.append(f"{mine}: {size(here)} parameters, {size(there)} in {theirs}")
     return Verdict(not wrong, "; ".join(wrong) or "losses finite, pairs of one size")
 
 

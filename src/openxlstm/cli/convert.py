@@ -1,27 +1,66 @@
-"""`openxlstm convert`: a model out of a run, as a folder of its own."""
+"""`openxlstm convert`: a model from one format into another, as a folder of its own."""
 
+import re
 import sys
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import tyro
 
-from openxlstm.cli.options import Quiet, Verbose, parse
-from openxlstm.cli.run_folder import Checkpoint, is_in_use, load_run
+from openxlstm.cli.loading import Checkpoint, check_vocabulary, load_model
+from openxlstm.cli.options import Quiet, Verbose, check_writable, parse
+from openxlstm.cli.run_folder import is_in_use
 from openxlstm.errors import UserError
+from openxlstm.files import new_folder
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from openxlstm.config import StackConfig
+    from openxlstm.interop.opening import Format
+
+NAMES = {
+    "openxlstm": "openxlstm",
+    "nxai": "NX-AI xlstm",
+    "hf": "Hugging Face transformers",
+}
 
 
 @dataclass(frozen=True, kw_only=True)
 class Options:
-    """Writes a run's model, with its weights in one safetensors file however many processes trained
-    it, its configuration and its tokenizer."""
+    """Writes a model as a folder of its own: weights in safetensors, configuration, tokenizer.
 
-    run: tyro.conf.Positional[Path]
-    """The run's folder, or a model's."""
+    It is a run's, however many processes trained it; or one of NX-AI's xlstm or xlstm_large, or of
+    Hugging Face's xLSTM. No code of a checkpoint is run, and the source is only read.
+    """
+
+    source: tyro.conf.Positional[Path]
+    """A run's or a model's folder, or a file of weights: .safetensors, .pt, .pth, .bin or .ckpt."""
     out: Path
     """The folder to write; it must be new or empty."""
+    from_: Annotated[Literal["auto", "openxlstm", "nxai", "hf"], tyro.conf.arg(name="from")] = (
+        "auto"
+    )
+    """The format of the source; auto finds out."""
+    to: Literal["openxlstm", "nxai", "hf"] = "openxlstm"
+    """The format to write. hf: what transformers opens; a model of the paper's blocks opens there
+    after `import openxlstm.hf`."""
+    config: Path | None = None
+    """The configuration of NX-AI's or Hugging Face's model, JSON or YAML; beside the weights
+    otherwise."""
     checkpoint: Checkpoint = "best"
-    """Which of the run's weights."""
+    """Which of a run's weights."""
+    dtype: Literal["float32", "bfloat16", "float16"] | None = None
+    """Of the weights; as they are stored otherwise."""
+    shard_size: str | None = None
+    """Weights that take more are written to several files; e.g. 5GB or 500MB."""
+    tokenizer: Path | None = None
+    """The tokenizer to put beside the model, a tokenizer.json or its folder; that of the source
+    otherwise."""
+    allow_unknown: bool = False
+    """Leave out tensors and options that openxlstm does not know. They are an error otherwise."""
     quiet: Quiet = False
     """Say nothing."""
     verbose: Verbose = False
@@ -30,12 +69,202 @@ class Options:
 
 def run(arguments: list[str]) -> int:
     options = parse(Options, "convert", arguments)
-    if is_in_use(options.out):
-        raise UserError(f"the folder {options.out} is in use: choose another --out")
-    model, tokenizer = load_run(options.run, options.checkpoint)
-    tokenizer.save(options.out)
-    model.save_pretrained(options.out)
+    _check_out(options.out, options.source)
+    shard_bytes = None if options.shard_size is None else _bytes(options.shard_size)
+
+    from openxlstm.interop.opening import format_of
+    from openxlstm.interop.writing import write_checkpoint
+
+    kind = format_of(options.source) if options.from_ == "auto" else options.from_
+    config, tensors, notes = _open(options, kind)
+    weights = _Checked(tensors, options.dtype)
+    beside = _Beside(options.source, options.tokenizer)
+    notes += beside.check(config)
+    with new_folder(options.out) as folder:
+        notes += write_checkpoint(
+            folder,
+            config,
+            weights.tensors,
+            options.to,
+            shard_bytes=shard_bytes,
+            token_ids=beside.token_ids,
+        )
+        has_tokenizer = beside.write(folder, options.to)
+    if not has_tokenizer and hasattr(config, "vocab_size"):
+        notes.append("there is no tokenizer; to generate text it needs one: see --tokenizer")
+    notes += weights.notes
     if not options.quiet:
-        size = sum(parameter.numel() for parameter in model.parameters())
-        print(f"{options.out}: {size:,} parameters", file=sys.stderr)
+        for note in notes:
+            print(f"openxlstm: {note}", file=sys.stderr)
+        size = f"{weights.num_parameters:,} parameters"
+        print(f"{options.out}: {size}, {NAMES[options.to]}, {weights.dtype}", file=sys.stderr)
     return 0
+
+
+def _open(
+    options: Options, kind: "Format"
+) -> "tuple[StackConfig, Mapping[str, Tensor], list[str]]":
+    """The model's configuration, its tensors by our names, and notes.
+
+    Raises:
+        UserError: if something is missing, damaged, unknown or does not fit.
+    """
+    if kind != "openxlstm":
+        from openxlstm.interop.opening import open_foreign
+
+        if options.checkpoint != "best":
+            raise UserError("--checkpoint is about the runs of openxlstm; name the file instead")
+        opened = open_foreign(
+            options.source, kind, config=options.config, allow_unknown=options.allow_unknown
+        )
+        return opened.config, opened.tensors, opened.notes
+
+    from openxlstm.files import read_json
+    from openxlstm.lm.folder import CONFIG, load_config
+    from openxlstm.lm.stack_folder import load_stack
+
+    if options.config is not None:
+        raise UserError("--config is about other formats; a folder of openxlstm has its own")
+    folder = options.source
+    if (folder / CONFIG).is_file() and "stack" in read_json(folder / CONFIG):
+        module = load_stack(folder)
+    else:
+        load_config(folder)  # which no other format has
+        module = load_model(folder, options.checkpoint, quiet=True)
+    tensors = {name: parameter.detach() for name, parameter in module.named_parameters()}
+    return module.config, tensors, []
+
+
+class _Checked:
+    """Tensors of one dtype, looked at while they are written."""
+
+    def __init__(self, tensors: "Mapping[str, Tensor]", dtype: str | None) -> None:
+        from functools import reduce
+
+        import torch
+
+        from openxlstm.interop.translate import LazyTensors
+
+        found = {name: tensor.dtype for name, tensor in tensors.items()}
+        widest = reduce(torch.promote_types, found.values())
+        wanted = widest if dtype is None else getattr(torch, dtype)
+        self.dtype = str(wanted).removeprefix("torch.")
+        self.num_parameters = sum(tensor.numel() for tensor in tensors.values())
+        self.notes: list[str] = []
+        if dtype is None and len(set(found.values())) > 1:
+            self.notes.append(f"the weights are of several types; all of them become {self.dtype}")
+        self._nonfinite: set[str] = set()
+
+        def look(name: str) -> "Tensor":
+            tensor = tensors[name].to(wanted)
+            if name not in self._nonfinite and not torch.isfinite(tensor).all():
+                self._nonfinite.add(name)
+                self.notes.append(f"{name} holds numbers that are not finite")
+            return tensor
+
+        self.tensors = LazyTensors({name: lambda name=name: look(name) for name in tensors})
+
+
+class _Beside:
+    """What stands beside a model's weights: its tokenizer, and which tokens end a text.
+
+    Args:
+        source: the model's folder, or its file of weights.
+        tokenizer: the folder or file of another tokenizer.
+    """
+
+    KEPT = ("tokenizer_config.json", "special_tokens_map.json", "chat_template.jinja")
+    GENERATION = "generation_config.json"
+
+    def __init__(self, source: Path, tokenizer: Path | None) -> None:
+        from openxlstm.data.tokenizer_json import FILE_NAME
+
+        place = source if tokenizer is None else tokenizer
+        self.folder = place if place.is_dir() else place.parent
+        is_file = tokenizer is not None and not tokenizer.is_dir()
+        self.file = place if is_file else self.folder / FILE_NAME
+        self.is_needed = tokenizer is not None
+        self.token_ids = self._token_ids()
+
+    def check(self, config: "StackConfig") -> list[str]:
+        """Notes about the tokenizer.
+
+        Raises:
+            UserError: if it was named and is missing, or is damaged, or does not fit.
+        """
+        import importlib.util
+
+        from openxlstm.config import ModelConfig
+        from openxlstm.data.tokenizer import load_tokenizer
+
+        if not self.file.is_file() and not self.is_needed:
+            return []
+        try:
+            tokenizer = load_tokenizer(self.file)
+        except UserError:
+            if importlib.util.find_spec("tokenizers") is not None or not self.file.is_file():
+                raise
+            return [f"{self.file} is kept as it is: without the package tokenizers it is not read"]
+        if isinstance(config, ModelConfig):
+            check_vocabulary(self.file, tokenizer, config)
+        return []
+
+    def write(self, folder: Path, kind: str) -> bool:
+        """Writes it to a folder; whether there was a tokenizer."""
+        import shutil
+
+        from openxlstm.data.tokenizer import FORMAT, load_tokenizer
+        from openxlstm.data.tokenizer_json import FILE_NAME
+        from openxlstm.files import read_json, write_json
+
+        for name in self.KEPT:
+            if (self.folder / name).is_file():
+                shutil.copyfile(self.folder / name, folder / name)
+        generation = dict(self.token_ids)
+        if (self.folder / self.GENERATION).is_file():
+            generation = read_json(self.folder / self.GENERATION)
+        if kind == "hf":  # without a cache where the model cannot have one
+            use_cache = read_json(folder / "config.json").get("use_cache", True)
+            generation |= {} if use_cache else {"use_cache": False}
+        if generation and kind != "nxai":
+            write_json(folder / self.GENERATION, generation)
+        if not self.file.is_file():
+            return False
+        if read_json(self.file).get("format") == FORMAT:  # ours, in today's form
+            load_tokenizer(self.file).save(folder)
+        else:
+            shutil.copyfile(self.file, folder / FILE_NAME)
+        return True
+
+    def _token_ids(self) -> dict[str, Any]:
+        """Ids of the tokens that begin, end and pad a text, where they are said."""
+        from openxlstm.files import read_json
+        from openxlstm.interop.large import TOKEN_IDS
+
+        ids: dict[str, Any] = {}
+        for name in ("config.json", self.GENERATION):
+            if (self.folder / name).is_file():
+                values = read_json(self.folder / name)
+                ids |= {key: values[key] for key in TOKEN_IDS if values.get(key) is not None}
+        return ids
+
+
+def _check_out(out: Path, source: Path) -> None:
+    if is_in_use(out):
+        raise UserError(f"the folder {out} is in use: choose another --out")
+    if source.is_dir() and source.resolve() in out.resolve().parents:
+        raise UserError(f"the folder {out} is inside {source}, which is only read: choose another")
+    check_writable("--out", out)
+
+
+def _bytes(size: str) -> int:
+    """The number of bytes that 500MB or 5GB is.
+
+    Raises:
+        UserError: if it is nothing like that.
+    """
+    found = re.fullmatch(r"(\d+(?:\.\d+)?) *(KB|MB|GB|TB)", size.strip(), re.IGNORECASE)
+    number = float(found[1]) * 1000 ** (1 + "KMGT".index(found[2][0].upper())) if found else 0
+    if number < 1:
+        raise UserError(f"--shard-size must be a size such as 5GB or 500MB, not {size!r}")
+    return int(number)

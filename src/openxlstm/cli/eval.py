@@ -13,8 +13,10 @@ from typing import TYPE_CHECKING, Any, Literal
 import tyro
 
 from openxlstm.cli.corpus import open_corpus
+from openxlstm.cli.loading import Checkpoint, Dtype, load_run
 from openxlstm.cli.options import Quiet, Verbose, parse
-from openxlstm.cli.run_folder import Checkpoint, RunRecord, load_run
+from openxlstm.cli.run_folder import RECORD, RunRecord
+from openxlstm.config import DataConfig
 from openxlstm.errors import UserError
 
 if TYPE_CHECKING:
@@ -29,7 +31,7 @@ class Options:
     end."""
 
     run: tyro.conf.Positional[Path]
-    """The run's folder."""
+    """The run's folder, or a model's."""
     data: tuple[str, ...] | None = None
     """Corpora, files, folders or globs of text, or folders of tokens; without it, what the run was
     trained on."""
@@ -55,6 +57,8 @@ class Options:
     """Which of the run's weights."""
     json: bool = False
     """Print one JSON object with loss, perplexity, bits_per_character and tokens."""
+    dtype: Dtype | None = None
+    """Of the weights: bfloat16 takes half the memory of float32; as they are stored by default."""
     device: str = "cpu"
     """Where to compute."""
     threads: int | None = None
@@ -76,15 +80,16 @@ def run(arguments: list[str]) -> int:
 
     set_threads(options.threads)
     device = get_device(options.device)
-    model, tokenizer = load_run(options.run, options.checkpoint)
+    model, tokenizer = load_run(
+        options.run, options.checkpoint, dtype=options.dtype, quiet=options.quiet
+    )
     model.to(device)
-    record = RunRecord.load(options.run)
     changes: dict[str, Any] = {
         "val_split": options.val_split, "val_fraction": options.val_fraction,
     }  # fmt: skip
     if options.data is not None:
         changes |= {"sources": options.data, "weights": ()}
-    data = record.data_config.replace(**{k: v for k, v in changes.items() if v is not None})
+    data = _data_config(options).replace(**{k: v for k, v in changes.items() if v is not None})
     corpus = open_corpus(data, tokenizer=tokenizer, verify=options.verify, quiet=options.quiet)
     part = {"train": "train", "val": "val", "all": "whole"}[options.part]
     text: Part = getattr(corpus, part)
@@ -126,6 +131,19 @@ def run(arguments: list[str]) -> int:
     else:
         _print_table(results)
     return 0
+
+
+def _data_config(options: Options) -> DataConfig:
+    """That of the run; of a model that came without a run's record, the usual one.
+
+    Raises:
+        UserError: if there is no record and nobody says what to read.
+    """
+    if (options.run / RECORD).is_file():
+        return RunRecord.load(options.run).data_config
+    if options.data is None:
+        raise UserError(f"{options.run} does not say what it was trained on: give --data")
+    return DataConfig()
 
 
 WINDOWS = (64, 256)

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import tyro
 
+from openxlstm.cli.loading import Checkpoint, Dtype, load_run
 from openxlstm.cli.options import Quiet, Verbose, parse
-from openxlstm.cli.run_folder import Checkpoint, load_run
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -16,7 +16,7 @@ class Options:
     prompt is repeated on standard error, where a terminal shows it in front."""
 
     run: tyro.conf.Positional[Path]
-    """The run's folder."""
+    """The run's folder, or a model's."""
     prompt: str = "\n"
     """What the text follows."""
     max_tokens: int = 500
@@ -33,6 +33,8 @@ class Options:
     """End before this text."""
     checkpoint: Checkpoint = "best"
     """Which of the run's weights."""
+    dtype: Dtype | None = None
+    """Of the weights: bfloat16 takes half the memory of float32; as they are stored by default."""
     device: str = "cpu"
     """Where to compute."""
     threads: int | None = None
@@ -51,7 +53,9 @@ def run(arguments: list[str]) -> int:
 
     set_threads(options.threads)
     device = get_device(options.device)
-    model, tokenizer = load_run(options.run, options.checkpoint)
+    model, tokenizer = load_run(
+        options.run, options.checkpoint, dtype=options.dtype, quiet=options.quiet
+    )
     pieces = generate(
         model.to(device),
         tokenizer,

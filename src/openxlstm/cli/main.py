@@ -15,7 +15,7 @@ COMMANDS = {
     "train": "train a language model on your own text, or on Shakespeare",
     "eval": "measure a model: loss, perplexity, bits per character",
     "generate": "let a model write",
-    "convert": "a run's model, of any checkpoint, as a folder of its own",
+    "convert": "a model from or to the formats of NX-AI and Hugging Face",
     "runs": "list what was trained, compare it in a picture",
     "plan": "say what a training run will take: memory, arithmetic, time",
     "experiment": "the paper's claims, tried here: state tracking, recall, memory, cost",

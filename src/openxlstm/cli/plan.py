@@ -4,6 +4,7 @@ import json
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
+from openxlstm.cli.loading import size_in_words
 from openxlstm.cli.options import Quiet, Verbose, parse
 from openxlstm.cli.presets import short
 from openxlstm.config import ComputeConfig, TrainConfig
@@ -238,7 +239,7 @@ def _print_table(name: str, job: "Job", plan: "Plan", source: str | None) -> Non
     table.add_row("parameters", f"{plan.parameters:,}")
     for part, count in plan.parts.items():
         table.add_row(f"  {part}", f"{count:,}")
-    table.add_row("state", _bytes(plan.state_bytes), "a sequence, of any length")
+    table.add_row("state", size_in_words(plan.state_bytes), "a sequence, of any length")
     table.add_row()
     ratio = _figures(plan.tokens_per_parameter)
     table.add_row("tokens", f"{plan.tokens:,}", f"{ratio} a parameter (Chinchilla: 20)")
@@ -249,13 +250,17 @@ def _print_table(name: str, job: "Job", plan: "Plan", source: str | None) -> Non
     ranks = "1 rank" if job.world_size == 1 else f"{job.world_size} ranks, {compute.strategy}"
     again = ", blocks recomputed" if compute.recompute_blocks else ""
     at_once = f"{job.rows_at_once} × {job.window} tokens at once"
-    table.add_row("memory of a rank", _bytes(memory.total), f"{ranks}, {compute.precision}{again}")
+    table.add_row(
+        "memory of a rank", size_in_words(memory.total), f"{ranks}, {compute.precision}{again}"
+    )
     for part, size in vars(memory).items():
         if size:
             note = at_once if part == "activations" else ""
-            table.add_row(f"  {part}", _bytes(size), note)
-    table.add_row("model on disk", _bytes(plan.weights_file_bytes))
-    table.add_row("checkpoint on disk", _bytes(plan.checkpoint_bytes))
+            table.add_row(f"  {part}", size_in_words(size), note)
+    half = size_in_words(plan.weights_file_bytes / 2)
+    in_memory = f"{half} in bfloat16; as much memory, and a state, to run it"
+    table.add_row("model on disk", size_in_words(plan.weights_file_bytes), in_memory)
+    table.add_row("checkpoint on disk", size_in_words(plan.checkpoint_bytes))
     table.add_row()
     if plan.seconds is None or plan.flops_per_second_of_rank is None:
         hint = "--tokens-per-second, --flops-per-second, --measure"
@@ -274,15 +279,6 @@ def _print_table(name: str, job: "Job", plan: "Plan", source: str | None) -> Non
 def _figures(number: float) -> str:
     """Three figures, or all before the point."""
     return f"{number:,.0f}" if number >= 100 else f"{number:.3g}"
-
-
-def _bytes(count: float) -> str:
-    """A size in decimal units, as memory of models is written."""
-    for unit in ("B", "kB", "MB", "GB"):
-        if count < 999.95:
-            return f"{count:.4g} {unit}"
-        count /= 1000
-    return f"{count:,.4g} TB"
 
 
 def _time(seconds: float) -> str:

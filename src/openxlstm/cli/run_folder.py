@@ -6,7 +6,7 @@ import sys
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, Self
+from typing import Any, Self
 
 from openxlstm.config import DataConfig, TrainConfig
 from openxlstm.errors import UserError
@@ -17,10 +17,6 @@ try:
     import fcntl
 except ImportError:  # Windows
     fcntl = None
-
-if TYPE_CHECKING:
-    from openxlstm.data.tokenizer import Tokenizer
-    from openxlstm.lm.model import LanguageModel
 
 RECORD = "train.json"
 
@@ -33,6 +29,8 @@ class RunRecord(Config):
     """Version that started the run."""
     preset: str
     """Name of the recipe that it started from."""
+    init_from: str | None = None
+    """The folder whose weights it started from; None for random ones."""
     data: dict[str, Any]
     """A DataConfig."""
     train: dict[str, Any]
@@ -87,36 +85,6 @@ def free_folder(name: str) -> Path:
     return folder
 
 
-Checkpoint = Literal["best", "last"]
-"""best: the weights with the lowest validation loss. last: those of the newest checkpoint."""
-
-
-def load_run(folder: Path, checkpoint: Checkpoint) -> "tuple[LanguageModel, Tokenizer]":
-    """The model and the tokenizer of a run.
-
-    Raises:
-        UserError: if something is missing, damaged or does not fit.
-    """
-    from openxlstm.data.tokenizer import load_tokenizer
-    from openxlstm.lm.folder import load_config
-    from openxlstm.lm.model import LanguageModel
-
-    if checkpoint == "best":
-        model = LanguageModel.from_pretrained(folder)
-    else:
-        from openxlstm.train.checkpoint import load_model  # half a second, for this alone
-
-        model = LanguageModel(load_config(folder)).eval()
-        load_model(newest_checkpoint(folder), model)
-    tokenizer = load_tokenizer(folder)
-    if tokenizer.vocab_size > model.config.vocab_size:
-        raise UserError(
-            f"the tokenizer in {folder} has {tokenizer.vocab_size} tokens, "
-            f"its model {model.config.vocab_size}: they do not belong together"
-        )
-    return model, tokenizer
-
-
 def newest_checkpoint(folder: Path) -> Path:
     """The newest checkpoint of a run that is whole; says which newer ones are not.
 
@@ -155,11 +123,12 @@ def checkpoint_to_resume(folder: Path) -> Path | None:
 
 def clear_unstarted(folder: Path) -> None:
     """Empties the folder of a run that was killed before its record was written."""
-    from openxlstm.data.bpe import FILE_NAME
+    from openxlstm.data.tokenizer_json import CONFIG_NAME, FILE_NAME
     from openxlstm.lm.folder import CONFIG
 
     files = list(folder.iterdir()) if folder.is_dir() else []
-    if all(file.name in (FILE_NAME, CONFIG) or file.match(".*.tmp") for file in files):
+    written_first = CONFIG_NAME, FILE_NAME, CONFIG
+    if all(file.name in written_first or file.match(".*.tmp") for file in files):
         for file in files:
             file.unlink()
 

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, Self
 
 from openxlstm._version import __version__
 from openxlstm.cli.corpus import Corpus, open_corpus
+from openxlstm.cli.loading import load_model, load_run
 from openxlstm.cli.options import INTERRUPTED, parse
 from openxlstm.cli.presets import list_presets
 from openxlstm.cli.run_folder import (
@@ -23,10 +24,15 @@ from openxlstm.cli.run_folder import (
     clear_unstarted,
     free_folder,
     is_in_use,
-    load_run,
     lock,
 )
-from openxlstm.cli.train_options import Options, compute_config, new_configs, resumed_config
+from openxlstm.cli.train_options import (
+    Options,
+    compute_config,
+    initial_config,
+    new_configs,
+    resumed_config,
+)
 from openxlstm.config import ComputeConfig, ModelConfig
 from openxlstm.errors import UserError
 from openxlstm.lm.presets import get_preset
@@ -105,6 +111,11 @@ def _new_plan(folder: Path, options: Options, job: "Processes", *, quiet: bool) 
     from openxlstm.lm.memory import check_memory
 
     model, data, train = new_configs(options, get_preset(options.preset))
+    tokenizer = None
+    if options.init_from is not None:
+        source, tokenizer = load_run(options.init_from, "best", quiet=quiet)
+        model = initial_config(options, source.config)
+        data = data.replace(tokenizer=str(options.init_from))
     if is_in_use(folder):
         resume = "go on with it by adding --resume, or " if (folder / RECORD).exists() else ""
         raise UserError(f"the folder {folder} is in use: {resume}choose another --out")
@@ -114,12 +125,14 @@ def _new_plan(folder: Path, options: Options, job: "Processes", *, quiet: bool) 
             model, (memory_bytes() or sys.maxsize) // job.local_size, strategy=compute.strategy,
             world_size=job.world_size, average=train.ema_decay > 0,
         )  # fmt: skip
-    corpus = open_corpus(data, verify=options.verify, quiet=quiet)
+    corpus = open_corpus(data, tokenizer=tokenizer, verify=options.verify, quiet=quiet)
     record = RunRecord(
         openxlstm=__version__, preset=options.preset, data=data.to_dict(),
+        init_from=None if options.init_from is None else str(options.init_from),
         train=train.to_dict(), compute=compute.to_dict(), text_sha256=corpus.sha256,
     )  # fmt: skip
-    model = model.replace(vocab_size=corpus.tokenizer.vocab_size)
+    if options.init_from is None:
+        model = model.replace(vocab_size=corpus.tokenizer.vocab_size)
     return Plan(
         folder=folder, record=record, corpus=corpus, model=model, compute=compute, resumed=False
     )
@@ -131,7 +144,8 @@ def _resumed_plan(folder: Path, options: Options, job: "Processes", *, quiet: bo
 
     record, compute = RunRecord.load(folder), compute_config(options)
     data, model = record.data_config, load_config(folder)
-    train = resumed_config(options, record.preset, model, data, record.train_config)
+    init_from = None if record.init_from is None else Path(record.init_from)
+    train = resumed_config(options, record.preset, init_from, model, data, record.train_config)
     tokenizer = load_tokenizer(folder)
     corpus = open_corpus(data, tokenizer=tokenizer, verify=options.verify, quiet=quiet)
     if corpus.sha256 != record.text_sha256:
@@ -176,11 +190,14 @@ def _train(plan: Plan, options: Options, job: "Processes") -> tuple[Progress, bo
             description = _description(plan, model, job)
             watchers = _watchers(plan, options, description, val_sample[0])
             callbacks = [files, *map(stack.enter_context, watchers)]
+        checkpoint, init_from = job.tell(checkpoint), plan.record.init_from
+        if init_from is not None and checkpoint is None:
+            model.load_state_dict(load_model(Path(init_from), "best", quiet=True).state_dict())
         stopped = stack.enter_context(_stop_on_signals(alone=job.world_size == 1))
         result = fit(
             model, batches, config, callbacks, compute=plan.compute, processes=job,
             train_sample=train_sample, val_sample=val_sample,
-            carry_state=data.sampling == "streams", folder=folder, resume=job.tell(checkpoint),
+            carry_state=data.sampling == "streams", folder=folder, resume=checkpoint,
             stop=stopped.is_set,
         )  # fmt: skip
         return result, job.any(stopped.is_set())
@@ -267,9 +284,14 @@ def _description(plan: Plan, model: "LanguageModel", job: "Processes") -> str:
             f"text   {', '.join(data.sources)}: {num_train:,} tokens to train on, "
             f"{num_val:,} held out ({data.val_split}), {plan.model.vocab_size} different",
             f"batch  {data.batch_size} × {data.window} tokens, {data.sampling}{_shared(plan, job)}",
-            f"run    {plan.folder}",
+            f"run    {plan.folder}{_origin(plan)}",
         ]
     )
+
+
+def _origin(plan: Plan) -> str:
+    """Whose weights it starts from, if they are somebody's."""
+    return "" if plan.record.init_from is None else f", from {plan.record.init_from}"
 
 
 def _shared(plan: Plan, job: "Processes") -> str:

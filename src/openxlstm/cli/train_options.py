@@ -35,6 +35,9 @@ class Options:
     """The recipe to start from; see --list-presets."""
     out: Path | None = None
     """The run's folder. Without it, the first free one of runs/PRESET, runs/PRESET-2, …"""
+    init_from: Path | None = None
+    """Start from the weights of this run, or of this model's folder, instead of random ones. Its
+    model and its tokenizer are taken; the preset says how it is trained."""
     resume: bool = False
     """Go on with the run in --out. A length, counted from its start, may extend it."""
     auto_resume: bool = False
@@ -168,8 +171,29 @@ def new_configs(options: Options, preset: Preset) -> tuple[ModelConfig, DataConf
     )
 
 
+def initial_config(options: Options, model: ModelConfig) -> ModelConfig:
+    """The model that a run starts from, with what the options say of its dropout.
+
+    Raises:
+        UserError: if they would change anything else.
+    """
+    for name, value in (*model.to_dict().items(), ("tokenizer", "its own")):
+        said = getattr(options, name, None)
+        if not name.startswith("dropout") and said not in (None, value):
+            raise UserError(
+                f"--{name.replace('_', '-')} cannot change with --init-from, whose model and "
+                f"tokenizer are taken (it is {_shown(value)})"
+            )
+    return _changed(model, options, embedding_dropout=options.dropout)
+
+
 def resumed_config(
-    options: Options, preset: str, model: ModelConfig, data: DataConfig, train: TrainConfig
+    options: Options,
+    preset: str,
+    init_from: Path | None,
+    model: ModelConfig,
+    data: DataConfig,
+    train: TrainConfig,
 ) -> TrainConfig:
     """How a run goes on: as it was recorded, but for what the options may change.
 
@@ -178,7 +202,7 @@ def resumed_config(
     """
     recorded = {
         **model.to_dict(), **data.to_dict(), **train.to_dict(), "data": data.sources,
-        "preset": preset,
+        "preset": preset, "init_from": init_from,
     }  # fmt: skip
     for name, value in recorded.items():
         said = getattr(options, name, None)

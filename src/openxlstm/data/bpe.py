@@ -11,11 +11,9 @@ import numpy as np
 
 from openxlstm.data.compression import import_extra
 from openxlstm.data.sources import BREAK
+from openxlstm.data.tokenizer_json import write_tokenizer
 from openxlstm.data.tokens import checked_ids
 from openxlstm.errors import UserError
-from openxlstm.files import write_text
-
-FILE_NAME = "tokenizer.json"
 
 SAMPLE_MB = 100
 """Million characters that are learned from, if nothing else is said."""
@@ -130,6 +128,8 @@ class BPETokenizer:
             found = self._tokenizer.encode_batch_fast(texts, add_special_tokens=False)
         except (UnicodeEncodeError, TypeError) as error:
             raise UserError("the text has half a character in it: read it as UTF-8") from error
+        except Exception as error:  # nothing more particular, for what has no token
+            raise UserError(f"the tokenizer cannot encode the text ({error!s:.200})") from error
         return [bytearray(array("i", one.ids)) for one in found]
 
     def decode(self, ids: Iterable[int]) -> str:
@@ -140,7 +140,7 @@ class BPETokenizer:
         return self._tokenizer.to_str(pretty=True) + "\n"
 
     def save(self, folder: str | Path) -> None:
-        write_text(Path(folder) / FILE_NAME, self.to_json())
+        write_tokenizer(folder, self.to_json())
 
 
 def _cut(text: str) -> Iterable[str]:

@@ -15,9 +15,9 @@ from typing import Any, Literal
 
 import numpy as np
 
-from openxlstm.data.bpe import FILE_NAME
 from openxlstm.data.sources import Piece
 from openxlstm.data.tokenizer import Tokenizer, load_tokenizer
+from openxlstm.data.tokenizer_json import FILE_NAME
 from openxlstm.data.tokens import Tokens
 from openxlstm.errors import UserError
 from openxlstm.files import file_sha256, read_json, write_atomically, write_json

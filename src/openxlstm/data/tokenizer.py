@@ -1,6 +1,7 @@
 """Text to token ids and back. A tokenizer is saved with the model it belongs to, as JSON.
 
-Characters and bytes are ours, in a format of our own; bpe.py has all that `tokenizers` reads.
+Characters and bytes are ours, and need no package; bpe.py has all else that `tokenizers` reads. The
+file of each is one of `tokenizers`.
 """
 
 import json
@@ -11,12 +12,21 @@ from typing import Any, Protocol, Self
 
 import numpy as np
 
-from openxlstm.data.bpe import FILE_NAME, BPETokenizer
+from openxlstm.data.bpe import BPETokenizer
+from openxlstm.data.tokenizer_json import (
+    FILE_NAME,
+    describe_bytes,
+    describe_characters,
+    described_characters,
+    describes_bytes,
+    to_text,
+    write_tokenizer,
+)
 from openxlstm.data.tokens import Tokens, checked_ids
 from openxlstm.errors import UserError
-from openxlstm.files import write_text
 
 FORMAT = "openxlstm-tokenizer"
+"""Of files that were written before openxlstm wrote those of `tokenizers`. They are still read."""
 VERSION = 1
 
 _CHUNK = 1 << 16
@@ -54,22 +64,22 @@ class Tokenizer(Protocol):
         ...
 
     def save(self, folder: str | Path) -> None:
-        """Writes `tokenizer.json` to `folder`, for `load_tokenizer`. The folder may be missing."""
+        """Writes `tokenizer.json` to `folder`, for `load_tokenizer` and others, and for
+        transformers `tokenizer_config.json`. The folder may be missing."""
         ...
 
 
 class _Own:
-    """What a tokenizer of ours has in its file."""
+    """What a tokenizer of ours does with its file."""
 
     def to_dict(self) -> dict[str, Any]:
         raise NotImplementedError
 
     def to_json(self) -> str:
-        values = {"format": FORMAT, "version": VERSION, **self.to_dict()}
-        return json.dumps(values, indent=2, ensure_ascii=False) + "\n"
+        return to_text(self.to_dict())
 
     def save(self, folder: str | Path) -> None:
-        write_text(Path(folder) / FILE_NAME, self.to_json())
+        write_tokenizer(folder, self.to_json())
 
 
 class CharTokenizer(_Own):
@@ -124,11 +134,11 @@ class CharTokenizer(_Own):
         return self._codes[checked_ids(ids, self.vocab_size)].tobytes().decode("utf-32-le")
 
     def to_dict(self) -> dict[str, Any]:
-        return {"kind": "char", "characters": self.characters}
+        return describe_characters(self.characters)
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> Self:
-        """The tokenizer that `to_dict` describes."""
+        """The tokenizer in a file of our own format."""
         characters = values.get("characters")
         if not isinstance(characters, str):
             raise UserError("'characters' is not a string")
@@ -156,19 +166,19 @@ class ByteTokenizer(_Own):
         return checked_ids(ids, 256).astype(np.uint8).tobytes().decode(errors="replace")
 
     def to_dict(self) -> dict[str, Any]:
-        return {"kind": "byte"}
+        return describe_bytes()
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> Self:
-        """The tokenizer that `to_dict` describes."""
+        """The tokenizer in a file of our own format."""
         return cls()
 
 
 OWN: dict[str, type[CharTokenizer | ByteTokenizer]] = {"char": CharTokenizer, "byte": ByteTokenizer}
-"""What a tokenizer of ours is called in its file."""
+"""What a tokenizer of ours is called in a configuration."""
 
 KINDS = (*OWN, "bpe")
-"""What a new tokenizer is called in a configuration."""
+"""What a new tokenizer is called in one."""
 
 
 def make_tokenizer(kind: str, texts: Iterable[str], **options: Any) -> Tokenizer:
@@ -236,7 +246,10 @@ def load_tokenizer(folder: str | Path) -> Tokenizer:
     try:
         if is_own:
             return _class(values.get("kind")).from_dict(values)
-        return BPETokenizer.from_json(content.decode())
+        if describes_bytes(values):
+            return ByteTokenizer()
+        characters = described_characters(values)
+        return CharTokenizer(characters) if characters else BPETokenizer.from_json(content.decode())
     except UserError as error:
         raise UserError(f"{path} cannot be used: {error}") from error
 

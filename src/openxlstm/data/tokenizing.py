@@ -18,7 +18,7 @@ from multiprocessing.connection import wait as wait_for
 from pathlib import Path
 from typing import Any
 
-from openxlstm.data.bpe import FILE_NAME, SAMPLE_MB
+from openxlstm.data.bpe import SAMPLE_MB
 from openxlstm.data.corpora import CORPORA, load_documents
 from openxlstm.data.shards import (
     MANIFEST,
@@ -36,6 +36,7 @@ from openxlstm.data.tokenizer import (
     find_tokenizer,
     load_tokenizer,
 )
+from openxlstm.data.tokenizer_json import FILE_NAME
 from openxlstm.errors import UserError
 from openxlstm.files import read_json, write_json
 

@@ -1,23 +1,27 @@
 """A model as a folder: `config.json` and `model.safetensors`, beside what a tokenizer writes."""
 
+from collections.abc import Mapping
+from functools import reduce
 from pathlib import Path
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from openxlstm.config import ModelConfig
 from openxlstm.errors import UserError
-from openxlstm.files import read_json, write_atomically, write_json
+from openxlstm.files import read_json, write_json
+from openxlstm.lm.weights import Weights
 
-CONFIG, WEIGHTS = "config.json", "model.safetensors"
+CONFIG = "config.json"
 FORMAT = "openxlstm"
+FOR_TRANSFORMERS = {"model_type": FORMAT, "architectures": ["OpenXLSTMForCausalLM"]}
+"""What tells transformers, once `openxlstm.hf` is imported, that the folder is one of ours."""
 
 
 def save_config(config: ModelConfig, folder: str | Path) -> None:
     """Writes `config.json`."""
-    write_json(Path(folder) / CONFIG, {"format": FORMAT, "model": config.to_dict()})
+    values = {"format": FORMAT, **FOR_TRANSFORMERS, "model": config.to_dict()}
+    write_json(Path(folder) / CONFIG, values)
 
 
 def load_config(folder: str | Path) -> ModelConfig:
@@ -39,47 +43,69 @@ def load_config(folder: str | Path) -> ModelConfig:
         raise UserError(f"{path}: {error}") from None
 
 
-def save_weights(path: Path, tensors: dict[str, Tensor], *, tied: bool = False) -> None:
-    """Writes tensors to a safetensors file, atomically. A tied head is stored once.
+def fill(
+    model: nn.Module,
+    tensors: Mapping[str, Tensor],
+    source: str | Path,
+    *,
+    dtype: torch.dtype | None = None,
+    copy: bool = False,
+) -> None:
+    """Puts tensors in the place of a model's own, which may be on the meta device; names and shapes
+    must be the model's.
+
+    Args:
+        tensors: by the names of `model.state_dict()`, of which a parameter that has several is
+            needed under its first name alone.
+        source: what they are from, for errors.
+        dtype: what all of them become; None leaves them as they are, or, where they differ, takes
+            the widest.
+        copy: whether the model gets memory of its own. If not, it shares that of the tensors.
 
     Raises:
-        OSError: if it cannot be written: no space, no permission.
+        UserError: that names the first tensor that is missing, unknown, of another shape or no
+            floating-point one. The model is as it was then.
     """
-    tensors = {
-        name: tensor.detach().cpu().contiguous()
-        for name, tensor in tensors.items()
-        if not (tied and name == "head.weight")
-    }
-    try:
-        write_atomically(path, lambda temporary: save_file(tensors, temporary))
-    except SafetensorError as error:
-        raise OSError(f"{path} cannot be written ({error})") from None
-
-
-def load_weights(model: nn.Module, path: Path, *, tied: bool = False) -> None:
-    """Puts a file's tensors into a model; names and shapes must be the model's.
-
-    Raises:
-        UserError: if the file is missing, truncated or no safetensors file; or that names the first
-            tensor that is missing, unknown or of another shape.
-    """
-    if not path.is_file():
-        raise UserError(f"{path} does not exist")
-    try:
-        tensors = load_file(path)
-    except (SafetensorError, OSError, ValueError) as error:
-        raise UserError(f"{path} is damaged or no safetensors file ({error})") from None
-    expected = model.state_dict()
-    if tied:
-        expected.pop("head.weight")
-    for name in sorted(expected.keys() | tensors.keys()):
+    places = _places(model)
+    for name in sorted(places.keys() | set(tensors)):
         if name not in tensors:
-            raise UserError(f"{path} lacks the tensor {name}: it holds another model")
-        if name not in expected:
-            raise UserError(f"{path} holds {name}, which the model does not have")
-        found, wanted = tuple(tensors[name].shape), tuple(expected[name].shape)
+            raise UserError(f"{source} lacks the tensor {name}: it holds another model")
+        if name not in places:
+            raise UserError(f"{source} holds {name}, which the model does not have")
+        found, wanted = _shape(tensors, name), tuple(places[name][0].shape)
         if found != wanted:
-            raise UserError(f"{path} has {name} of shape {found}; the model needs {wanted}")
-    with torch.no_grad():
-        for name, tensor in expected.items():
-            tensor.copy_(tensors[name])
+            raise UserError(f"{source} has {name} of shape {found}; the model needs {wanted}")
+        if not _dtype(tensors, name).is_floating_point:
+            kind = str(_dtype(tensors, name)).removeprefix("torch.")
+            raise UserError(f"{source} has {name} in {kind}; weights are floating-point numbers")
+    if dtype is None:
+        dtype = reduce(torch.promote_types, (_dtype(tensors, name) for name in places))
+    # The largest first, for what is copied is there twice for a moment.
+    for name in sorted(places, key=lambda name: places[name][0].numel(), reverse=True):
+        parameter, owners = places[name]
+        if isinstance(tensors, Weights) and (copy or tensors.dtype(name) != dtype):
+            value = tensors.copy_of(name, dtype)
+        else:
+            value = tensors[name].detach().to(dtype, copy=copy)
+        filled = nn.Parameter(value, requires_grad=parameter.requires_grad)
+        for owner, attribute in owners:
+            setattr(owner, attribute, filled)
+
+
+def _places(model: nn.Module) -> dict[str, tuple[nn.Parameter, list[tuple[nn.Module, str]]]]:
+    """Each parameter by its first name, and every module and attribute that has it."""
+    places: dict[str, tuple[nn.Parameter, list[tuple[nn.Module, str]]]] = {}
+    first: dict[nn.Parameter, str] = {}
+    for name, parameter in model.named_parameters(remove_duplicate=False):
+        owner, _, attribute = name.rpartition(".")
+        at = places.setdefault(first.setdefault(parameter, name), (parameter, []))
+        at[1].append((model.get_submodule(owner), attribute))
+    return places
+
+
+def _shape(tensors: Mapping[str, Tensor], name: str) -> tuple[int, ...]:
+    return tensors.shape(name) if isinstance(tensors, Weights) else tuple(tensors[name].shape)
+
+
+def _dtype(tensors: Mapping[str, Tensor], name: str) -> torch.dtype:
+    return tensors.dtype(name) if isinstance(tensors, Weights) else tensors[name].dtype

@@ -5,8 +5,10 @@ runs on this machine's CPU: native kernels where they are built, which keep less
 What autograd keeps for the backward pass is then not estimated but added up, storage by storage.
 """
 
+import os
 from collections import defaultdict
 from dataclasses import dataclass
+from functools import reduce
 from typing import Any
 
 import torch
@@ -82,6 +84,48 @@ def training_memory(
         average=weights if average else 0,
         gathered=gathered,
         activations=activations,
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Loaded:
+    """Bytes of a model that is loaded to run; `str` says it in words."""
+
+    parameters: int
+    weights: int
+    dtype: torch.dtype
+    """Of the weights in memory."""
+    is_mapped: bool
+    """Whether the weights' memory is the system's copy of their files, which it may let go of."""
+    state: int
+    """Of one sequence."""
+
+    @property
+    def total(self) -> int:
+        return self.weights + self.state
+
+    def __str__(self) -> str:
+        kind = str(self.dtype).removeprefix("torch.")
+        how = ", mapped from its files" if self.is_mapped else ""
+        return (
+            f"{self.weights / GB:.2f} GB for {self.parameters:,} weights in {kind}{how}, and "
+            f"{self.state / 1e6:.1f} MB for the state of a sequence"
+        )
+
+
+def loaded_memory(
+    config: ModelConfig, stored: set[torch.dtype], dtype: torch.dtype | None
+) -> Loaded:
+    """What a model takes whose weights are stored in some dtypes and loaded in one of them or in
+    another; None is the widest that is stored."""
+    kind = dtype or reduce(torch.promote_types, stored)
+    summary = summarize_unbuilt(config)
+    return Loaded(
+        parameters=summary.num_parameters,
+        weights=summary.num_parameters * kind.itemsize,
+        dtype=kind,
+        is_mapped=stored == {kind} and os.name != "nt",
+        state=summary.state_bytes,
     )
 
 

@@ -1,5 +1,6 @@
 """The language model: token ids in, logits out, state in and out."""
 
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -9,7 +10,8 @@ import torch
 from torch import Tensor, nn
 
 from openxlstm.config import ModelConfig
-from openxlstm.lm.folder import WEIGHTS, load_config, load_weights, save_config, save_weights
+from openxlstm.lm.folder import fill, load_config, save_config
+from openxlstm.lm.weights import open_weights, save_weights
 from openxlstm.nn.decoder import Decoder
 from openxlstm.nn.dropout import Dropout
 from openxlstm.nn.init import small_init_
@@ -82,8 +84,13 @@ class LanguageModel(nn.Module):
 
         `position` is that of the first token (B,); None is the start.
         """
-        positions, next_position = _positions(ids, position, reset)
-        x = self.token_embedding(ids)
+        return self.place(self.token_embedding(ids), position, reset)
+
+    def place(
+        self, x: Tensor, position: Tensor | None = None, reset: Tensor | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """`embed` from the tokens' own embeddings x (B, T, D) on."""
+        positions, next_position = _positions(x, position, reset)
         if self.position_embedding is not None:
             last_row = self.position_embedding.num_embeddings - 1
             x = x + self.position_embedding(positions.clamp(max=last_row))
@@ -97,26 +104,48 @@ class LanguageModel(nn.Module):
         tokens, positions, head = self.token_embedding, self.position_embedding, self.head
         if refuses(self.stack, tokens, positions, head):
             return None
-        return Decoder(tokens, positions, self.stack, head, state)
+        cap = self.logit_soft_cap
+        return Decoder(tokens, positions, self.stack, head, state, logit_soft_cap=cap)
 
     def parameter_groups(self, weight_decay: float) -> list[dict[str, Any]]:
         """The parameters for an optimizer, weight decay on those that it is for."""
         return parameter_groups(self, weight_decay)
 
     @classmethod
-    def from_pretrained(cls, folder: str | Path) -> Self:
+    def from_pretrained(
+        cls, folder: str | Path, *, dtype: torch.dtype | None = None, mapped: bool = True
+    ) -> Self:
         """The model in a folder that `save_pretrained` or `openxlstm train` wrote, for evaluation.
+
+        Nothing is allocated but the weights, and of those no byte is read before it is used: they
+        are mapped from the file. Train such a model as any other; the file is never changed.
+
+        Args:
+            dtype: of the weights; None leaves them as they are stored. Another one copies them.
+            mapped: False reads them now, into memory of the model's own: for a file that others
+                overwrite in place while the model lives, which would change it or end the process.
+                So it is on Windows in any case, where a mapped file could not be replaced.
 
         Raises:
             UserError: if a file is missing or damaged, or the weights do not fit the configuration.
         """
-        model = cls(load_config(folder))
-        load_weights(model, Path(folder) / WEIGHTS, tied=model.config.tie_weights)
+        with torch.device("meta"):
+            model = cls(load_config(folder))
+        weights = open_weights(folder)
+        copy = not mapped or os.name == "nt"
+        fill(model, weights, weights.source, dtype=dtype, copy=copy)
         return model.eval()
 
-    def save_pretrained(self, folder: str | Path) -> None:
-        """Writes `config.json` and `model.safetensors`, each atomically."""
-        save_weights(Path(folder) / WEIGHTS, self.state_dict(), tied=self.config.tie_weights)
+    def save_pretrained(self, folder: str | Path, *, shard_bytes: int | None = None) -> None:
+        """Writes `config.json` and `model.safetensors`, each atomically.
+
+        Weights that take more than `shard_bytes` are written to several files and an index.
+
+        Raises:
+            OSError: if something cannot be written: no space, no permission.
+        """
+        tensors = dict(self.named_parameters())  # a tied head once, as the embedding
+        save_weights(Path(folder), tensors, shard_bytes=shard_bytes)
         save_config(self.config, folder)
 
 
@@ -133,11 +162,11 @@ def evaluation_mode(model: nn.Module) -> Iterator[None]:
             module.training = True
 
 
-def _positions(ids: Tensor, start: Tensor | None, reset: Tensor | None) -> tuple[Tensor, Tensor]:
+def _positions(x: Tensor, start: Tensor | None, reset: Tensor | None) -> tuple[Tensor, Tensor]:
     """Positions of the tokens (B, T) and of the next one (B,), counted from the last reset."""
-    B, T = ids.shape
-    steps = torch.arange(T, device=ids.device)
-    start = torch.zeros(B, dtype=torch.long, device=ids.device) if start is None else start
+    B, T = x.shape[:2]
+    steps = torch.arange(T, device=x.device)
+    start = torch.zeros(B, dtype=torch.long, device=x.device) if start is None else start
     position = start[:, None] + steps
     if reset is not None:
         begin = torch.where(reset, steps, -1).cummax(1).values  # the last reset at or before

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from openxlstm import ops
 from openxlstm.config import StackConfig
 from openxlstm.nn.dropout import Dropout
-from openxlstm.nn.init import small_init_, zero_biases_
+from openxlstm.nn.init import mlstm_forget_bias, small_init_, zero_biases_
 from openxlstm.nn.slstm import SLSTMLayer
 from openxlstm.states import LayerState, MLSTMState, SLSTMState
 
@@ -29,9 +29,7 @@ class BareMLSTMLayer(nn.Module):
         self.num_heads, self.head_dim, self.eps = NH, D // NH, config.mlstm_eps
         self.qkvo_proj = nn.Linear(D, 4 * D, bias=config.bias)  # rows in the order q, k, v, o
         self.gate_weight = nn.Parameter(torch.zeros(2, NH, D))  # gates in the order i, f
-        self.gate_bias = nn.Parameter(
-            torch.stack([0.1 * torch.randn(NH), torch.linspace(3.0, 6.0, NH)])
-        )
+        self.gate_bias = nn.Parameter(torch.stack([0.1 * torch.randn(NH), mlstm_forget_bias(NH)]))
         small_init_(self.qkvo_proj.weight, D)
         zero_biases_(self.qkvo_proj)
 

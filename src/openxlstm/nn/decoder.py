@@ -2,7 +2,9 @@
 
 `forward` does the same, a small operation at a time; what its fifty calls into torch take is more
 than the arithmetic. A decoder runs a whole step in one call. It owns the states that it overwrites;
-its weights are the model's own, so that it says what the model was last trained to say.
+its weights are the model's own, so that it says what the model was last trained to say. Of a model
+in bfloat16 it reads the matrices as they are and keeps the rest, which is small, in float32: states
+and all that it computes are float32.
 
 B batch · V tokens
 """
@@ -12,11 +14,10 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from openxlstm.nn.norm import EPS
 from openxlstm.nn.stack import Stack
-from openxlstm.nn.step_plan import layer_plans, norm_weight, own, refuses
+from openxlstm.nn.step_plan import in_dtypes, is_narrow, layer_plans, norms_of, own, refuses
 from openxlstm.ops.native_step import StepPlan, step
-from openxlstm.states import ModelState, map_state, select, tensors
+from openxlstm.states import ModelState, select, tensors
 
 
 class Decoder:
@@ -27,6 +28,7 @@ class Decoder:
         stack: the blocks.
         head: from the stack to the logits.
         state: what each sequence has read so far. It is copied.
+        logit_soft_cap: how far from 0 a logit may be; 0 for no limit.
 
     Raises:
         ValueError: where `refuses` has a reason, or if the state is not one of this stack's.
@@ -39,29 +41,33 @@ class Decoder:
         stack: Stack,
         head: nn.Linear,
         state: ModelState,
+        *,
+        logit_soft_cap: float = 0.0,
     ) -> None:
         reason = refuses(stack, tokens, positions, head)
         if reason is not None:
             raise ValueError(f"the native decoder cannot run this model: {reason}")
         _check_state(state, stack)
-        self._modules = tokens, positions, stack, head
-        self._state: ModelState = own(state)
+        self._modules, self._cap = (tokens, positions, stack, head), logit_soft_cap
+        self._dtypes = [part.dtype for part in tensors(stack.initial_state(1))]
+        self._state: ModelState = own(state, widened=True)
         self._logits = torch.empty(len(self._state.position), tokens.num_embeddings)
         self._size = self._logits.shape[0]
         plan = StepPlan(
             batch_size=self._size,
             dim=stack.config.embedding_dim,
             num_heads=stack.config.num_heads,
-            norm_eps=EPS,
+            norms=norms_of(stack),
             tokens=tokens.weight,
             positions=None if positions is None else positions.weight,
             position=self._state.position,
             num_features=0,
             proj=(None, None),
-            norm=norm_weight(stack.norm),
             head=head.weight,
             layers=layer_plans(stack, self._state.stack),
             out=self._logits,
+            narrow=is_narrow(stack),
+            soft_cap=logit_soft_cap,
         )
         # What the plan points to stays alive, even if the model lets go of it, as `model.to` does.
         self._alive = plan, [x.detach() for part in self._parts() for x in part.parameters()]
@@ -86,16 +92,27 @@ class Decoder:
 
     @property
     def state(self) -> ModelState:
-        """What has been read so far, as a value of its own."""
-        return map_state(Tensor.clone, self._state)
+        """What has been read so far, as a value of its own, in the dtypes of the model's states."""
+        stack, position = self._state
+        return ModelState(in_dtypes(stack, self._dtypes), position.clone())
 
     def select(self, rows: Sequence[int]) -> "Decoder":
         """A decoder of some of the sequences, by index, in the order given."""
-        return Decoder(*self._modules, select(self._state, rows))
+        state = select(self._state, rows)
+        return Decoder(*self._modules, state, logit_soft_cap=self._cap)
+
+    def reorder(self, rows: Sequence[int]) -> None:
+        """Sequence i becomes what sequence rows[i] was: the same number of them, an index each."""
+        if len(rows) != self._size:
+            raise ValueError(f"rows must be {self._size} indices, not {len(rows)}")
+        map_state(Tensor.copy_, self._state, select(self._state, rows))
 
 
 def _check_state(state: ModelState, stack: Stack) -> None:
     expected = stack.initial_state(len(state.position))
     parts, likes = tensors(state.stack), tensors(expected)
-    if [(x.shape, x.dtype) for x in parts] != [(x.shape, x.dtype) for x in likes]:
+    fits = [x.shape for x in parts] == [x.shape for x in likes] and all(
+        x.dtype in (like.dtype, torch.float32) for x, like in zip(parts, likes, strict=True)
+    )
+    if not fits:
         raise ValueError("the state is not one of this model's: shapes or dtypes differ")

@@ -86,8 +86,7 @@ def gates_of(layer: nn.Module, x: Tensor, reset: Tensor | None = None) -> Gates 
         case MLSTMLayer():
             return _mlstm(layer, x, reset)
         case LargeMLSTMLayer():
-            q, k = layer.heads(layer.q_proj(x)), layer.heads(layer.k_proj(x))
-            return _of_matrix_memory(q, k, *layer.gates(x), reset)
+            return _large(layer, x, reset)
         case _:
             return None
 
@@ -142,6 +141,18 @@ def _slstm(layer: SLSTMLayer, x: Tensor, reset: Tensor | None) -> Gates:
 def _mlstm(layer: MLSTMLayer, x: Tensor, reset: Tensor | None) -> Gates:
     (q, k, _, log_i, log_f, _, z), _ = layer.inputs(x, None, reset)
     return _of_matrix_memory(q, k, log_i, log_f, z.sigmoid(), reset)
+
+
+def _large(layer: LargeMLSTMLayer, x: Tensor, reset: Tensor | None) -> Gates:
+    q, k = (
+        projection(x).unflatten(-1, (layer.num_heads, -1)).transpose(1, 2)
+        for projection in (layer.q_proj, layer.k_proj)
+    )
+    preact = torch.einsum("ghd,btd->gbht", layer.gate_weight, x) + layer.gate_bias[:, None, :, None]
+    log_i, f_preact = ops.soft_cap(preact, layer.gate_soft_cap)
+    return _of_matrix_memory(
+        q, k, log_i, F.logsigmoid(f_preact), layer.o_proj(x).sigmoid(), reset
+    )  # fmt: skip
 
 
 def _of_matrix_memory(

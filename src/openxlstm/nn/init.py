@@ -50,3 +50,9 @@ def powerlaw_forget_bias(head_dim: int, block_index: int, num_blocks: int) -> Te
     depth = block_index / (num_blocks - 1) if num_blocks > 1 else 0.0
     position = torch.arange(head_dim) / max(head_dim - 1, 1)
     return 5 - 12 * position ** (0.3 + 1.3 * depth)
+
+
+def mlstm_forget_bias(num_heads: int) -> Tensor:
+    """Biases of the forget gates of an mLSTM's heads (NH,), from 3 to 6."""
+    # The device is said, for transformers has torch.linspace leave the meta device otherwise.
+    return torch.linspace(3.0, 6.0, num_heads, device=torch.get_default_device())

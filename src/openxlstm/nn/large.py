@@ -12,24 +12,19 @@ There is no convolution, no skip and no inner width: what costs is dense product
 """
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from openxlstm import ops
 from openxlstm.config import StackConfig
 from openxlstm.nn.dropout import Dropout
-from openxlstm.nn.init import small_init_, wang_init_, zero_biases_
+from openxlstm.nn.init import mlstm_forget_bias, small_init_, wang_init_, zero_biases_
 from openxlstm.nn.norm import LargeHeadNorm, RMSNorm
+from openxlstm.ops import soft_cap as soft_cap
 from openxlstm.states import LayerState, MLSTMState, SLSTMState
 
 
-def soft_cap(x: Tensor, cap: float) -> Tensor:
-    """cap · tanh(x / cap): x where it is small, never beyond ±cap; x itself for a cap of 0."""
-    return cap * torch.tanh(x / cap) if cap else x
-
-
 class LargeMLSTMLayer(nn.Module):
-    """x (B, T, D) → y (B, T, D), with NH heads of keys DQK and values DHV wide."""
+    """An mLSTM with NH heads, of keys DQK and values DHV wide; x (B, T, D) → (B, T, D)."""
 
     def __init__(self, config: StackConfig) -> None:
         super().__init__()
@@ -41,7 +36,7 @@ class LargeMLSTMLayer(nn.Module):
         self.v_proj, self.o_proj = (nn.Linear(D, V, bias=bias) for _ in range(2))
         self.gate_weight = nn.Parameter(torch.zeros(2, NH, D))  # gates in the order i, f
         self.gate_bias = nn.Parameter(
-            torch.stack([torch.full((NH,), -10.0), torch.linspace(3.0, 6.0, NH)])
+            torch.stack([torch.full((NH,), -10.0), mlstm_forget_bias(NH)])
         )
         self.norm = LargeHeadNorm(V, eps=config.large_norm_eps, bias=bias)
         self.out_proj = nn.Linear(V, D, bias=bias)
@@ -59,28 +54,33 @@ class LargeMLSTMLayer(nn.Module):
         return LayerState(None, cell)
 
     def forward(
-        self, x: Tensor, state: LayerState | None = None, reset: Tensor | None = None
+        self,
+        x: Tensor,
+        norm: RMSNorm,
+        state: LayerState | None = None,
+        reset: Tensor | None = None,
     ) -> tuple[Tensor, LayerState]:
+        """x + layer(norm(x)), and the state after it."""
         cell_state = None if state is None else state.cell
         assert not isinstance(cell_state, SLSTMState), "the state is an sLSTM's"
-        q, k, v = (self.heads(p(x)) for p in (self.q_proj, self.k_proj, self.v_proj))
-        log_i, log_f, o = self.gates(x)
+        q, k, v, log_i, log_f, o = self.inputs(x, norm)
         h, cell_state = ops.mlstm(
             q, k, v, log_i, log_f, cell_state, reset=reset, eps=self.eps
         )  # (B, NH, T, DHV)
-        y = o * self.norm(h.transpose(1, 2))
-        return self.dropout(self.out_proj(y)), LayerState(None, cell_state)
+        out, drops = self.out_proj, self.training and self.dropout.p > 0
+        weights = self.norm.weight, out.weight, self.norm.bias, out.bias
+        y = ops.large_output(h, o, *weights, None if drops else x, eps=self.norm.eps)
+        return x + self.dropout(y) if drops else y, LayerState(None, cell_state)
 
-    def gates(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """log i and log f (B, NH, T), and the output gate (B, T, NH·DHV)."""
-        gates = F.linear(x, self.gate_weight.flatten(0, 1), self.gate_bias.flatten())
-        gates = soft_cap(gates, self.gate_soft_cap)  # (B, T, 2·NH)
-        log_i, f_preact = gates.transpose(1, 2).chunk(2, dim=1)
-        return log_i, F.logsigmoid(f_preact), torch.sigmoid(self.o_proj(x))
-
-    def heads(self, x: Tensor) -> Tensor:
-        """(B, T, NH·DH) → (B, NH, T, DH)."""
-        return x.unflatten(-1, (self.num_heads, -1)).transpose(1, 2)
+    def inputs(self, x: Tensor, norm: RMSNorm) -> ops.LargeInputs:
+        """What the cell reads, and the output gate, of x (B, T, D) before its norm."""
+        projections = self.q_proj, self.k_proj, self.v_proj, self.o_proj
+        q, k, v, o = (projection.weight for projection in projections)
+        biases = tuple(p.bias for p in projections if p.bias is not None) or None
+        return ops.large_input(
+            x, norm.weight, q, k, v, o, self.gate_weight, self.gate_bias, norm.bias, biases,
+            eps=norm.eps, gate_soft_cap=self.gate_soft_cap,
+        )  # fmt: skip
 
 
 class SwiGLU(nn.Module):
@@ -97,9 +97,17 @@ class SwiGLU(nn.Module):
         wang_init_(self.down_proj.weight, D, len(config.layers))
         zero_biases_(self.gate_proj, self.up_proj, self.down_proj)
 
-    def forward(self, x: Tensor) -> Tensor:
-        y = F.silu(self.gate_proj(x)) * self.up_proj(x)
-        return self.dropout(self.down_proj(y))
+    def forward(self, x: Tensor, norm: RMSNorm) -> Tensor:
+        """x + feed-forward(norm(x))."""
+        gate, up, down = self.gate_proj, self.up_proj, self.down_proj
+        drops = self.training and self.dropout.p > 0  # what is dropped is not the residual
+        y = ops.gated_feedforward(
+            x, gate.weight, down.weight, gate.bias, down.bias,
+            value_weight=up.weight, value_bias=up.bias,
+            norm_weight=norm.weight, norm_bias=norm.bias, norm="rms", eps=norm.eps,
+            residual=not drops, activation="silu",
+        )  # fmt: skip
+        return x + self.dropout(y) if drops else y
 
 
 def rms_norm(config: StackConfig) -> RMSNorm:
@@ -123,6 +131,5 @@ class LargeBlock(nn.Module):
     def forward(
         self, x: Tensor, state: LayerState | None = None, reset: Tensor | None = None
     ) -> tuple[Tensor, LayerState]:
-        y, state_after = self.layer(self.norm(x), state, reset)
-        x = x + y
-        return x + self.ff(self.ff_norm(x)), state_after
+        x, state_after = self.layer(x, self.norm, state, reset)
+        return self.ff(x, self.ff_norm), state_after

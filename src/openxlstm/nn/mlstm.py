@@ -8,7 +8,7 @@ from openxlstm import ops
 from openxlstm.config import StackConfig
 from openxlstm.nn.conv import CausalConv1d, weights_of
 from openxlstm.nn.dropout import Dropout
-from openxlstm.nn.init import small_init_, wang_init_, zero_biases_
+from openxlstm.nn.init import mlstm_forget_bias, small_init_, wang_init_, zero_biases_
 from openxlstm.nn.linear import HeadwiseLinear
 from openxlstm.nn.norm import EPS, HeadNorm
 from openxlstm.states import ConvState, LayerState, MLSTMState, SLSTMState
@@ -34,9 +34,7 @@ class MLSTMLayer(nn.Module):
             for _ in range(3)
         )
         self.gate_weight = nn.Parameter(torch.zeros(2, NH, 3 * E))  # gates in the order i, f
-        self.gate_bias = nn.Parameter(
-            torch.stack([0.1 * torch.randn(NH), torch.linspace(3.0, 6.0, NH)])
-        )
+        self.gate_bias = nn.Parameter(torch.stack([0.1 * torch.randn(NH), mlstm_forget_bias(NH)]))
         self.norm = HeadNorm(NH, E // NH)
         self.skip = nn.Parameter(torch.ones(E))
         self.down_proj = nn.Linear(E, D, bias=config.bias)

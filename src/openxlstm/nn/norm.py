@@ -2,7 +2,6 @@
 block (arXiv:2503.13427) store it whole. Each is as in the checkpoints of its kind."""
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from openxlstm import ops
@@ -36,41 +35,23 @@ class HeadNorm(nn.Module):
         return ops.layer_norm(h.flatten(-2), self.weight, self.num_heads, eps=EPS)
 
 
-class RMSNorm(nn.Module):
-    """x over the root of its mean square, times weight (arXiv:1910.07467); x, y (…, D).
-
-    The mean is taken in float32 or wider, and the result is scaled in the dtype of x.
-    """
+class WholeNorm(nn.Module):
+    """Scale, stored whole, and bias of a norm in a large block."""
 
     def __init__(self, dim: int, *, eps: float = 1e-6, bias: bool = False) -> None:
         super().__init__()
         self.eps = eps
         self.weight = nn.Parameter(torch.ones(dim))
         self.bias = nn.Parameter(torch.zeros(dim)) if bias else None
+
+
+class RMSNorm(WholeNorm):
+    """x over the root of its mean square, times weight (arXiv:1910.07467); x, y (…, D)."""
 
     def forward(self, x: Tensor) -> Tensor:
-        wide = x.to(ops.state_dtype(x.dtype))
-        y = wide * torch.rsqrt(wide.square().mean(-1, keepdim=True) + self.eps)
-        return scale(y.to(x.dtype), self.weight, self.bias)
+        return ops.rms_norm(x, self.weight, self.bias, eps=self.eps)
 
 
-class LargeHeadNorm(nn.Module):
-    """Layer norm of each head's output for itself, times weight; the heads are joined after.
-
-    h (B, T, NH, DHV) → (B, T, NH·DHV).
-    """
-
-    def __init__(self, dim: int, *, eps: float = 1e-6, bias: bool = False) -> None:
-        super().__init__()
-        self.eps = eps
-        self.weight = nn.Parameter(torch.ones(dim))
-        self.bias = nn.Parameter(torch.zeros(dim)) if bias else None
-
-    def forward(self, h: Tensor) -> Tensor:
-        y = F.layer_norm(h, h.shape[-1:], eps=self.eps)
-        return scale(y.flatten(-2), self.weight, self.bias)
-
-
-def scale(y: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-    """y ⊙ weight + bias, if there is one."""
-    return y * weight if bias is None else y * weight + bias
+class LargeHeadNorm(WholeNorm):
+    """Layer norm of each head's output for itself, times weight: of `ops.large_output`, which does
+    it together with what follows."""

@@ -8,9 +8,9 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from openxlstm.states import StackState, map_state, select, stack
+from openxlstm.states import S, map_state, select, stack
 
-Run = Callable[[Tensor, StackState | None, Tensor | None], tuple[Tensor, StackState]]
+Run = Callable[[Tensor, S | None, Tensor | None], tuple[Tensor, S]]
 """From x (B, T, D), a state and a reset (B, T) to y (B, T, D) and the state after the last step."""
 
 
@@ -43,8 +43,8 @@ def reverse_reset(reset: Tensor, lengths: Tensor | None) -> Tensor:
 
 
 def run_padded(
-    run: Run, x: Tensor, state: StackState | None, reset: Tensor | None, lengths: Tensor
-) -> tuple[Tensor, StackState]:
+    run: Run[S], x: Tensor, state: S | None, reset: Tensor | None, lengths: Tensor
+) -> tuple[Tensor, S]:
     """y (B, T, D), 0 at padding, and the state of each sample after its own last step."""
     if state is None:
         return _run_right_aligned(run, x, reset, lengths)
@@ -57,8 +57,8 @@ def run_padded(
 
 
 def _run_right_aligned(
-    run: Run, x: Tensor, reset: Tensor | None, lengths: Tensor
-) -> tuple[Tensor, StackState]:
+    run: Run[S], x: Tensor, reset: Tensor | None, lengths: Tensor
+) -> tuple[Tensor, S]:
     """In one go: samples are moved to the right, so that all of them end with step T, and the state
     that the padding before them left is emptied where they begin."""
     T = x.shape[1]
@@ -74,8 +74,8 @@ def _run_right_aligned(
 
 
 def _run_by_length(
-    run: Run, x: Tensor, state: StackState, reset: Tensor | None, lengths: Tensor
-) -> tuple[Tensor, StackState]:
+    run: Run[S], x: Tensor, state: S, reset: Tensor | None, lengths: Tensor
+) -> tuple[Tensor, S]:
     """With a state to start from, which padding before a sample would lose: the longest samples are
     read as far as the shortest of all goes, then without that one, and so on."""
     order = lengths.argsort(descending=True, stable=True)
@@ -97,6 +97,6 @@ def _run_by_length(
     return y[back], select(stack(finished), back)
 
 
-def _samples(state: StackState, start: int, end: int) -> StackState:
+def _samples(state: S, start: int, end: int) -> S:
     """The state of neighbouring samples; a loop over them, as `select` has, can't be compiled."""
     return map_state(lambda part: part[start:end], state)

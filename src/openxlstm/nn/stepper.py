@@ -10,11 +10,10 @@ B batch · I input_size · H hidden_size
 import torch
 from torch import Tensor, nn
 
-from openxlstm.nn.norm import EPS
 from openxlstm.nn.stack import Stack
-from openxlstm.nn.step_plan import layer_plans, norm_weight, own, refuses
+from openxlstm.nn.step_plan import in_dtypes, is_narrow, layer_plans, norms_of, own, refuses, wide
 from openxlstm.ops.native_step import StepPlan, step
-from openxlstm.states import StackState, XLSTMState, map_state
+from openxlstm.states import StackState, XLSTMState, map_state, tensors
 
 
 class Stepper:
@@ -28,14 +27,17 @@ class Stepper:
 
     def __init__(self, in_proj: nn.Linear | None, stack: Stack, state: StackState) -> None:
         self._in_proj, self._stack = in_proj, stack
-        self._state: StackState = own(state)
         self._size = next(len(part) for part in state.blocks[0].cell)
         weight = next(stack.parameters())
         D = stack.config.embedding_dim
         self._features = D if in_proj is None else in_proj.in_features
-        self._y = torch.empty(self._size, D, dtype=weight.dtype, device=weight.device)
+        self._dtype, self._device = weight.dtype, weight.device
+        self._y = torch.empty(self._size, D)
+        self._dtypes = [part.dtype for part in tensors(state)]
         self._plan = self._packed = None
-        if refuses(stack, in_proj) is None:
+        native = refuses(stack, in_proj) is None
+        self._state: StackState = own(state, widened=native)
+        if native:
             self._plan = self._make_plan()
             self._packed = self._plan.pack()
 
@@ -45,16 +47,16 @@ class Stepper:
             batch_size=self._size,
             dim=config.embedding_dim,
             num_heads=config.num_heads,
-            norm_eps=EPS,
+            norms=norms_of(self._stack),
             tokens=None,
             positions=None,
             position=None,
             num_features=self._features,
-            proj=(None, None) if proj is None else (proj.weight, proj.bias),
-            norm=norm_weight(self._stack.norm),
+            proj=(None, None) if proj is None else (proj.weight, wide(proj.bias)),
             head=None,
             layers=layer_plans(self._stack, self._state),
             out=self._y,
+            narrow=is_narrow(self._stack),
         )
 
     @torch.no_grad()
@@ -68,17 +70,17 @@ class Stepper:
         Raises:
             ValueError: if x or reset have another shape, dtype or device.
         """
-        y = self._y
-        if x.shape != (self._size, self._features) or x.dtype != y.dtype or x.device != y.device:
+        kind = self._dtype, self._device
+        if x.shape != (self._size, self._features) or (x.dtype, x.device) != kind:
             raise ValueError(
-                f"x must be ({self._size}, {self._features}) {y.dtype} on {y.device}, not "
+                f"x must be ({self._size}, {self._features}) {self._dtype} on {self._device}, not "
                 f"{tuple(x.shape)} {x.dtype} on {x.device}"
             )
         if reset is not None:
             self._empty(reset)
         if self._packed is not None:
-            step(self._packed, x.contiguous())
-            return y.clone()
+            step(self._packed, x.float().contiguous())
+            return self._y.to(self._dtype, copy=True)
         x = x if self._in_proj is None else self._in_proj(x)
         out, self._state = self._stack(x[:, None], self._state)
         return out[:, 0]
@@ -86,7 +88,7 @@ class Stepper:
     @property
     def state(self) -> XLSTMState:
         """What has been read so far, as a value of its own, of the kind that the layer returns."""
-        return XLSTMState(map_state(Tensor.clone, self._state), None)
+        return XLSTMState(in_dtypes(self._state, self._dtypes), None)
 
     def _empty(self, samples: Tensor) -> None:
         if samples.shape != (self._size,) or samples.dtype != torch.bool:

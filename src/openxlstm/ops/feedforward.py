@@ -1,6 +1,7 @@
 """The gated feed-forward: what goes in, what comes out, and who computes it."""
 
 from math import prod
+from typing import Literal
 
 import torch
 import torch.nn.functional as F
@@ -9,7 +10,7 @@ from torch import Tensor
 from openxlstm.ops import native, native_feedforward
 from openxlstm.ops.check import check_floating, check_tensors
 from openxlstm.ops.dispatch import Backend, Request, choose, never
-from openxlstm.ops.norm import layer_norm
+from openxlstm.ops.norm import layer_norm, rms_norm
 
 ACTIVATIONS = {"gelu": F.gelu, "silu": F.silu}
 
@@ -21,7 +22,11 @@ def gated_feedforward(
     up_bias: Tensor | None = None,
     down_bias: Tensor | None = None,
     *,
+    value_weight: Tensor | None = None,
+    value_bias: Tensor | None = None,
     norm_weight: Tensor | None = None,
+    norm_bias: Tensor | None = None,
+    norm: Literal["layer", "rms"] = "layer",
     eps: float = 1e-5,
     residual: bool = False,
     activation: str = "gelu",
@@ -29,14 +34,16 @@ def gated_feedforward(
 ) -> Tensor:
     """down(act(gate) ⊙ value), with [gate; value] = up(x) (arXiv:2002.05202, without its biases).
 
-    With `norm_weight` it is of the layer norm of x, with `residual` it is added to x.
+    With `norm_weight` it is of a norm of x, with `residual` it is added to x.
 
     Args:
         x: (…, D).
-        up_weight: (2·F, D), the gate's rows first.
+        up_weight: (2·F, D), the gate's rows first; the gate's alone (F, D) with `value_weight`.
         down_weight: (D, F).
-        up_bias, down_bias: (2·F,) and (D,).
-        norm_weight: the scale less 1 of a layer norm before it (D,).
+        up_bias, down_bias: (2·F,) and (D,); with `value_weight` the former is the gate's (F,).
+        value_weight, value_bias: the value's (F, D) and (F,), where they are not in those of up.
+        norm_weight, norm_bias: scale and bias of a norm before it (D,).
+        norm: "layer", the scale given less 1, or "rms", the scale given whole.
         eps: of that norm.
         residual: whether to add x.
         activation: "gelu", the exact one, or "silu".
@@ -54,22 +61,35 @@ def gated_feedforward(
     D, inner = x.shape[-1], down_weight.shape[1]
     if activation not in ACTIVATIONS:
         raise ValueError(f"activation must be 'gelu' or 'silu', not {activation!r}")
+    if norm not in ("layer", "rms"):
+        raise ValueError(f"norm must be 'layer' or 'rms', not {norm!r}")
+    for name, other, one, two in (
+        ("value_bias", "value_weight", value_bias, value_weight),
+        ("norm_bias", "norm_weight", norm_bias, norm_weight),
+    ):
+        if one is not None and two is None:
+            raise ValueError(f"{name} needs {other}, which was not given")
+    rows, dtypes = 2 * inner if value_weight is None else inner, (x.dtype,)
     check_tensors(
         x,
         [
-            ("up_weight", up_weight, (2 * inner, D), (x.dtype,)),
-            ("down_weight", down_weight, (D, inner), (x.dtype,)),
-            ("up_bias", up_bias, (2 * inner,), (x.dtype,)),
-            ("down_bias", down_bias, (D,), (x.dtype,)),
-            ("norm_weight", norm_weight, (D,), (x.dtype,)),
+            ("up_weight", up_weight, (rows, D), dtypes),
+            ("value_weight", value_weight, (inner, D), dtypes),
+            ("down_weight", down_weight, (D, inner), dtypes),
+            ("up_bias", up_bias, (rows,), dtypes),
+            ("value_bias", value_bias, (inner,), dtypes),
+            ("down_bias", down_bias, (D,), dtypes),
+            ("norm_weight", norm_weight, (D,), dtypes),
+            ("norm_bias", norm_bias, (D,), dtypes),
         ],
     )
     sizes = (("rows", prod(x.shape[:-1])), ("D", D), ("F", inner))
     request = Request(x.device.type, x.dtype, sizes, torch.is_grad_enabled())
     run = choose("gated_feedforward", BACKENDS, request, backend)
     return run(
-        x, up_weight, down_weight, up_bias, down_bias,
-        norm_weight=norm_weight, eps=eps, residual=residual, activation=activation,
+        x, up_weight, down_weight, up_bias, down_bias, value_weight=value_weight,
+        value_bias=value_bias, norm_weight=norm_weight, norm_bias=norm_bias, norm=norm, eps=eps,
+        residual=residual, activation=activation,
     )  # fmt: skip
 
 
@@ -80,14 +100,27 @@ def plain(
     up_bias: Tensor | None = None,
     down_bias: Tensor | None = None,
     *,
+    value_weight: Tensor | None = None,
+    value_bias: Tensor | None = None,
     norm_weight: Tensor | None = None,
+    norm_bias: Tensor | None = None,
+    norm: str = "layer",
     eps: float = 1e-5,
     residual: bool = False,
     activation: str = "gelu",
 ) -> Tensor:
     """`gated_feedforward` in plain PyTorch, for inputs that it has checked."""
-    normed = x if norm_weight is None else layer_norm(x, norm_weight, eps=eps)
-    gate, value = F.linear(normed, up_weight, up_bias).chunk(2, dim=-1)
+    normed = x
+    if norm_weight is not None and norm == "rms":
+        normed = rms_norm(x, norm_weight, norm_bias, eps=eps)
+    elif norm_weight is not None:
+        normed = layer_norm(x, norm_weight, eps=eps)
+        normed = normed if norm_bias is None else normed + norm_bias
+    up = F.linear(normed, up_weight, up_bias)
+    if value_weight is None:
+        gate, value = up.chunk(2, dim=-1)
+    else:
+        gate, value = up, F.linear(normed, value_weight, value_bias)
     y = F.linear(ACTIVATIONS[activation](gate) * value, down_weight, down_bias)
     return x + y if residual else y
 

@@ -90,6 +90,11 @@ def present(grads: Iterable[Tensor], inputs: Iterable[Tensor | None]) -> list[Te
     return [None if x is None else grad.view(x.shape) for grad, x in pairs]
 
 
+def empties(first: Tensor, *others: Tensor | None) -> list[Tensor]:
+    """Gradients of these inputs as an operator returns them, for tracing."""
+    return [first.new_empty(0 if x is None else x.shape) for x in (first, *others)]
+
+
 def rows(x: Tensor) -> Tensor:
     """x itself where its last dimension is dense, else a copy."""
     return x if x.stride(-1) == 1 else x.contiguous()

@@ -1,4 +1,4 @@
-"""Layer norm on the native CPU backend (`cpu/norm_kernel.h`)."""
+"""Norms on the native CPU backend (`cpu/norm_kernel.h`)."""
 
 from typing import Any
 
@@ -7,7 +7,7 @@ from torch import Tensor
 
 from openxlstm.ops import native
 from openxlstm.ops.dispatch import Request
-from openxlstm.ops.native import register
+from openxlstm.ops.native import dense, empties, present, register
 
 
 def refuses(request: Request) -> str | None:
@@ -17,27 +17,38 @@ def refuses(request: Request) -> str | None:
 
 def layer_norm(x: Tensor, weight: Tensor, num_groups: int = 1, *, eps: float = 1e-5) -> Tensor:
     """`openxlstm.ops.layer_norm` for inputs that it has checked."""
+    return _norm(x, weight, None, num_groups, False, eps)
+
+
+def rms_norm(x: Tensor, weight: Tensor, bias: Tensor | None = None, *, eps: float = 1e-6) -> Tensor:
+    """`openxlstm.ops.rms_norm` for inputs that it has checked."""
+    return _norm(x, weight, bias, 1, True, eps)
+
+
+def _norm(x: Tensor, weight: Tensor, bias: Tensor | None, *options: Any) -> Tensor:
     by_row = x.reshape(-1, x.shape[-1]).contiguous()
-    return torch.ops.openxlstm.norm(by_row, weight.contiguous(), num_groups, eps).view(x.shape)
+    weights = weight.contiguous(), dense(bias)
+    return torch.ops.openxlstm.norm(by_row, *weights, *options).view(x.shape)
 
 
-def _fake(x: Tensor, weight: Tensor, num_groups: int, eps: float) -> Tensor:
+def _fake(x: Tensor, *rest: Any) -> Tensor:
     return torch.empty_like(x)
 
 
 def _setup(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-    x, weight, ctx.num_groups, ctx.eps = inputs
-    ctx.save_for_backward(x, weight)
+    *tensors, num_groups, rms, eps = inputs
+    ctx.options = num_groups, rms, eps
+    ctx.save_for_backward(*tensors)
 
 
 def _backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
-    x, weight = ctx.saved_tensors
-    grads = torch.ops.openxlstm.norm_grad(x, weight, ctx.num_groups, ctx.eps, dy.contiguous())
-    return *grads, None, None
+    tensors = ctx.saved_tensors
+    grads = torch.ops.openxlstm.norm_grad(*tensors, *ctx.options, dy.contiguous())
+    return *present(grads, tensors), None, None, None
 
 
-def _grad_fake(x: Tensor, weight: Tensor, *rest: Any) -> tuple[Tensor, Tensor]:
-    return torch.empty_like(x), torch.empty_like(weight)
+def _grad_fake(*arguments: Any) -> list[Tensor]:
+    return empties(*arguments[:3])
 
 
 register("norm", _fake, _setup, _backward, _grad_fake)

@@ -1,4 +1,4 @@
-"""Layer norm, of whole rows or of each head's part: what goes in, and who computes it."""
+"""Norms, of whole rows or of each head's part: what goes in, and who computes it."""
 
 from math import prod
 
@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from openxlstm.ops import native_norm
-from openxlstm.ops.check import check_floating, check_tensors
+from openxlstm.ops.check import check_floating, check_tensors, state_dtype
 from openxlstm.ops.dispatch import Backend, Request, choose, never
 
 
@@ -40,6 +40,39 @@ def layer_norm(
     return choose("layer_norm", BACKENDS, request, backend)(x, weight, num_groups, eps=eps)
 
 
+def rms_norm(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None = None,
+    *,
+    eps: float = 1e-6,
+    backend: str | None = None,
+) -> Tensor:
+    """x / √(mean square + eps) · weight + bias (arXiv:1910.07467).
+
+    The mean is taken in float32 or wider, and the result is scaled in the dtype of x.
+
+    Args:
+        x: (…, D).
+        weight, bias: (D,); no bias where it is None.
+        eps: added to the mean square.
+        backend: the name of one of RMS_BACKENDS; None takes the first that can run this.
+
+    Returns:
+        y (…, D).
+
+    Raises:
+        ValueError: on shapes or dtypes that do not fit together.
+        BackendError: if the backend asked for cannot run this.
+    """
+    check_floating("x", x, "…, D")
+    D = x.shape[-1]
+    check_tensors(x, [("weight", weight, (D,), (x.dtype,)), ("bias", bias, (D,), (x.dtype,))])
+    sizes = (("rows", prod(x.shape[:-1])), ("D", D))
+    request = Request(x.device.type, x.dtype, sizes, torch.is_grad_enabled())
+    return choose("rms_norm", RMS_BACKENDS, request, backend)(x, weight, bias, eps=eps)
+
+
 def plain(x: Tensor, weight: Tensor, num_groups: int = 1, *, eps: float = 1e-5) -> Tensor:
     """`layer_norm` in plain PyTorch, for inputs that it has checked."""
     if num_groups == 1:
@@ -48,7 +81,26 @@ def plain(x: Tensor, weight: Tensor, num_groups: int = 1, *, eps: float = 1e-5) 
     return F.layer_norm(groups, groups.shape[-1:], eps=eps).flatten(-2) * (1 + weight)
 
 
+def plain_rms(
+    x: Tensor, weight: Tensor, bias: Tensor | None = None, *, eps: float = 1e-6
+) -> Tensor:
+    """`rms_norm` in plain PyTorch, for inputs that it has checked."""
+    wide = x.to(state_dtype(x.dtype))
+    y = wide * torch.rsqrt(wide.square().mean(-1, keepdim=True) + eps)
+    return scale(y.to(x.dtype), weight, bias)
+
+
+def scale(y: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    """y ⊙ weight + bias, if there is one."""
+    return y * weight if bias is None else y * weight + bias
+
+
 BACKENDS = (
     Backend("native", native_norm.refuses, native_norm.layer_norm),
     Backend("torch", never, plain),
+)
+
+RMS_BACKENDS = (
+    Backend("native", native_norm.refuses, native_norm.rms_norm),
+    Backend("torch", never, plain_rms),
 )

@@ -16,15 +16,9 @@
 
 namespace openxlstm {
 
-Floats feedforward_packed_up(const Tensor& up, bool backward) {
-  const int64_t rows = up.size(0), D = up.size(1);
-  return backward ? packed(data(up), D, 1, rows, D) : packed(data(up), 1, D, D, rows);
+Floats feedforward_packed(const float* weight, int64_t out, int64_t in, bool backward) {
+  return backward ? packed(weight, in, 1, out, in) : packed(weight, 1, in, in, out);
 }
-Floats feedforward_packed_down(const Tensor& down, bool backward) {
-  const int64_t D = down.size(0), F = down.size(1);
-  return backward ? packed(data(down), F, 1, D, F) : packed(data(down), 1, F, F, D);
-}
-
 int64_t feedforward_tiles(int64_t rows) { return OPENXLSTM_CALL(tiles, rows); }
 int64_t feedforward_forward_floats(int64_t D, int64_t F) {
   return OPENXLSTM_CALL(forward_floats, D, F);
@@ -44,67 +38,90 @@ namespace {
 
 using MaybeTensor = std::optional<Tensor>;
 
-FeedForward arguments(const Tensor& x, const Tensor& down, const MaybeTensor& norm,
-                      const MaybeTensor& up_bias, const MaybeTensor& down_bias, bool silu,
-                      bool residual, double eps) {
-  FeedForward a{x.size(0), x.size(1), down.size(1), silu, residual, static_cast<float>(eps)};
-  a.x = data(x), a.norm = data(norm), a.up_bias = data(up_bias), a.down_bias = data(down_bias);
-  return a;
-}
+// The arguments of both directions, and the packed weights that they point to.
+struct Prepared {
+  FeedForward a;
+  Floats gate, value, down;
 
-// x (R, D), norm (D), up (2F, D), down (D, F), biases (2F), (D) → y (R, D), and what the backward
-// reads (R, 2F), which is empty unless `save`.
-std::tuple<Tensor, Tensor> feedforward(Tensor x, MaybeTensor norm, Tensor up, Tensor down,
-                                       MaybeTensor up_bias, MaybeTensor down_bias, bool silu,
-                                       bool residual, double eps, bool save) {
-  FeedForward a = arguments(x, down, norm, up_bias, down_bias, silu, residual, eps);
-  const int64_t D = a.D, F = a.F;
-  Tensor y = fresh(x, {a.R, D}), preact = fresh(x, {a.R, 2 * F}, save);
-  const auto up_packed = feedforward_packed_up(up, false);
-  const auto down_packed = feedforward_packed_down(down, false);
-  a.up = up_packed.data(), a.down = down_packed.data();
-  a.y = data(y), a.preact = save ? data(preact) : nullptr;
-  for_each_task(feedforward_tiles(a.R), feedforward_forward_floats(D, F),
+  Prepared(const Tensor& x, const MaybeTensor& norm, const MaybeTensor& norm_bias,
+           const Tensor& up, const MaybeTensor& value_, const Tensor& down_,
+           const MaybeTensor& up_bias, const MaybeTensor& value_bias,
+           const MaybeTensor& down_bias, bool silu, bool residual, bool rms, double eps,
+           bool backward) {
+    const int64_t D = x.size(1), F = down_.size(1);
+    const auto pack = [&](const float* from, int64_t out, int64_t in) {
+      return feedforward_packed(from, out, in, backward);
+    };
+    gate = pack(data(up), F, D), value = pack(value_ ? data(*value_) : data(up) + F * D, F, D);
+    down = pack(data(down_), D, F);
+    a = {x.size(0), D, F, silu, residual, rms, static_cast<float>(eps)};
+    a.x = data(x), a.norm = data(norm), a.norm_bias = data(norm_bias);
+    a.gate = gate.data(), a.value = value.data(), a.down = down.data();
+    a.gate_bias = data(up_bias), a.value_bias = data(value_bias);
+    if (!value_ && up_bias) a.value_bias = data(up_bias) + F;
+    a.down_bias = data(down_bias);
+  }
+  void put_preact(const Tensor& preact) {
+    a.gate_preact = data(preact), a.value_preact = data(preact) + a.F;
+  }
+};
+
+// x (R, D), norm and its bias (D), up (2F, D) or up and value (F, D) each, down (D, F), biases alike
+// → y (R, D), and what the backward reads (R, 2F), which is empty unless `save`.
+std::tuple<Tensor, Tensor> feedforward(Tensor x, MaybeTensor norm, MaybeTensor norm_bias, Tensor up,
+                                       MaybeTensor value, Tensor down, MaybeTensor up_bias,
+                                       MaybeTensor value_bias, MaybeTensor down_bias, bool silu,
+                                       bool residual, bool rms, double eps, bool save) {
+  Prepared prepared(x, norm, norm_bias, up, value, down, up_bias, value_bias, down_bias, silu,
+                    residual, rms, eps, false);
+  FeedForward& a = prepared.a;
+  Tensor y = fresh(x, {a.R, a.D}), preact = fresh(x, {a.R, 2 * a.F}, save);
+  a.y = data(y);
+  if (save) prepared.put_preact(preact);
+  for_each_task(feedforward_tiles(a.R), feedforward_forward_floats(a.D, a.F),
                 [&](int64_t tile, float* scratch) { feedforward_forward_tile(a, tile, scratch); });
   return {y, preact};
 }
 
-// Gradients of x, norm, up, down and the biases, which are empty for what there is not.
-std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> feedforward_grad(
-    Tensor x, MaybeTensor norm, Tensor up, Tensor down, MaybeTensor up_bias,
-    MaybeTensor down_bias, bool silu, bool residual, double eps, Tensor preact, Tensor dy) {
-  FeedForward a = arguments(x, down, norm, up_bias, down_bias, silu, residual, eps);
+// Gradients of the tensors in the order of the forward's, which are empty for what there is not.
+std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> feedforward_grad(
+    Tensor x, MaybeTensor norm, MaybeTensor norm_bias, Tensor up, MaybeTensor value, Tensor down,
+    MaybeTensor up_bias, MaybeTensor value_bias, MaybeTensor down_bias, bool silu, bool residual,
+    bool rms, double eps, Tensor preact, Tensor dy) {
+  Prepared prepared(x, norm, norm_bias, up, value, down, up_bias, value_bias, down_bias, silu,
+                    residual, rms, eps, true);
+  FeedForward& a = prepared.a;
   const int64_t D = a.D, F = a.F, DP = OPENXLSTM_CALL(padded, D), FP = OPENXLSTM_CALL(padded, F);
-  const int64_t UP = OPENXLSTM_CALL(padded, 2 * F);
   Tensor dx = fresh(x, {a.R, D});
-  const auto up_packed = feedforward_packed_up(up, true);
-  const auto down_packed = feedforward_packed_down(down, true);
-  a.up = up_packed.data(), a.down = down_packed.data();
-  a.preact = data(preact), a.dy = data(dy), a.dx = data(dx);
-  Sums sums(feedforward_tiles(a.R), {2 * F * DP, D * FP, UP, DP, DP});
+  prepared.put_preact(preact);
+  a.dy = data(dy), a.dx = data(dx);
+  Sums sums(feedforward_tiles(a.R), {2 * F * DP, D * FP, 2 * FP, DP, DP, DP});
   sums.for_each(feedforward_backward_floats(D, F),
                 [&](int64_t tile, float* const* part, float* scratch) {
-                  const FeedForwardSums s{part[0], part[1], part[2], part[3], part[4]};
+                  const FeedForwardSums s{part[0], part[1], part[2], part[3], part[4], part[5]};
                   feedforward_backward_tile(a, tile, s, scratch);
                 });
-  return {dx, sums.total(x, 4, {norm ? D : 0}, DP), sums.total(x, 0, {2 * F, D}, DP),
-          sums.total(x, 1, {D, F}, FP), sums.total(x, 2, {up_bias ? 2 * F : 0}, UP),
-          sums.total(x, 3, {down_bias ? D : 0}, DP)};
+  return {dx, sums.total(x, 4, {norm ? D : 0}, DP), sums.total(x, 5, {norm_bias ? D : 0}, DP),
+          sums.total(x, 0, {value ? F : 2 * F, D}, DP), value ? sums.total(x, 0, {F, D}, DP, F) : fresh(x, {0}),
+          sums.total(x, 1, {D, F}, FP),
+          sums.total(x, 2, {up_bias ? (value ? F : 2 * F) : 0}, 0),
+          sums.total(x, 2, {value_bias ? F : 0}, F, 1), sums.total(x, 3, {down_bias ? D : 0}, DP)};
 }
 
 }  // namespace
 }  // namespace openxlstm
 
+#define OPERANDS \
+  "Tensor x, Tensor? norm, Tensor? norm_bias, Tensor up, Tensor? value, Tensor down, " \
+  "Tensor? up_bias, Tensor? value_bias, Tensor? down_bias, bool silu, bool residual, bool rms, " \
+  "float eps"
+
 STABLE_TORCH_LIBRARY_FRAGMENT(openxlstm, m) {
+  m.def("feedforward(" OPERANDS ", bool save) -> (Tensor y, Tensor preact)");
   m.def(
-      "feedforward(Tensor x, Tensor? norm, Tensor up, Tensor down, Tensor? up_bias, "
-      "Tensor? down_bias, bool silu, bool residual, float eps, bool save) -> (Tensor y, "
-      "Tensor preact)");
-  m.def(
-      "feedforward_grad(Tensor x, Tensor? norm, Tensor up, Tensor down, Tensor? up_bias, "
-      "Tensor? down_bias, bool silu, bool residual, float eps, Tensor preact, Tensor dy) -> "
-      "(Tensor dx, Tensor d_norm, Tensor d_up, Tensor d_down, Tensor d_up_bias, "
-      "Tensor d_down_bias)");
+      "feedforward_grad(" OPERANDS ", Tensor preact, Tensor dy) -> (Tensor dx, Tensor d_norm, "
+      "Tensor d_norm_bias, Tensor d_up, Tensor d_value, Tensor d_down, Tensor d_up_bias, "
+      "Tensor d_value_bias, Tensor d_down_bias)");
 }
 
 STABLE_TORCH_LIBRARY_IMPL(openxlstm, CPU, m) {

@@ -1,4 +1,4 @@
-// Layer norm on a CPU: hands out tiles of rows.
+// Norms on a CPU: hands out tiles of rows.
 #include <algorithm>
 #include <cmath>
 #include <cstdint>
@@ -14,12 +14,16 @@
 namespace openxlstm {
 namespace {
 
-Norm arguments(const Tensor& x, const Tensor& weight, int64_t groups, double eps) {
-  return {x.size(0), groups, x.size(1) / groups, static_cast<float>(eps), data(x), data(weight)};
+using MaybeTensor = std::optional<Tensor>;
+
+Norm arguments(const Tensor& x, const Tensor& weight, const MaybeTensor& bias, int64_t groups,
+               bool rms, double eps) {
+  return {x.size(0), groups, x.size(1) / groups, static_cast<float>(eps), rms,
+          data(x),   data(weight), data(bias)};
 }
-// x (R, G·W), weight (G·W) → y (R, G·W).
-Tensor norm(Tensor x, Tensor weight, int64_t groups, double eps) {
-  Norm a = arguments(x, weight, groups, eps);
+// x (R, G·W), weight and bias (G·W) → y (R, G·W).
+Tensor norm(Tensor x, Tensor weight, MaybeTensor bias, int64_t groups, bool rms, double eps) {
+  Norm a = arguments(x, weight, bias, groups, rms, eps);
   Tensor y = fresh(x, {x.size(0), x.size(1)});
   a.y = data(y);
   for_each_task(OPENXLSTM_CALL(tiles, a.R), 0,
@@ -27,26 +31,28 @@ Tensor norm(Tensor x, Tensor weight, int64_t groups, double eps) {
   return y;
 }
 
-std::tuple<Tensor, Tensor> norm_grad(Tensor x, Tensor weight, int64_t groups, double eps,
-                                     Tensor dy) {
-  Norm a = arguments(x, weight, groups, eps);
-  Tensor dx = fresh(x, {x.size(0), x.size(1)});
+std::tuple<Tensor, Tensor, Tensor> norm_grad(Tensor x, Tensor weight, MaybeTensor bias,
+                                             int64_t groups, bool rms, double eps, Tensor dy) {
+  Norm a = arguments(x, weight, bias, groups, rms, eps);
+  const int64_t width = x.size(1);
+  Tensor dx = fresh(x, {x.size(0), width});
   a.dy = data(dy), a.dx = data(dx);
-  Sums sums(OPENXLSTM_CALL(tiles, a.R), {x.size(1)});
+  Sums sums(OPENXLSTM_CALL(tiles, a.R), {width, width});
   sums.for_each(0, [&](int64_t tile, float* const* part, float*) {
-    OPENXLSTM_CALL(backward_tile, a, tile, part[0]);
+    OPENXLSTM_CALL(backward_tile, a, tile, part[0], part[1]);
   });
-  return {dx, sums.total(x, 0, {x.size(1)}, 0)};
+  return {dx, sums.total(x, 0, {width}, 0), sums.total(x, 1, {bias ? width : 0}, 0)};
 }
 
 }  // namespace
 }  // namespace openxlstm
 
 STABLE_TORCH_LIBRARY_FRAGMENT(openxlstm, m) {
-  m.def("norm(Tensor x, Tensor weight, int groups, float eps) -> Tensor");
   m.def(
-      "norm_grad(Tensor x, Tensor weight, int groups, float eps, Tensor dy) -> (Tensor dx, "
-      "Tensor d_weight)");
+      "norm(Tensor x, Tensor weight, Tensor? bias, int groups, bool rms, float eps) -> Tensor");
+  m.def(
+      "norm_grad(Tensor x, Tensor weight, Tensor? bias, int groups, bool rms, float eps, "
+      "Tensor dy) -> (Tensor dx, Tensor d_weight, Tensor d_bias)");
 }
 
 STABLE_TORCH_LIBRARY_IMPL(openxlstm, CPU, m) {

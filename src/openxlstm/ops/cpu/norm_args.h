@@ -8,8 +8,10 @@ namespace openxlstm {
 struct Norm {
   int64_t R, G, W;      // rows, groups of a row, width of a group
   float eps;
+  bool rms;             // a root mean square with its scale whole, else a layer norm with it less 1
   const float* x;       // (R, G·W)
-  const float* weight;  // (G·W), the scale less 1
+  const float* weight;  // (G·W)
+  const float* bias;    // (G·W), or null
   float* y;             // (R, G·W)
   const float* dy;      // (R, G·W)
   float* dx;            // (R, G·W)

@@ -1,4 +1,4 @@
-// Layer norm of rows, whole or in groups, for one instruction set (see each_isa.h).
+// Norms of rows, whole or in groups, for one instruction set (see each_isa.h).
 
 #include "rows.h"
 
@@ -7,15 +7,19 @@
 constexpr int64_t kTileRows = 64;
 inline int64_t tiles(int64_t rows) { return (rows + kTileRows - 1) / kTileRows; }
 
-inline void forward_tile(const Norm& a, int64_t tile) {
-  const int64_t width = a.G * a.W, r0 = tile * kTileRows;
-  const NormedRows norm{a.G, a.W, a.weight, a.eps};
-  norm.forward(a.x + r0 * width, width, std::min(kTileRows, a.R - r0), a.y + r0 * width, width);
+
+inline NormedRows norm_of(const Norm& a) {
+  return {a.G, a.W, a.weight, a.eps, a.bias, !a.rms, a.rms ? 0.0f : 1.0f};
 }
 
-// dweight (G·W) is a sum over rows.
-inline void backward_tile(const Norm& a, int64_t tile, float* dweight) {
+inline void forward_tile(const Norm& a, int64_t tile) {
+  const int64_t width = a.G * a.W, r0 = tile * kTileRows, rows = std::min(kTileRows, a.R - r0);
+  norm_of(a).forward(a.x + r0 * width, width, rows, a.y + r0 * width, width);
+}
+
+// dweight and dbias (G·W) are sums over rows.
+inline void backward_tile(const Norm& a, int64_t tile, float* dweight, float* dbias) {
   const int64_t width = a.G * a.W, r0 = tile * kTileRows, at = r0 * width;
-  const NormedRows norm{a.G, a.W, a.weight, a.eps};
-  norm.backward(a.x + at, width, std::min(kTileRows, a.R - r0), a.dy + at, a.dx + at, width, dweight);
+  const int64_t rows = std::min(kTileRows, a.R - r0);
+  norm_of(a).backward(a.x + at, width, rows, a.dy + at, a.dx + at, width, dweight, dbias);
 }

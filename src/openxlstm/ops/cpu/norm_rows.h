@@ -1,7 +1,8 @@
 // Norms of groups of floats, for one instruction set (see each_isa.h). LANES groups go together: their
 // sums over lanes, roots and quotients then cost hardly more than those of one.
 
-// x less its mean, over its standard deviation, of up to LANES groups.
+// x less its mean, over its standard deviation, of up to LANES groups; or x over the root of its mean
+// square, where the mean is none of its affairs and counts as 0.
 struct Moments {
   float mean[LANES], inverse[LANES];  // of the deviation
 };
@@ -10,11 +11,12 @@ inline Vec normed(Vec x, const Moments& m, int64_t group) {
 }
 
 // Of `count` groups that begin `stride` floats apart.
-inline Moments moments(const float* x, int64_t stride, int64_t count, int64_t width, float eps) {
+inline Moments moments(const float* x, int64_t stride, int64_t count, int64_t width, float eps,
+                       bool centred = true) {
   const float share = 1.0f / static_cast<float>(width);
   Moments m;
   Vec total[LANES] = {}, squares[LANES] = {};
-  for (int64_t j = 0; j < count; ++j) {
+  for (int64_t j = 0; j < count && centred; ++j) {
     Vec sum{};
     for_vectors(width, [&](int64_t d, int64_t n) { sum += load(x + j * stride + d, n); });
     total[j] = sum;
@@ -36,7 +38,7 @@ inline Moments moments(const float* x, int64_t stride, int64_t count, int64_t wi
 // The gradients of such groups from those of their normed selves: what is left of them across the
 // mean and the deviation. Groups of d hold the latter, and afterwards the former.
 inline void through_norm(const float* x, int64_t stride, int64_t count, int64_t width,
-                         const Moments& m, float* d, int64_t ld) {
+                         const Moments& m, float* d, int64_t ld, bool centred = true) {
   const float share = 1.0f / static_cast<float>(width);
   Vec totals[LANES] = {}, along[LANES] = {};
   for (int64_t j = 0; j < count; ++j) {
@@ -46,7 +48,7 @@ inline void through_norm(const float* x, int64_t stride, int64_t count, int64_t 
       sum += v;
       dot += v * normed(load(x + j * stride + e, n), m, j);
     });
-    totals[j] = sum, along[j] = dot;
+    totals[j] = centred ? sum : Vec{}, along[j] = dot;
   }
   float mean[LANES], slope[LANES];
   store(mean, sums_of(totals) * share), store(slope, sums_of(along) * share);
@@ -61,41 +63,50 @@ inline void through_norm(const float* x, int64_t stride, int64_t count, int64_t 
 // Rows of groups that lie side by side: `groups` of a row, each of `width`.
 struct NormedRows {
   int64_t groups, width;
-  const float* weight;  // (groups·width), the scale less 1
+  const float* weight;          // (groups·width), the scale less `stored_less`
   float eps;
+  const float* bias = nullptr;  // (groups·width), or null
+  bool centred = true;          // a layer norm, else a root mean square
+  float stored_less = 1.0f;
 
+  Vec scaled(Vec x, int64_t at, int64_t n) const {
+    const Vec y = x * (load(weight + at, n) + stored_less);
+    return bias == nullptr ? y : y + load(bias + at, n);
+  }
   // y = norm(x), scaled; rows of x and y are ldx and ldy apart.
   void forward(const float* x, int64_t ldx, int64_t rows, float* y, int64_t ldy) const {
     for_groups(rows, [&](int64_t row, int64_t count, int64_t group) {
-      const float* from = x + row * ldx + group * width;
-      const float* w = weight + group * width;
-      const Moments m = moments(from, ldx, count, width, eps);
+      const int64_t begin = group * width;
+      const float* from = x + row * ldx + begin;
+      const Moments m = moments(from, ldx, count, width, eps, centred);
       for (int64_t j = 0; j < count; ++j)
         for_vectors(width, [&](int64_t d, int64_t n) {
-          store(y + (row + j) * ldy + group * width + d,
-                normed(load(from + j * ldx + d, n), m, j) * (load(w + d, n) + 1.0f), n);
+          store(y + (row + j) * ldy + begin + d,
+                scaled(normed(load(from + j * ldx + d, n), m, j), begin + d, n), n);
         });
     });
   }
-  // dx from dy, which may be the same; dweight (groups·width) is added to.
+  // dx from dy, which may be the same; dweight and, where there is a bias, dbias (groups·width) are
+  // added to.
   void backward(const float* x, int64_t ldx, int64_t rows, const float* dy, float* dx, int64_t ldd,
-                float* dweight) const {
+                float* dweight, float* dbias = nullptr) const {
     for_groups(rows, [&](int64_t row, int64_t count, int64_t group) {
       const int64_t begin = group * width;
       const float* from = x + row * ldx + begin;
-      const Moments m = moments(from, ldx, count, width, eps);
+      const Moments m = moments(from, ldx, count, width, eps, centred);
       for_vectors(width, [&](int64_t d, int64_t n) {
-        const Vec scale = load(weight + begin + d, n) + 1.0f;
-        Vec sum{};
+        const Vec scale = load(weight + begin + d, n) + stored_less;
+        Vec along{}, total{};
         for (int64_t j = 0; j < count; ++j) {
           const int64_t at = (row + j) * ldd + begin + d;
           const Vec v = load(dy + at, n);
-          sum += v * normed(load(from + j * ldx + d, n), m, j);
+          along += v * normed(load(from + j * ldx + d, n), m, j), total += v;
           store(dx + at, v * scale, n);
         }
-        store(dweight + begin + d, load(dweight + begin + d, n) + sum, n);
+        store(dweight + begin + d, load(dweight + begin + d, n) + along, n);
+        if (bias != nullptr) store(dbias + begin + d, load(dbias + begin + d, n) + total, n);
       });
-      through_norm(from, ldx, count, width, m, dx + row * ldd + begin, ldd);
+      through_norm(from, ldx, count, width, m, dx + row * ldd + begin, ldd, centred);
     });
   }
 
@@ -108,3 +119,8 @@ struct NormedRows {
         f(row, std::min<int64_t>(LANES, rows - row), group);
   }
 };
+
+// The norm of a large block's rows: a root mean square, whose scale is stored whole.
+inline NormedRows rms_rows(int64_t width, const float* weight, const float* bias, float eps) {
+  return {1, width, weight, eps, bias, false, 0.0f};
+}

@@ -38,6 +38,14 @@ inline void add_rows(const float* from, int64_t stride, int64_t rows, int64_t wi
     for (int64_t d = 0; d < width; d += LANES)
       store(to + r * ld + d, load(to + r * ld + d) + load(from + r * stride + d, width - d));
 }
+// Each row += bias (width), if there is one.
+inline void add_bias(float* x, int64_t ld, int64_t rows, int64_t width, const float* bias) {
+  if (bias == nullptr) return;
+  for (int64_t d = 0; d < width; d += LANES) {
+    const Vec b = load(bias + d, width - d);
+    for (int64_t r = 0; r < rows; ++r) store(x + r * ld + d, load(x + r * ld + d) + b);
+  }
+}
 inline void fill(float* x, int64_t floats, float value) {
   for (int64_t d = 0; d < floats; d += LANES) store(x + d, splat(value));
 }

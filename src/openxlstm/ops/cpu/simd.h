@@ -28,6 +28,21 @@ inline void store(float* p, Vec v, int64_t count) {
   for (int64_t j = 0; j < count; ++j) p[j] = v[j];
 }
 
+// Numbers in bfloat16, the upper half of a float.
+struct __attribute__((packed, aligned(2), may_alias)) LooseHalf {
+  uint16_t v __attribute__((vector_size(2 * LANES)));
+};
+inline Vec load(const uint16_t* p) {
+  const IVec wide = __builtin_convertvector(reinterpret_cast<const LooseHalf*>(p)->v, IVec);
+  return reinterpret_cast<Vec>(wide << 16);
+}
+inline Vec load(const uint16_t* p, int64_t count) {
+  if (count >= LANES) return load(p);
+  IVec wide{};
+  for (int64_t j = 0; j < count; ++j) wide[j] = p[j] << 16;
+  return reinterpret_cast<Vec>(wide);
+}
+
 // Calls f(at, count) for each vector of a row: a whole one, or what is left of the row.
 template <class F>
 inline void for_vectors(int64_t width, const F& f) {
@@ -113,6 +128,18 @@ inline Vec log_sigmoid(Vec x, Vec e) { return min(x, Vec{}) - log1p_of_fraction(
 inline Vec with_sign_of(Vec size, Vec x) {
   const IVec sign = reinterpret_cast<IVec>(x) & static_cast<int32_t>(0x80000000);
   return reinterpret_cast<Vec>(reinterpret_cast<IVec>(size) | sign);
+}
+
+// cap · tanh(x / cap), and x itself without a cap; and its slope, of what came of it.
+inline Vec soft_cap(Vec x, float cap) {
+  if (cap == 0.0f) return x;
+  const Vec e = expm1_of_negative(abs(x) * (-2.0f / cap));
+  return with_sign_of(-e / (e + 2.0f) * cap, x);
+}
+inline Vec cap_slope(Vec capped, float cap) {
+  if (cap == 0.0f) return splat(1.0f);
+  const Vec share = capped * (1.0f / cap);
+  return 1.0f - share * share;
 }
 
 // The standard normal distribution: Φ(x) and its density φ(x). Φ(-|x|) is φ times a polynomial in

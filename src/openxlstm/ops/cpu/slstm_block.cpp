@@ -27,7 +27,7 @@ struct Whole {
   FeedForward ff;
   int64_t tiles, steps;  // tasks, and steps of a chunk
   PackedConv conv;
-  Floats R, W, up, down;
+  Floats R, W, gate, value, down;
 
   Whole(const Tensor& x, const Tensor& norm, const MaybeTensor& conv_weight,
         const MaybeTensor& conv_bias, const Tensor& W_, const Tensor& R_, const Tensor& head_norm,
@@ -37,18 +37,29 @@ struct Whole {
       : tiles(tiles_),
         steps(steps_),
         R(slstm_packed_recurrent(R_, backward)),
-        W(slstm_packed_input(W_, backward)),
-        up(feedforward_packed_up(up_, backward)),
-        down(feedforward_packed_down(down_, backward)) {
-    const int64_t D = x.size(2), K = conv_weight ? conv_weight->size(1) : 0;
+        W(slstm_packed_input(W_, backward)) {
+    const int64_t D = x.size(2), F = down_.size(1), K = conv_weight ? conv_weight->size(1) : 0;
     p = {x.size(0), x.size(1), D, W_.size(0), K, static_cast<float>(eps), data(x)};
     p.before = data(before), p.reset = mask(reset);
     p.norm = data(norm), p.head_norm = data(head_norm);
     if (K) conv.pack(*conv_weight, conv_bias, D);
     p.conv = conv.weight.data(), p.conv_bias = conv.bias.data();
-    ff = {0, D, down_.size(1), false, true, static_cast<float>(eps)};
-    ff.norm = data(ff_norm), ff.up = up.data(), ff.down = down.data();
-    ff.up_bias = data(up_bias), ff.down_bias = data(down_bias);
+    gate = feedforward_packed(data(up_), F, D, backward);
+    value = feedforward_packed(data(up_) + F * D, F, D, backward);
+    down = feedforward_packed(data(down_), D, F, backward);
+    ff = {0, D, F, false, true, false, static_cast<float>(eps)};
+    ff.norm = data(ff_norm);
+    ff.gate = gate.data(), ff.value = value.data(), ff.down = down.data();
+    ff.gate_bias = data(up_bias), ff.down_bias = data(down_bias);
+    if (up_bias) ff.value_bias = ff.gate_bias + F;
+  }
+  // The rows of a chunk, with what the backward reads of them, (B·T, 2F).
+  FeedForward feedforward(const Chunk& c, float* preact) const {
+    FeedForward of = ff;
+    of.R = c.rows();
+    if (preact != nullptr) of.gate_preact = preact + row(c) * 2 * ff.F;
+    if (preact != nullptr) of.value_preact = of.gate_preact + ff.F;
+    return of;
   }
   int64_t chunks() const { return (p.T + steps - 1) / steps; }
   int64_t back() const { return p.K > 0 ? p.K - 1 : 0; }
@@ -159,9 +170,8 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> slstm_block(
         slstm_forward_task(f, task, w.R.data(), arena.next);
 
       OPENXLSTM_CALL(add_head_norm, p, c, f.h, x_layer);
-      FeedForward ff = w.ff;
-      ff.R = c.rows(), ff.x = x_layer, ff.y = y_chunk;
-      ff.preact = save ? data(preact) + row * 2 * F : nullptr;
+      FeedForward ff = w.feedforward(c, save ? data(preact) : nullptr);
+      ff.x = x_layer, ff.y = y_chunk;
       for (int64_t part = 0; part < feedforward_tiles(ff.R); ++part)
         feedforward_forward_tile(ff, part, arena.next);
       put_rows(y_chunk, p, c, data(y));
@@ -187,7 +197,7 @@ slstm_block_grad(Tensor x, Tensor norm, MaybeTensor conv_weight, MaybeTensor con
   const SLSTMBlock& p = w.p;
   const int64_t B = p.B, T = p.T, D = p.D, F = w.ff.F, K = p.K, NH = p.NH, DH = D / NH;
   const int64_t DP = OPENXLSTM_CALL(padded, DH), GP = OPENXLSTM_CALL(padded, 4 * DH);
-  const int64_t FP = OPENXLSTM_CALL(padded, F), UP = OPENXLSTM_CALL(padded, 2 * F);
+  const int64_t FP = OPENXLSTM_CALL(padded, F), UP = 2 * FP;
   Tensor dx = fresh(x, {B, T, D}), d_state = torch::stable::clone(d_final);
   Tensor dbefore = fresh(x, {B, w.back(), D}, before.has_value());
   const int64_t rows = w.most_samples() * steps, samples = w.most_samples();
@@ -199,7 +209,7 @@ slstm_block_grad(Tensor x, Tensor norm, MaybeTensor conv_weight, MaybeTensor con
   sums.for_each(floats, [&](int64_t tile, float* const* part, float* scratch) {
     const SLSTMSums of_scan{part[0], part[1], part[2]};
     const SLSTMBlockSums own{part[5], part[6], part[3], part[4]};
-    const FeedForwardSums of_ff{part[7], part[8], part[9], part[10], part[11]};
+    const FeedForwardSums of_ff{part[7], part[8], part[9], part[10], part[11], nullptr};
     Arena arena{scratch};
     const ChunkInputs in = w.take_inputs(arena);
     float *d_carried = arena.take(4 * samples * D), *last = arena.take(4 * samples * D);
@@ -223,9 +233,8 @@ slstm_block_grad(Tensor x, Tensor norm, MaybeTensor conv_weight, MaybeTensor con
       OPENXLSTM_CALL(norm_and_convolve, p, c, in);
       OPENXLSTM_CALL(add_head_norm, p, c, h_chunk, x_layer);
       take_rows(data(dy), p, c, dy_chunk);
-      FeedForward ff = w.ff;
-      ff.R = c.rows(), ff.x = x_layer, ff.preact = data(preact) + row * 2 * F;
-      ff.dy = dy_chunk, ff.dx = dx_layer;
+      FeedForward ff = w.feedforward(c, data(preact));
+      ff.x = x_layer, ff.dy = dy_chunk, ff.dx = dx_layer;
       for (int64_t each = 0; each < feedforward_tiles(ff.R); ++each)
         feedforward_backward_tile(ff, each, of_ff, arena.next);
       if (index > 0) {

@@ -8,41 +8,7 @@
 
 #include "norm_rows.h"
 #include "slstm_cell.h"
-
-// y (B, N) = x (B, K) · Wᵀ + bias for outputs n0 … n0 + LANES of W (N, K).
-inline void map_block(int64_t B, int64_t N, int64_t K, const float* W, const float* bias,
-                      const float* x, int64_t ldx, float* y, int64_t ldy, int64_t n0) {
-  const float* rows[LANES];
-  for (int j = 0; j < LANES; ++j) rows[j] = W + std::min(n0 + j, N - 1) * K;
-  for (int64_t b = 0; b < B; ++b) {
-    const float* in = x + b * ldx;
-    Vec sums[LANES] = {};
-    int64_t k = 0;
-    for (; k + LANES <= K; k += LANES) {
-      const Vec v = load(in + k);
-      for (int j = 0; j < LANES; ++j) sums[j] += v * load(rows[j] + k);
-    }
-    if (k < K) {
-      const Vec v = load(in + k, K - k);
-      for (int j = 0; j < LANES; ++j) sums[j] += v * load(rows[j] + k, K - k);
-    }
-    Vec out = sums_of(sums);
-    if (bias != nullptr) out += load(bias + n0, N - n0);
-    store(y + b * ldy + n0, out, N - n0);
-  }
-}
-// A map of so many weights is worth a second thread.
-constexpr int64_t kManyWeights = 1 << 18;
-inline void map(int64_t B, int64_t N, int64_t K, const float* W, const float* bias, const float* x,
-                int64_t ldx, float* y, int64_t ldy) {
-  const int64_t blocks = (N + LANES - 1) / LANES;
-  const auto run = [&](int64_t begin, int64_t end) {
-    for (int64_t block = begin; block < end; ++block)
-      map_block(B, N, K, W, bias, x, ldx, y, ldy, block * LANES);
-  };
-  if (N * K < kManyWeights) run(0, blocks);
-  else torch::stable::parallel_for(0, blocks, 1, run);
-}
+#include "step_maps.h"
 
 inline void silu_row(float* x, int64_t width) {
   for (int64_t d = 0; d < width; d += LANES) {
@@ -66,58 +32,70 @@ inline void conv_row(const StepLayer& layer, int64_t width, const float* x, floa
   silu_row(c, width);
 }
 
-// One step of one head: C (DH, DH), n (DH), m; h is written.
+// C, n and h of one head, a step on: C (DQK, DHV) of `vectors` vectors of DHV, the last of `count`.
+// What the memory is asked for, h, is written.
+template <int kVectors>
+inline void mlstm_columns(const float* q, const float* k, const float* v, float f, float i,
+                          int64_t DQK, int64_t DHV, int64_t count, float* C, float* h) {
+  Vec value[kVectors], sums[kVectors] = {};
+  for (int j = 0; j < kVectors; ++j) value[j] = load(v + j * LANES, count - j * LANES) * i;
+  for (int64_t d = 0; d < DQK; ++d)
+    for (int j = 0; j < kVectors; ++j) {
+      float* at = C + d * DHV + j * LANES;
+      const Vec c = load(at, count - j * LANES) * f + value[j] * k[d];
+      store(at, c, count - j * LANES);
+      sums[j] += c * q[d];
+    }
+  for (int j = 0; j < kVectors; ++j) store(h + j * LANES, sums[j], count - j * LANES);
+}
+// One step of one head: C (DQK, DHV), n (DQK), m; h is written.
 inline void mlstm_cell(const float* q, const float* k, const float* v, float log_i, float log_f,
-                       float eps, int64_t DH, float* C, float* n, float* m, float* h) {
-  const float scale = 1.0f / std::sqrt(static_cast<float>(DH)), carried = log_f + *m;
+                       float eps, int64_t DQK, int64_t DHV, float* C, float* n, float* m,
+                       float* h) {
+  const float scale = 1.0f / std::sqrt(static_cast<float>(DQK)), carried = log_f + *m;
   const float m_new = std::max(carried, log_i);
   const float f = std::exp(carried - m_new), i = std::exp(log_i - m_new);
   *m = m_new;
   float normalizer = 0.0f;
-  for (int64_t d = 0; d < DH; ++d) {
+  for (int64_t d = 0; d < DQK; ++d) {
     n[d] = f * n[d] + i * k[d];
     normalizer += n[d] * q[d];
   }
-  for (int64_t e = 0; e < DH; e += LANES) {
-    const int64_t count = DH - e;
-    const Vec value = load(v + e, count);
-    Vec sums[4] = {};
-    for (int64_t d = 0; d < DH; ++d) {
-      float* row = C + d * DH + e;
-      const Vec c = load(row, count) * f + value * (i * k[d]);
-      store(row, c, count);
-      sums[d % 4] += c * q[d];
-    }
-    store(h + e, (sums[0] + sums[1]) + (sums[2] + sums[3]), count);
-  }
+  int64_t e = 0;
+  for (; e + 4 * LANES <= DHV; e += 4 * LANES)
+    mlstm_columns<4>(q, k, v + e, f, i, DQK, DHV, 4 * LANES, C + e, h + e);
+  for (; e < DHV; e += LANES)
+    mlstm_columns<1>(q, k, v + e, f, i, DQK, DHV, std::min<int64_t>(LANES, DHV - e), C + e, h + e);
   // exp(-m) is the 1 of eq. 21; never 0, so that no memory at all is read as 0.
   const float one = std::max(std::exp(-m_new), FLT_MIN);
   const float inverse = scale / (std::max(std::fabs(normalizer * scale), one) + eps);
-  for (int64_t d = 0; d < DH; ++d) h[d] *= inverse;
+  for (int64_t d = 0; d < DHV; ++d) h[d] *= inverse;
 }
 
-// All heads of row b: q, k, v, h (NH·DH), gates (2·NH) ĩ and f̃.
-inline void cells_of_row(const StepLayer& layer, int64_t NH, int64_t DH, int64_t b, const float* q,
+// One head of row b: q, k (NH·DQK), v, h (NH·DHV), gates (2·NH) ĩ and f̃.
+inline void cell_of_head(const StepLayer& layer, int64_t NH, int64_t b, int64_t head,
+                         const float* q, const float* k, const float* v, const float* gates,
+                         float* h) {
+  const int64_t DQK = layer.DQK, DHV = layer.DHV, at = b * NH + head;
+  const float f = gates[NH + head];
+  const float log_f = std::min(f, 0.0f) - std::log1p(std::exp(-std::fabs(f)));
+  mlstm_cell(q + head * DQK, k + head * DQK, v + head * DHV, gates[head], log_f,
+             static_cast<float>(layer.eps), DQK, DHV, layer.state[0] + at * DQK * DHV,
+             layer.state[1] + at * DQK, layer.state[2] + at, h + head * DHV);
+}
+inline void cells_of_row(const StepLayer& layer, int64_t NH, int64_t b, const float* q,
                          const float* k, const float* v, const float* gates, float* h) {
-  for (int64_t head = 0; head < NH; ++head) {
-    const float f = gates[NH + head];
-    const float log_f = std::min(f, 0.0f) - std::log1p(std::exp(-std::fabs(f)));
-    const int64_t at = b * NH + head, d = head * DH;
-    mlstm_cell(q + d, k + d, v + d, gates[head], log_f, static_cast<float>(layer.eps), DH,
-               layer.state[0] + at * DH * DH, layer.state[1] + at * DH, layer.state[2] + at, h + d);
-  }
+  for (int64_t head = 0; head < NH; ++head) cell_of_head(layer, NH, b, head, q, k, v, gates, h);
 }
 
 inline void mlstm_layer(const Step& s, const StepLayer& layer, const float* x, float* y,
                         float* scratch) {
   const int64_t B = s.B, D = s.D, E = layer.inner, NH = s.NH, DH = E / NH, side = layer.option;
-  const float *const *w = layer.weight;
-  const float *up = w[0], *up_bias = w[1], *gate = w[8], *gate_bias = w[9], *skip = w[10];
-  const float *down = w[11], *down_bias = w[12];
+  const float* skip = layer.vector(10);
   Arena arena{scratch};
   float *u = arena.take(B * 2 * E), *c = arena.take(B * E), *qkv = arena.take(B * 3 * E);
   float *h = arena.take(B * E), *gates = arena.take(B * 2 * NH);
-  map(B, 2 * E, D, up, up_bias, x, D, u, 2 * E);
+  map(s, 2 * E, D, layer.weight[0], layer.vector(1), x, D, u, 2 * E);
   for (int64_t b = 0; b < B; ++b) {
     const float* a = u + b * 2 * E;
     float* cb = c + b * E;
@@ -128,7 +106,8 @@ inline void mlstm_layer(const Step& s, const StepLayer& layer, const float* x, f
       silu_row(cb, E);
     }
     for (int64_t part = 0; part < 3; ++part) {
-      const float *in = part < 2 ? cb : a, *block = w[2 + part], *bias = w[5 + part];
+      const float *in = part < 2 ? cb : a, *block = layer.vector(2 + part);
+      const float* bias = layer.vector(5 + part);
       float* out = qkv + (b * 3 + part) * E;
       for (int64_t e = 0; e < E; ++e, block += side) {
         const float* from = in + e / side * side;
@@ -138,12 +117,12 @@ inline void mlstm_layer(const Step& s, const StepLayer& layer, const float* x, f
       }
     }
   }
-  map(B, 2 * NH, 3 * E, gate, gate_bias, qkv, 3 * E, gates, 2 * NH);
+  map(s, 2 * NH, 3 * E, layer.weight[8], layer.vector(9), qkv, 3 * E, gates, 2 * NH);
   const NormedRows norm{NH, DH, layer.head_norm, static_cast<float>(s.norm_eps)};
   for (int64_t b = 0; b < B; ++b) {
     const float *q = qkv + b * 3 * E, *k = q + E, *v = k + E, *z = u + b * 2 * E + E;
     float* hb = h + b * E;
-    cells_of_row(layer, NH, DH, b, q, k, v, gates + b * 2 * NH, hb);
+    cells_of_row(layer, NH, b, q, k, v, gates + b * 2 * NH, hb);
     norm.forward(hb, E, 1, hb, E);
     for (int64_t e = 0; e < E; e += LANES) {
       const int64_t count = E - e;
@@ -152,20 +131,21 @@ inline void mlstm_layer(const Step& s, const StepLayer& layer, const float* x, f
       store(hb + e, kept * gate_branch * sigmoid(gate_branch).value, count);
     }
   }
-  map(B, D, E, down, down_bias, h, E, y, D);
+  map(s, D, E, layer.weight[11], layer.vector(12), h, E, y, D);
 }
 
 // h = σ(õ) ⊙ mLSTM(q, k, v) of dense maps of x, with nothing around it.
 inline void bare_mlstm_layer(const Step& s, const StepLayer& layer, const float* x, float* y,
                              float* scratch) {
-  const int64_t B = s.B, D = s.D, NH = s.NH, DH = D / NH;
+  const int64_t B = s.B, D = s.D, NH = s.NH;
   Arena arena{scratch};
   float *qkvo = arena.take(B * 4 * D), *gates = arena.take(B * 2 * NH);
-  map(B, 4 * D, D, layer.weight[0], layer.weight[1], x, D, qkvo, 4 * D);
-  map(B, 2 * NH, D, layer.weight[2], layer.weight[3], x, D, gates, 2 * NH);
+  maps(s, D, x, D,
+       {{4 * D, layer.weight[0], layer.vector(1), qkvo, 4 * D},
+        {2 * NH, layer.weight[2], layer.vector(3), gates, 2 * NH}});
   for (int64_t b = 0; b < B; ++b) {
     const float *q = qkvo + b * 4 * D, *k = q + D, *v = k + D, *o = v + D;
-    cells_of_row(layer, NH, DH, b, q, k, v, gates + b * 2 * NH, y + b * D);
+    cells_of_row(layer, NH, b, q, k, v, gates + b * 2 * NH, y + b * D);
     for (int64_t d = 0; d < D; d += LANES) {
       const int64_t count = D - d;
       store(y + b * D + d, load(y + b * D + d, count) * sigmoid(load(o + d, count)).value, count);
@@ -176,32 +156,34 @@ inline void bare_mlstm_layer(const Step& s, const StepLayer& layer, const float*
 inline void slstm_layer(const Step& s, const StepLayer& layer, const float* x, float* y,
                         float* scratch) {
   const int64_t B = s.B, D = s.D, NH = s.NH, DH = D / NH;
-  const float *input = layer.weight[0], *bias = layer.weight[1], *R = layer.weight[2];
+  const void *input = layer.weight[0], *R = layer.weight[2];
+  const float* bias = layer.vector(1);
   Arena arena{scratch};
   float *c = arena.take(B * D), *gates = arena.take(B * 4 * DH);
   float* recurrent = arena.take(B * 4 * DH);
   for (int64_t b = 0; b < B && layer.K > 0; ++b)
     conv_row(layer, D, x + b * D, layer.window + b * (layer.K - 1) * D, c + b * D);
   for (int64_t head = 0; head < NH; ++head) {
-    const float *W = input + head * 4 * DH * DH, *bias_h = bias + head * 4 * DH;
+    const int64_t square = DH * DH, first = head * 4 * square;
+    const float* bias_h = bias + head * 4 * DH;
     const float *convolved = (layer.K > 0 ? c : x) + head * DH, *raw = x + head * DH;
-    map(B, 2 * DH, DH, W, bias_h, convolved, D, gates, 4 * DH);
-    map(B, 2 * DH, DH, W + 2 * DH * DH, bias_h + 2 * DH, raw, D, gates + 2 * DH, 4 * DH);
-    map(B, 4 * DH, DH, R + head * 4 * DH * DH, nullptr, layer.state[0] + head * DH, D, recurrent,
+    map(s, 2 * DH, DH, at(s, input, first), bias_h, convolved, D, gates, 4 * DH);
+    map(s, 2 * DH, DH, at(s, input, first + 2 * square), bias_h + 2 * DH, raw, D, gates + 2 * DH,
         4 * DH);
+    map(s, 4 * DH, DH, at(s, R, first), nullptr, layer.state[0] + head * DH, D, recurrent, 4 * DH);
     for (int64_t b = 0; b < B; ++b)
       for (int64_t d = 0; d < DH; d += LANES) {
-        const int64_t at = b * D + head * DH + d, count = DH - d;
+        const int64_t place = b * D + head * DH + d, count = DH - d;
         Vec preact[4];
         for (int g = 0; g < 4; ++g) {
           const int64_t from = (b * 4 + g) * DH + d;
           preact[g] = load(gates + from, count) + load(recurrent + from, count);
         }
-        const Cell cell = step(preact, load(layer.state[1] + at, count),
-                               load(layer.state[2] + at, count), load(layer.state[3] + at, count),
-                               layer.option != 0);
+        const Cell cell = step(preact, load(layer.state[1] + place, count),
+                               load(layer.state[2] + place, count),
+                               load(layer.state[3] + place, count), layer.option != 0);
         const Vec after[4] = {cell.h, cell.c, cell.n, cell.m};
-        for (int part = 0; part < 4; ++part) store(layer.state[part] + at, after[part], count);
+        for (int part = 0; part < 4; ++part) store(layer.state[part] + place, after[part], count);
       }
   }
   if (layer.head_norm == nullptr) {
@@ -217,22 +199,92 @@ inline void feedforward_layer(const Step& s, const StepLayer& layer, const float
   const int64_t B = s.B, F = layer.inner;
   Arena arena{scratch};
   float *u = arena.take(B * 2 * F), *act = arena.take(B * F);
-  map(B, 2 * F, s.D, layer.weight[4], layer.weight[5], x, s.D, u, 2 * F);
+  map(s, 2 * F, s.D, layer.weight[4], layer.vector(5), x, s.D, u, 2 * F);
   for (int64_t b = 0; b < B; ++b)
     for (int64_t d = 0; d < F; d += LANES) {
       const int64_t count = F - d;
       const Vec gate = load(u + b * 2 * F + d, count), value = load(u + b * 2 * F + F + d, count);
       store(act + b * F + d, gate * normal(gate).cumulative * value, count);
     }
-  map(B, s.D, F, layer.weight[6], layer.weight[7], act, F, y, s.D);
+  map(s, s.D, F, layer.weight[6], layer.vector(7), act, F, y, s.D);
 }
 
+// A large block: both halves, each added to x; y (B, D) is scratch memory as well.
+inline void large_block(const Step& s, const StepLayer& layer, float* x, float* y, float* scratch) {
+  const int64_t B = s.B, D = s.D, NH = s.NH, F = layer.inner, QK = NH * layer.DQK;
+  const int64_t V = NH * layer.DHV, wide = 2 * QK + 2 * V;
+  const auto norm = [&](const float* weight, const float* bias) {
+    rms_rows(D, weight, bias, static_cast<float>(s.norm_eps)).forward(x, D, B, y, D);
+  };
+  const auto add = [&] {
+    for (int64_t d = 0; d < B * D; ++d) x[d] += y[d];
+  };
+  const auto output = [&](int place, int bias, int64_t N, float* to, int64_t ld) {
+    return Map{N, layer.weight[place], layer.vector(bias), to, ld};
+  };
+  Arena arena{scratch};
+  float *qkvo = arena.take(B * wide), *h = arena.take(B * V), *gates = arena.take(B * 2 * NH);
+  norm(layer.norm, layer.norm_bias);
+  maps(s, D, y, D,
+       {output(0, 5, QK, qkvo, wide), output(1, 6, QK, qkvo + QK, wide),
+        output(2, 7, V, qkvo + 2 * QK, wide), output(3, 8, V, qkvo + 2 * QK + V, wide),
+        output(4, 9, 2 * NH, gates, 2 * NH)});
+  const float cap = static_cast<float>(layer.cap);
+  for (int64_t d = 0; d < B * 2 * NH && cap > 0; ++d) gates[d] = cap * std::tanh(gates[d] / cap);
+  const auto cells = [&](int64_t begin, int64_t end) {
+    for (int64_t one = begin; one < end; ++one) {
+      const int64_t b = one / NH;
+      const float *q = qkvo + b * wide, *k = q + QK, *v = k + QK;
+      cell_of_head(layer, NH, b, one % NH, q, k, v, gates + b * 2 * NH, h + b * V);
+    }
+  };
+  if (B * QK * layer.DHV < kManyWeights) cells(0, B * NH);
+  else torch::stable::parallel_for(0, B * NH, 1, cells);
+  const NormedRows head_norm{NH, layer.DHV, layer.head_norm, static_cast<float>(s.norm_eps),
+                             layer.head_norm_bias, true, 0.0f};
+  for (int64_t b = 0; b < B; ++b) {
+    float *row = h + b * V, *o = qkvo + b * wide + 2 * QK + V;
+    head_norm.forward(row, V, 1, row, V);
+    for_vectors(V, [&](int64_t d, int64_t n) {
+      store(row + d, load(row + d, n) * sigmoid(load(o + d, n)).value, n);
+    });
+  }
+  maps(s, V, h, V, {output(10, 11, D, y, D)});
+  add();
+
+  arena = Arena{scratch};  // what the first half had there is read
+  float *u = arena.take(B * 2 * F), *act = arena.take(B * F);
+  norm(layer.vector(12), layer.vector(13));
+  maps(s, D, y, D, {output(14, 17, F, u, 2 * F), output(15, 18, F, u + F, 2 * F)});
+  for (int64_t b = 0; b < B; ++b)
+    for_vectors(F, [&](int64_t d, int64_t n) {
+      const Vec gate = load(u + b * 2 * F + d, n), value = load(u + b * 2 * F + F + d, n);
+      store(act + b * F + d, gate * sigmoid(gate).value * value, n);
+    });
+  maps(s, F, act, F, {output(16, 19, D, y, D)});
+  add();
+}
+
+// Floats of scratch memory a row that a layer takes.
+inline int64_t layer_floats(const Step& s, const StepLayer& layer) {
+  if (layer.is_slstm) return s.D + 8 * (s.D / s.NH) + 3 * layer.inner;
+  if (!layer.is_large) return 7 * layer.inner + 2 * s.NH;
+  return std::max(s.NH * (2 * layer.DQK + 3 * layer.DHV + 2), 3 * layer.inner);
+}
 inline int64_t step_floats(const Step& s, const StepLayer* layers) {
   int64_t most = 0;
-  for (int64_t l = 0; l < s.num_layers; ++l)
-    most = std::max(most, layers[l].is_slstm ? s.D + 8 * (s.D / s.NH) + 3 * layers[l].inner
-                                             : 7 * layers[l].inner + 2 * s.NH);
+  for (int64_t l = 0; l < s.num_layers; ++l) most = std::max(most, layer_floats(s, layers[l]));
   return s.B * (3 * s.D + most) + 16 * 8;
+}
+
+// x (D) = or += a row of a matrix.
+inline void read_row(const Step& s, const void* matrix, int64_t row, float* x, bool add) {
+  const void* from = at(s, matrix, row * s.D);
+  for_vectors(s.D, [&](int64_t d, int64_t n) {
+    const Vec v = s.narrow ? load(static_cast<const uint16_t*>(from) + d, n)
+                           : load(static_cast<const float*>(from) + d, n);
+    store(x + d, add ? load(x + d, n) + v : v, n);
+  });
 }
 
 // What the blocks read: of tokens their embeddings, of features their projection.
@@ -241,17 +293,14 @@ inline void read_input(const Step& s, const void* input, float* x) {
   if (s.I > 0) {
     const auto* features = static_cast<const float*>(input);
     if (s.proj == nullptr) std::copy(features, features + s.B * D, x);
-    else map(s.B, D, s.I, s.proj, s.proj_bias, features, s.I, x, D);
+    else map(s, D, s.I, s.proj, s.proj_bias, features, s.I, x, D);
     return;
   }
   const auto* ids = static_cast<const int64_t*>(input);
   for (int64_t b = 0; b < s.B; ++b) {
-    const float* token = s.tokens + ids[b] * D;
-    std::copy(token, token + D, x + b * D);
-    if (s.positions != nullptr) {
-      const float* row = s.positions + std::min(s.position[b], s.num_positions - 1) * D;
-      for (int64_t d = 0; d < D; ++d) x[b * D + d] += row[d];
-    }
+    read_row(s, s.tokens, ids[b], x + b * D, false);
+    if (s.positions != nullptr)
+      read_row(s, s.positions, std::min(s.position[b], s.num_positions - 1), x + b * D, true);
     ++s.position[b];
   }
 }
@@ -262,8 +311,10 @@ inline void step_model(const Step& s, const StepLayer* layers, const void* input
   Arena arena{scratch};
   float *x = arena.take(B * D), *normed_x = arena.take(B * D), *y = arena.take(B * D);
   float* rest = arena.next;
+  const float eps = static_cast<float>(s.norm_eps);
   const auto norm_all = [&](const float* weight, float* to) {
-    const NormedRows norm{1, D, weight, static_cast<float>(s.norm_eps)};
+    const NormedRows norm =
+        s.rms ? rms_rows(D, weight, s.norm_bias, eps) : NormedRows{1, D, weight, eps};
     norm.forward(x, D, B, to, D);
   };
   const auto add = [&] {
@@ -272,9 +323,14 @@ inline void step_model(const Step& s, const StepLayer* layers, const void* input
   read_input(s, input, x);
   for (int64_t l = 0; l < s.num_layers; ++l) {
     const StepLayer& layer = layers[l];
+    if (layer.is_large) {
+      large_block(s, layer, x, y, rest);
+      continue;
+    }
     if (layer.norm == nullptr) {
-      const float *proj = layer.weight[11], *in = x;
-      if (proj != nullptr) map(B, D, D, proj, layer.weight[12], in, D, normed_x, D), in = normed_x;
+      const void* proj = layer.weight[kStepWeights - 2];
+      const float *proj_bias = layer.vector(kStepWeights - 1), *in = x;
+      if (proj != nullptr) map(s, D, D, proj, proj_bias, in, D, normed_x, D), in = normed_x;
       layer.is_slstm ? slstm_layer(s, layer, in, y, rest) : bare_mlstm_layer(s, layer, in, y, rest);
       std::swap(x, y);
       continue;
@@ -283,7 +339,7 @@ inline void step_model(const Step& s, const StepLayer* layers, const void* input
     layer.is_slstm ? slstm_layer(s, layer, normed_x, y, rest) : mlstm_layer(s, layer, normed_x, y, rest);
     add();
     if (layer.is_slstm && layer.inner > 0) {
-      norm_all(layer.weight[3], normed_x);
+      norm_all(layer.vector(3), normed_x);
       feedforward_layer(s, layer, normed_x, y, rest);
       add();
     }
@@ -291,5 +347,9 @@ inline void step_model(const Step& s, const StepLayer* layers, const void* input
   float* last = s.head == nullptr ? s.out : normed_x;
   if (s.norm == nullptr) std::copy(x, x + B * D, last);
   else norm_all(s.norm, last);
-  if (s.head != nullptr) map(B, s.V, D, s.head, nullptr, last, D, s.out, s.V);
+  if (s.head != nullptr) map(s, s.V, D, s.head, nullptr, last, D, s.out, s.V);
+  const float cap = static_cast<float>(s.cap);
+  for_vectors(cap > 0 ? B * s.V : 0, [&](int64_t d, int64_t n) {
+    store(s.out + d, soft_cap(load(s.out + d, n), cap), n);
+  });
 }

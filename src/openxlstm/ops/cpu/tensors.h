@@ -114,12 +114,13 @@ class Sums {
     });
   }
 
-  // One part as a tensor of `sizes`, from rows of `ld` floats.
-  Tensor total(const Tensor& like, int64_t part, std::initializer_list<int64_t> sizes, int64_t ld) {
+  // One part as a tensor of `sizes`, from rows of `ld` floats, the first of them `first`.
+  Tensor total(const Tensor& like, int64_t part, std::initializer_list<int64_t> sizes, int64_t ld,
+               int64_t first = 0) {
     Tensor x = torch::stable::new_empty(like, {sizes.begin(), sizes.size()});
     const int64_t width = *(sizes.end() - 1), rows = width ? x.numel() / width : 0;
     for (int64_t r = 0; r < rows; ++r) {
-      const float* from = sums_.data() + starts_[part] + r * ld;
+      const float* from = sums_.data() + starts_[part] + (first + r) * ld;
       float* to = data(x) + r * width;
       std::copy(from, from + width, to);
       for (int64_t slice = 1; slice < slices_; ++slice)

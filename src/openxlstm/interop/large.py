@@ -1,0 +1,276 @@
+"""NX-AI's `xlstm_large` (xLSTM-7B) and Hugging Face's xLSTM, which is the same model: their
+configurations, both ways.
+
+The two differ in the name of one tensor, in the default width of the feed-forward, in what some
+options are called, and in the last norm, which Hugging Face always has and never with a bias.
+"""
+
+from collections.abc import Mapping
+from typing import Any
+
+from torch import Tensor
+
+from openxlstm.config import ModelConfig
+from openxlstm.errors import UserError
+from openxlstm.interop.keymap import large_rows
+from openxlstm.interop.options import Options, factor_of
+from openxlstm.interop.reading import Reading, rows_of
+
+KERNELS = (
+    "sequence_kernel", "step_kernel", "mode", "chunk_size", "return_last_states",
+    "autocast_kernel_dtype", "inference_state_dtype", "norm_reduction_force_float32",
+)  # fmt: skip
+"""Options that choose how the other implementations compute, not what. Norms are taken in float32
+here, and states kept so, in any case."""
+
+HUGGING_FACE_ONLY = (
+    # Of every configuration there.
+    "model_type", "architectures", "dtype", "torch_dtype", "transformers_version", "_name_or_path",
+    "return_dict", "output_hidden_states", "output_attentions", "chunk_size_feed_forward",
+    "is_encoder_decoder", "id2label", "label2id", "problem_type", "use_cache",
+    "pad_token_id", "bos_token_id", "eos_token_id", "max_inference_chunksize",
+    # Of what xLSTM-7B's file has and its model does not read.
+    "add_embedding_dropout", "add_forward_backend_padding", "add_post_blocks_norm",
+    "add_post_norm", "add_qk_norm", "cell_norm_eps", "force_bos_token_insert", "head_dim",
+    "igate_bias_init_range", "mlstm_round_up_to_multiple_of",
+)  # fmt: skip
+
+NATIVE = {
+    "chunkwise_kernel": "chunkwise--native_autograd",
+    "sequence_kernel": "native_sequence__native",
+    "step_kernel": "native",
+    "mode": "inference",
+    "chunk_size": 64,
+    "return_last_states": True,
+    "autocast_kernel_dtype": "float32",
+    "inference_state_dtype": "float32",
+}
+"""Kernels that run everywhere, in full precision."""
+
+HUGGING_FACE_UNIT = 64
+"""What Hugging Face's cache rounds the widths of keys and values up to, and its layers do not."""
+
+
+def read_config(
+    values: Mapping[str, Any],
+    tensors: Mapping[str, Tensor],
+    place: str,
+    *,
+    hugging_face: bool,
+    allow_unknown: bool = False,
+) -> Reading:
+    """What a configuration says about a checkpoint.
+
+    The widths of queries, values and feed-forwards are the tensors' own: the originals round them
+    in different ways.
+
+    Raises:
+        UserError: that names an option that is unknown, or has no counterpart here.
+    """
+    top = Options(values, place)
+    if hugging_face:
+        D, num_blocks = top.need("hidden_size", "embedding_dim"), _blocks(top)
+        top.ignore(("add_out_norm", *HUGGING_FACE_ONLY))
+    else:
+        D, num_blocks = top.need("embedding_dim"), top.need("num_blocks")
+    final_norm = hugging_face or top.take("add_out_norm", True)
+    bias = top.take("use_bias", False)
+    fused = "backbone.blocks.0.mlstm_layer.qkv_opreact.weight" in tensors
+    kernel = top.raw("chunkwise_kernel", "")
+    if "siging" in str(kernel):
+        top.fail("chunkwise_kernel", "has a sigmoid input gate, which openxlstm does not have")
+    top.only("weight_mode", "single", "fused")
+    top.ignore(KERNELS)
+    options: dict[str, Any] = {
+        "block": "large",
+        "layers": "m" * num_blocks,
+        "embedding_dim": D,
+        "vocab_size": top.need("vocab_size"),
+        "num_heads": top.need("num_heads"),
+        "bias": bias,
+        "final_norm": final_norm,
+        "mlstm_eps": top.take("eps", 1e-6),
+        "large_norm_eps": top.take("norm_eps", 1e-6),
+        "large_gate_soft_cap": _cap(top, "gate_soft_cap", 15.0),
+        "large_logit_soft_cap": _cap(top, "output_logit_soft_cap", 30.0),
+    }
+    options |= _widths(top, tensors, D, fused, 2.667 if hugging_face else 2.6667)
+    notes: list[str] = []
+    ignore: set[str] = set()
+    if hugging_face and top.take("tie_word_embeddings", False):
+        options["tie_weights"] = is_tied(tensors, "backbone.embeddings.weight", "lm_head.weight")
+        if not options["tie_weights"]:
+            notes.append("tie_word_embeddings is true, yet the head has weights of its own: kept")
+    top.finish(allow_unknown=allow_unknown)
+    try:
+        config = ModelConfig(**options)
+    except UserError as error:
+        raise UserError(f"{place}: {error}") from None
+    return Reading(
+        config=config,
+        rows=large_rows(num_blocks, hugging_face=hugging_face, fused=fused),
+        may_lack=frozenset({"stack.norm.bias"}) if hugging_face else frozenset(),
+        ignore=frozenset(ignore),
+        notes=notes,
+    )
+
+
+def write_nxai(config: ModelConfig) -> tuple[dict[str, Any], list[str]]:
+    """The options of the same model of NX-AI's, and notes about what is different there.
+
+    Raises:
+        UserError: that names an option that it has no counterpart for.
+    """
+    notes = _check_writable(config, "NX-AI's xlstm_large")
+    values = {
+        "embedding_dim": config.embedding_dim,
+        "num_blocks": len(config.layers),
+        **_shared(config),
+        "add_out_norm": config.final_norm,
+        "gate_soft_cap": config.large_gate_soft_cap or None,
+        "output_logit_soft_cap": config.large_logit_soft_cap or None,
+        "weight_mode": "single",
+    }
+    return values, notes
+
+
+def write_hugging_face(
+    config: ModelConfig, dtype: str, ids: Mapping[str, Any]
+) -> tuple[dict[str, Any], list[str]]:
+    """The options of the same model of Hugging Face's, and notes about what is different there.
+
+    Args:
+        dtype: that the weights are stored in.
+        ids: of the tokens that begin, end and pad a text, where they are known.
+
+    Raises:
+        UserError: that names an option that it has no counterpart for.
+    """
+    who = "Hugging Face's xLSTM"
+    notes = _check_writable(config, who)
+    for name in ("large_gate_soft_cap", "large_logit_soft_cap"):
+        if not getattr(config, name):
+            raise UserError(f"{name}=0.0 has no counterpart in {who}, which always has a limit")
+    if not config.final_norm:
+        raise UserError(f"final_norm=False has no counterpart in {who}, which always has one")
+    unit, widths = HUGGING_FACE_UNIT, (config.large_qk_dim, config.large_v_dim)
+    has_cache = not any(width % unit for width in widths)
+    if not has_cache:
+        notes.append(
+            f"keys are {widths[0]} channels wide and values {widths[1]}, and the cache of {who} "
+            f"takes multiples of {unit} alone: it generates without one there, slowly"
+        )
+    values = {
+        "model_type": "xlstm",
+        "architectures": ["xLSTMForCausalLM"],
+        "dtype": dtype,
+        "hidden_size": config.embedding_dim,
+        "embedding_dim": config.embedding_dim,
+        "num_hidden_layers": len(config.layers),
+        "num_blocks": len(config.layers),
+        **_shared(config),
+        "add_out_norm": True,
+        "gate_soft_cap": config.large_gate_soft_cap,
+        "output_logit_soft_cap": config.large_logit_soft_cap,
+        "weight_mode": "single",
+        "tie_word_embeddings": False,
+        "use_cache": has_cache,
+        **{name: ids.get(name) for name in TOKEN_IDS},
+    }
+    return values, notes
+
+
+TOKEN_IDS = ("bos_token_id", "eos_token_id", "pad_token_id")
+"""Options that Hugging Face fills with 0, 1 and 2 where they are not named, whatever these are."""
+
+
+def is_tied(tensors: Mapping[str, Tensor], embedding: str, head: str) -> bool:
+    """Whether a head that may be the embedding is: it is not there, or has the same numbers."""
+    if embedding not in tensors or head not in tensors:
+        return True
+    one, other = tensors[embedding], tensors[head]
+    return one.shape == other.shape and one.dtype == other.dtype and one.equal(other)
+
+
+def _shared(config: ModelConfig) -> dict[str, Any]:
+    return {
+        "num_heads": config.num_heads,
+        "vocab_size": config.vocab_size,
+        "use_bias": config.bias,
+        "norm_eps": config.large_norm_eps,
+        "eps": config.mlstm_eps,
+        "qk_dim_factor": config.large_qk_dim_factor,
+        "v_dim_factor": config.large_v_dim_factor,
+        "ffn_proj_factor": config.large_ff_factor,
+        "ffn_round_up_to_multiple_of": config.large_ff_multiple,
+        **NATIVE,
+    }
+
+
+def _blocks(top: Options) -> int:
+    return top.need("num_hidden_layers", "num_blocks")
+
+
+def _cap(top: Options, name: str, default: float) -> float:
+    """A limit; null is none, which is 0 here."""
+    if name in top and top.raw(name) is None:
+        return 0.0
+    value = top.take(name, default)
+    if value <= 0:
+        top.fail(name, "must be positive, or null for no limit")
+    return value
+
+
+def _widths(
+    top: Options, tensors: Mapping[str, Tensor], D: int, fused: bool, ff_factor: float
+) -> dict[str, Any]:
+    """Factors that give the widths that the tensors have; those of the options where they do."""
+    block = "backbone.blocks.0."
+    qk = rows_of(tensors, f"{block}mlstm_layer.q.weight")
+    v = rows_of(tensors, f"{block}mlstm_layer.multihead_norm.weight")
+    ff = rows_of(tensors, f"{block}ffn.proj_up.weight")
+    if fused:
+        both = rows_of(tensors, f"{block}mlstm_layer.qkv_opreact.weight")
+        qk = both // 2 - v if both and v else None
+        ff = (rows_of(tensors, f"{block}ffn.proj_up_gate_z.weight") or 0) // 2
+
+    def factor(name: str, default: float, width: int | None) -> float:
+        given = top.take(name, default)
+        if not width or width < 0 or not 0 < given < 1e6:  # what is wrong is said when it is read
+            return given
+        return factor_of(width, D, given, lambda factor: int(factor * D))
+
+    multiple = top.take("ffn_round_up_to_multiple_of", 64)
+    if multiple < 1:
+        top.fail("ffn_round_up_to_multiple_of", "must be 1 or more")
+    given = top.take("ffn_proj_factor", ff_factor)
+    if ff and 0 < given < 1e6 and _rounded(given * D, multiple) != ff:
+        multiple = multiple if ff % multiple == 0 else 1
+        given = factor_of(ff, D, given, lambda factor: _rounded(factor * D, multiple))
+    return {
+        "large_qk_dim_factor": factor("qk_dim_factor", 0.5, qk),
+        "large_v_dim_factor": factor("v_dim_factor", 1.0, v),
+        "large_ff_factor": given,
+        "large_ff_multiple": multiple,
+    }
+
+
+def _rounded(width: float, multiple: int) -> int:
+    """As `StackConfig.large_ff_dim` rounds, and both of the originals."""
+    return int(width + multiple - 1) // multiple * multiple
+
+
+def _check_writable(config: ModelConfig, who: str) -> list[str]:
+    """Notes about training.
+
+    Raises:
+        UserError: about the first option that the other model does not have.
+    """
+    for name, known in (("block", "large"), ("num_positions", 0)):
+        if (value := getattr(config, name)) != known:
+            raise UserError(
+                f"{name}={value!r} has no counterpart in {who}: "
+                "this model cannot be written in its format"
+            )
+    lost = [name for name in ("dropout", "embedding_dropout") if getattr(config, name)]
+    return [f"{name}={getattr(config, name):g} is left out: {who} has none" for name in lost]

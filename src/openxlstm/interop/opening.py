@@ -1,0 +1,232 @@
+"""Checkpoints of others as models here: which kind it is, its configuration, its tensors."""
+
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal, get_args
+
+import torch
+from torch import Tensor
+
+from openxlstm.config import ModelConfig, StackConfig
+from openxlstm.errors import UserError
+from openxlstm.files import read_json
+from openxlstm.interop import large, nxai
+from openxlstm.interop.checkpoint import TORCH_FILES, below_prefix, open_checkpoint
+from openxlstm.interop.options import below_model, read_table
+from openxlstm.interop.reading import Reading
+from openxlstm.interop.translate import LazyTensors, read
+from openxlstm.lm.folder import CONFIG, FORMAT, fill
+from openxlstm.lm.model import LanguageModel
+from openxlstm.nn.stack import Stack
+
+Format = Literal["openxlstm", "nxai", "hf"]
+"""Whose: ours, NX-AI's, or Hugging Face's."""
+
+CONFIGS = ("config.yaml", "config.yml", CONFIG)
+"""What NX-AI's configuration may be called beside the weights."""
+
+EMBEDDING = "token_embedding.weight"
+PAPER_ANCHOR = "blocks.0.xlstm_norm.weight"
+LARGE_ANCHOR = "backbone.blocks.0.norm_mlstm.weight"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Opened:
+    """A checkpoint as a model here."""
+
+    config: StackConfig
+    """A ModelConfig unless it is a stack alone."""
+    tensors: Mapping[str, Tensor]
+    """By our names, a tied head left out; each computed, or mapped, when it is asked for."""
+    source: Path
+    notes: list[str] = field(default_factory=list)
+    """What is different here, for whoever converts."""
+
+    def model(self, *, dtype: torch.dtype | None = None, copy: bool = False) -> LanguageModel:
+        """The language model, for evaluation.
+
+        Raises:
+            UserError: if it is a stack alone.
+        """
+        if not isinstance(self.config, ModelConfig):
+            raise UserError(f"{self.source} is a stack of blocks, not a language model")
+        model = empty_model(self.config)
+        fill(model, self.tensors, self.source, dtype=dtype, copy=copy)
+        return model.eval()
+
+
+def load(
+    path: str | Path, *, dtype: torch.dtype | None = None, copy: bool = False
+) -> LanguageModel:
+    """The language model in a folder of Hugging Face's or NX-AI's, or in one of ours, for
+    evaluation. Its weights are mapped from the file, but for small ones that lie in another way.
+
+    Args:
+        dtype: of the weights; None leaves them as they are stored. Another one copies them.
+        copy: whether the model gets memory of its own now; so it does on Windows in any case, where
+            a mapped file could not be replaced.
+
+    Raises:
+        UserError: if something is missing, damaged, unknown or does not fit.
+    """
+    path = Path(path)
+    kind, copy = format_of(path), copy or os.name == "nt"
+    if kind == "openxlstm":
+        return LanguageModel.from_pretrained(path, dtype=dtype, mapped=not copy)
+    return open_foreign(path, kind).model(dtype=dtype, copy=copy)
+
+
+def load_stack(path: str | Path, config: str | Path | None = None) -> Stack:
+    """The stack in a checkpoint of NX-AI's `xLSTMBlockStack`, for evaluation.
+
+    Args:
+        path: its folder or file.
+        config: its configuration, JSON or YAML; None is the one beside the weights.
+
+    Raises:
+        UserError: as `load`; or if it is a whole language model.
+    """
+    opened = open_foreign(Path(path), "nxai", config=None if config is None else Path(config))
+    if isinstance(opened.config, ModelConfig):
+        raise UserError(f"{path} is a language model: its configuration has a vocab_size")
+    stack = empty_stack(opened.config)
+    fill(stack, opened.tensors, path)
+    return stack.eval()
+
+
+def empty_model(config: ModelConfig) -> LanguageModel:
+    """A model without memory for its weights."""
+    with torch.device("meta"):
+        return LanguageModel(config)
+
+
+def empty_stack(config: StackConfig) -> Stack:
+    """A stack without memory for its weights."""
+    with torch.device("meta"):
+        return Stack(config)
+
+
+def format_of(path: Path) -> Format:
+    """Whose format a folder or file is in.
+
+    Raises:
+        UserError: if it is none that is known.
+    """
+    if path.is_file() and path.suffix in (*TORCH_FILES, ".safetensors"):
+        return "nxai"  # a state_dict alone
+    if not path.is_dir():
+        raise UserError(
+            f"{path} does not exist" if not path.exists() else f"{path} is no checkpoint"
+        )
+    if (path / CONFIG).is_file():
+        values = read_json(path / CONFIG)
+        if values.get("format") == FORMAT:
+            return "openxlstm"
+        if "model_type" not in values:
+            return "nxai"
+        if values["model_type"] != "xlstm":
+            raise UserError(f"{path} holds a model of the type {values['model_type']!r}, not xlstm")
+        return "hf"
+    if any((path / name).is_file() for name in CONFIGS):
+        return "nxai"
+    if any(file.suffix in (*TORCH_FILES, ".safetensors") for file in path.iterdir()):
+        return "nxai"
+    raise UserError(f"{path} has neither a {CONFIG}, a config.yaml nor weights: it is no model")
+
+
+def open_foreign(
+    path: Path,
+    kind: Format,
+    *,
+    config: Path | None = None,
+    allow_unknown: bool = False,
+) -> Opened:
+    """A checkpoint of Hugging Face's or NX-AI's. No tensor is read but those that tell its kind.
+
+    Args:
+        path: its folder or file.
+        config: its configuration; None is the one beside the weights.
+        allow_unknown: whether tensors and options that openxlstm does not know are left out rather
+            than an error.
+
+    Raises:
+        UserError: that names what is missing, damaged, unknown or does not fit.
+    """
+    if kind not in get_args(Format) or kind == "openxlstm":
+        raise ValueError(f"kind must be nxai or hf, not {kind!r}")
+    tensors = open_checkpoint(path)
+    place = _config_place(path, kind) if config is None else config
+    values = below_model(read_table(place))
+    reading, tensors = _read_config(kind, values, tensors, path, place, allow_unknown)
+    return _opened(reading, tensors, path, allow_unknown)
+
+
+def _read_config(
+    kind: Format,
+    values: Mapping[str, Any],
+    tensors: Mapping[str, Tensor],
+    path: Path,
+    place: Path,
+    allow_unknown: bool,
+) -> tuple[Reading, Mapping[str, Tensor]]:
+    """How to read a checkpoint, and its tensors without a wrapper's prefix."""
+    options: dict[str, Any] = {"allow_unknown": allow_unknown}
+    is_paper = kind == "nxai" and any(name.endswith(PAPER_ANCHOR) for name in tensors)
+    if is_paper:
+        of_model = "xlstm_block_stack." if values.get("vocab_size", -1) != -1 else ""
+        tensors = below_prefix(tensors, of_model + PAPER_ANCHOR, path)
+        return nxai.read_config(values, tensors, str(place), **options), tensors
+    if not any(name.endswith(LARGE_ANCHOR) for name in tensors):
+        wanted = LARGE_ANCHOR if kind == "hf" else f"{PAPER_ANCHOR} or {LARGE_ANCHOR}"
+        raise UserError(
+            f"{path} holds no xLSTM of {'Hugging Face' if kind == 'hf' else 'NX-AI'}: "
+            f"it has no {wanted}, but e.g. {min(tensors, default='nothing')}"
+        )
+    tensors = below_prefix(tensors, LARGE_ANCHOR, path)
+    hf = kind == "hf"
+    return large.read_config(values, tensors, str(place), hugging_face=hf, **options), tensors
+
+
+def _opened(
+    reading: Reading, tensors: Mapping[str, Tensor], path: Path, allow_unknown: bool
+) -> Opened:
+    config = reading.config
+    is_model = isinstance(config, ModelConfig)
+    module = empty_model(config) if is_model else empty_stack(config)
+    shapes = {name: tuple(weight.shape) for name, weight in module.named_parameters()}
+    ignore = set(reading.ignore)
+    if is_model and config.tie_weights:
+        (embedding,) = (row.theirs[0] for row in reading.rows if row.ours == (EMBEDDING,))
+        if not large.is_tied(tensors, embedding, "lm_head.weight"):
+            raise UserError(
+                f"{path} has a lm_head.weight that is not {embedding}, and its configuration says "
+                "that it is (tie_weights)"
+            )
+        ignore.add("lm_head.weight")
+    ours: LazyTensors = read(
+        reading.rows,
+        tensors,
+        shapes,
+        str(path),
+        may_lack=reading.may_lack,
+        ignore=ignore,
+        allow_unknown=allow_unknown,
+        notes=reading.notes,
+    )
+    return Opened(config=config, tensors=ours, source=path, notes=reading.notes)
+
+
+def _config_place(path: Path, kind: Format) -> Path:
+    """The configuration beside the weights.
+
+    Raises:
+        UserError: if there is none.
+    """
+    folder = path if path.is_dir() else path.parent
+    names = (CONFIG,) if kind == "hf" else CONFIGS
+    for name in names:
+        if (folder / name).is_file():
+            return folder / name
+    raise UserError(f"{folder} has no {' or '.join(names)}: name the configuration with --config")

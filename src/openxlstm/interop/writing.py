@@ -1,0 +1,109 @@
+"""Models of ours as checkpoints of others."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from openxlstm.config import ModelConfig, StackConfig
+from openxlstm.errors import UserError
+from openxlstm.files import write_json, write_text
+from openxlstm.interop import large, nxai
+from openxlstm.interop.keymap import large_rows, nxai_rows, nxai_stack_rows
+from openxlstm.interop.opening import EMBEDDING, Format
+from openxlstm.interop.translate import LazyTensors, write
+from openxlstm.lm.folder import CONFIG, save_config
+from openxlstm.lm.stack_folder import save_stack_config
+from openxlstm.lm.weights import save_weights
+
+HEAD = "head.weight"
+REGISTERED = "transformers opens a model of the paper's blocks after `import openxlstm.hf`"
+
+
+def write_checkpoint(
+    folder: Path,
+    config: StackConfig,
+    tensors: Mapping[str, Tensor],
+    kind: Format,
+    *,
+    shard_bytes: int | None = None,
+    token_ids: Mapping[str, Any] | None = None,
+) -> list[str]:
+    """Writes weights and configuration.
+
+    Args:
+        folder: may be missing.
+        config: a StackConfig for a stack alone, else a ModelConfig.
+        tensors: by our names, a tied head left out, all of one dtype.
+        kind: whose format.
+        shard_bytes: weights that take more are written to several files; ours and Hugging Face's.
+        token_ids: for Hugging Face's, as far as they are known: bos_token_id, eos_token_id and
+            pad_token_id.
+
+    Returns:
+        Notes about what is different there.
+
+    Raises:
+        UserError: that names an option that has no counterpart in that format.
+        OSError: if something cannot be written.
+    """
+    is_model = isinstance(config, ModelConfig)
+    if kind == "hf" and not is_model:
+        raise UserError("a stack alone has no counterpart in Hugging Face's xLSTM")
+    if kind == "openxlstm" or (kind == "hf" and config.block != "large"):
+        save_weights(folder, tensors, shard_bytes=shard_bytes, metadata={"format": "pt"})
+        save_config(config, folder) if is_model else save_stack_config(config, folder)
+        return [] if kind == "openxlstm" else [REGISTERED]
+    if kind == "nxai":
+        if shard_bytes is not None:
+            raise UserError("NX-AI's xlstm reads one file of weights: leave out --shard-size")
+        return _write_nxai(folder, config, tensors)
+    assert is_model
+    dtype = str(next(iter(tensors.values())).dtype).removeprefix("torch.")
+    values, notes = large.write_hugging_face(config, dtype, token_ids or {})
+    tensors = with_head(tensors)
+    if config.bias:  # that of the last norm has no place there
+        _check_zero(tensors, "stack.norm.bias", "Hugging Face's xLSTM")
+        tensors = LazyTensors(
+            {name: _getter(tensors, name) for name in tensors if name != "stack.norm.bias"}
+        )
+    rows = large_rows(len(config.layers), hugging_face=True)
+    save_weights(folder, write(rows, tensors), shard_bytes=shard_bytes, metadata={"format": "pt"})
+    write_json(folder / CONFIG, values)
+    return notes
+
+
+def with_head(tensors: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
+    """The tensors of a language model, its head as well where it is the embedding."""
+    if HEAD in tensors:
+        return tensors
+    entries = {name: _getter(tensors, name) for name in tensors}
+    return LazyTensors({**entries, HEAD: lambda: tensors[EMBEDDING].clone()})
+
+
+def _write_nxai(folder: Path, config: StackConfig, tensors: Mapping[str, Tensor]) -> list[str]:
+    import yaml
+
+    if not isinstance(config, ModelConfig):
+        values, notes = nxai.write_config(config)
+        rows = nxai_stack_rows(config.layers)
+    elif config.block == "large":
+        values, notes = large.write_nxai(config)
+        rows, tensors = large_rows(len(config.layers), hugging_face=False), with_head(tensors)
+    else:
+        values, notes = nxai.write_config(config)
+        rows, tensors = nxai_rows(config.layers), with_head(tensors)
+    save_weights(folder, write(rows, tensors), metadata={"format": "pt"})
+    write_text(folder / "config.yaml", yaml.safe_dump(values, sort_keys=False))
+    return notes
+
+
+def _check_zero(tensors: Mapping[str, Tensor], name: str, who: str) -> None:
+    if torch.count_nonzero(tensors[name]):
+        raise UserError(f"{name} is not 0 and has no counterpart in {who}, which has no such bias")
+
+
+def _getter(tensors: Mapping[str, Tensor], name: str) -> Any:
+    return lambda: tensors[name]
