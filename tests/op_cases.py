@@ -292,6 +292,26 @@ def slstm_layer_inputs(
     return inputs
 
 
+def slstm_block_inputs(
+    B: int, T: int, NH: int, DH: int, F: int, K: int = 4, *, with_state: bool = True,
+    with_biases: bool = True, empty: float = 0.0, seed: int = 0,
+) -> Inputs:  # fmt: skip
+    """K = 0 leaves the convolution out, and its state with it."""
+    randn, D = random_source(seed), NH * DH
+    names = "norm_weight", "head_norm_weight", "ff_norm_weight"
+    inputs = slstm_layer_inputs(B, T, NH, DH, with_state=with_state, empty=empty, seed=seed)
+    inputs = {"x": inputs.pop("raw"), **inputs, **{name: randn(D) for name in names}}
+    del inputs["convolved"]
+    inputs |= {"up_weight": scaled(randn(2 * F, D)), "down_weight": scaled(randn(D, F))}
+    if with_biases:
+        inputs |= {"up_bias": randn(2 * F), "down_bias": randn(D)}
+    if K:
+        inputs |= {"conv_weight": scaled(randn(D, K)), "conv_bias": randn(D)}
+    if K and with_state:
+        inputs["before.x"] = randn(B, K - 1, D)
+    return inputs
+
+
 def mlstm_input_inputs(
     B: int, T: int, D: int, E: int, NH: int, K: int, *, side: int = 4, with_state: bool = True,
     with_biases: bool = False, seed: int = 0,

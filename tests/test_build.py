@@ -21,8 +21,9 @@ ROOT = Path(__file__).parents[1]
 FILES = ("LICENSE", "MANIFEST.in", "README.md", "pyproject.toml", "setup.py")
 LEFT_OUT = ("*.so", "_native_missing.txt", "__pycache__", "*.egg-info", "test_build.py")
 NATIVE_TESTS = [
-    *(f"tests/ops/test_{op}.py" for op in ("native", "norm", "feedforward", "conv", "slstm_layer")),
-    *(f"tests/ops/test_{op}.py" for op in ("mlstm_block", "mlstm_input", "mlstm_output", "large")),
+    *(f"tests/ops/test_{op}.py" for op in ("native", "norm", "feedforward", "conv", "large")),
+    *(f"tests/ops/test_slstm_{op}.py" for op in ("layer", "block")),
+    *(f"tests/ops/test_mlstm_{op}.py" for op in ("block", "input", "output")),
     "tests/nn/test_decoder.py",
 ]
 SMOKE = """

@@ -18,6 +18,7 @@ from openxlstm.ops import (
     mlstm_input,
     mlstm_output,
     slstm,
+    slstm_block,
     slstm_layer,
     state_dtype,
 )
@@ -264,6 +265,52 @@ class TestSLSTMLayer:
         """All four alike, so that nothing else could fail first."""
         change = {"state": SLSTMState(part, part, part, part), "backend": backend}
         assert_refused(slstm_layer, self.arguments, change, r"^state\.h must (have shape|be torch)")
+
+
+class TestSLSTMBlock:
+    arguments = {
+        "x": zeros(2, 9, 16), "input_weight": zeros(2, 4, 8, 8), "bias": zeros(2, 4, 8),
+        "recurrent_weight": zeros(2, 4, 8, 8), "up_weight": zeros(10, 16),
+        "down_weight": zeros(16, 5), "up_bias": zeros(10), "down_bias": zeros(16),
+        "conv_weight": zeros(16, 4), "conv_bias": zeros(16), "before": ConvState(zeros(2, 3, 16)),
+        "state": SLSTMState(*(zeros(2, 2, 8) for _ in range(4))), "reset": mask(2, 9),
+    } | {f"{name}_weight": zeros(16) for name in ("norm", "head_norm", "ff_norm")}  # fmt: skip
+
+    @pytest.mark.parametrize("backend", [None, "torch"])
+    @pytest.mark.parametrize(
+        ("change", "message"),
+        [
+            ({"x": zeros(9, 16)}, r"^x must be \(B, T, D\)"),
+            ({"x": zeros(2, 0, 16)}, "^x .* size 0"),
+            ({"x": zeros(2, 9, 16, dtype=torch.int64)}, "^x must be floating point"),
+            ({"x": zeros(2, 9, 17)}, r"^x must be .* = \(B, T, 16\), not \(2, 9, 17\)"),
+            ({"norm_weight": zeros(8)}, "^norm_weight must have shape"),
+            ({"head_norm_weight": zeros(2, 8)}, "^head_norm_weight must have shape"),
+            ({"ff_norm_weight": zeros(16).double()}, "^ff_norm_weight must be torch.float32"),
+            ({"input_weight": zeros(2, 8, 8)}, r"^input_weight must be \(NH, 4, DH, DH\)"),
+            ({"bias": zeros(64)}, "^bias must have shape"),
+            ({"recurrent_weight": zeros(2, 4, 8, 8, device=META)}, "^recurrent_weight must be on"),
+            ({"down_weight": zeros(16)}, r"^down_weight must be \(D, F\)"),
+            ({"up_weight": zeros(5, 16)}, "^up_weight must have shape"),
+            ({"up_bias": zeros(5)}, "^up_bias must have shape"),
+            ({"down_bias": zeros(5)}, "^down_bias must have shape"),
+            ({"conv_weight": zeros(8, 4)}, "^conv_weight must have shape"),
+            ({"conv_weight": None}, "^conv_bias and before go with conv_weight"),
+            ({"before": ConvState(zeros(2, 4, 16))}, r"^before\.x must have shape"),
+            ({"reset": zeros(2, 9)}, "^reset must be torch.bool"),
+            ({"forget_gate": "tanh"}, "^forget_gate must be 'sigmoid' or 'exp', not 'tanh'"),
+            (
+                {"state": SLSTMState(*(zeros(2, 2, 7) for _ in range(4)))},
+                r"^state\.h must have shape",
+            ),
+        ],
+    )
+    def test_argument(self, change: dict[str, Any], message: str, backend: str | None):
+        assert_refused(slstm_block, self.arguments, change | {"backend": backend}, message)
+
+    def test_backend(self):
+        change = {"backend": "abacus"}
+        assert_refused(slstm_block, self.arguments, change, "^slstm_block has no backend 'abacus'")
 
 
 class TestMLSTMInput:

@@ -32,6 +32,7 @@ from op_cases import (
     norm_inputs,
     results,
     run_with_isa,
+    slstm_block_inputs,
     slstm_inputs,
     slstm_layer_inputs,
     with_gates_joined,
@@ -83,6 +84,9 @@ def make_cases() -> dict[str, Case]:
         "conv": Case(ops.causal_conv, conv_inputs(B, T, 21), rows | {"activation": "silu"}),
         "feedforward": Case(ops.gated_feedforward, ff_inputs, {"residual": True}),
         "slstm_layer": Case(ops.slstm_layer, slstm_layer_inputs(B, T, 3, 7, empty=0.2), rows),
+        "slstm_block": Case(
+            ops.slstm_block, slstm_block_inputs(B, T, 3, 16, 35, empty=0.2), rows | {"eps": 1.0}
+        ),
         "mlstm_block": Case(
             ops.mlstm_block, mlstm_block_inputs(B, T, 21, 48, 3), rows | {"norm_eps": 1.0}
         ),
@@ -92,6 +96,8 @@ def make_cases() -> dict[str, Case]:
 
 
 CASES = make_cases()
+IN_ONE = {"slstm_block", "mlstm_block"}
+"""Those that others in one are made of, which they are left to."""
 EACH_CASE = pytest.mark.parametrize("name", CASES)
 ROUNDED = {
     "mlstm_input": {"output 7", "dx", "dup_weight"},
@@ -368,14 +374,14 @@ def test_gradient_of_one_input_of_a_layer(name: str) -> None:
 @pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16], ids=str)
 def test_other_dtypes_are_left_to_torch(name: str, dtype: torch.dtype) -> None:
     case = CASES[name]
-    wide = state_dtype(dtype) if name in ("slstm_layer", "mlstm_block") else dtype
+    wide = state_dtype(dtype) if name in ("slstm_layer", *IN_ONE) else dtype
     inputs = {
         part: x.to(wide if part.startswith("state") else dtype) for part, x in case.inputs.items()
     }
     with pytest.raises(BackendError, match=str(dtype).removeprefix("torch.")):
         call(case.op, inputs, backend="native", **case.options)
     chosen = tensors(call(case.op, inputs, **case.options))
-    other = "apart" if name == "mlstm_block" else "torch"
+    other = "apart" if name in IN_ONE else "torch"
     by_other = tensors(call(case.op, inputs, backend=other, **case.options))
     assert chosen[0].dtype == dtype
     assert all(map(torch.equal, chosen, by_other))
@@ -507,6 +513,21 @@ def test_operators_of_layers_tell_torch_the_truth(whole: bool) -> None:
     weights = x["input_weight"], x["recurrent_weight"], x["bias"]
     stacked = torch.stack([x[f"state.{part}"] for part in SLSTMState._fields])
     check_operator("slstm_layer", x["convolved"], x["raw"], *weights, stacked, reset, whole, True)
+    x = slstm_block_inputs(3, 5, 2, 8, 7, 3 if whole else 0, with_biases=whole)
+    norms = x["norm_weight"], x.get("conv_weight"), x.get("conv_bias")
+    others = (
+        x["input_weight"],
+        x["recurrent_weight"],
+        x["bias"],
+        x["head_norm_weight"],
+        x["ff_norm_weight"],
+    )
+    ff = x["up_weight"], x["down_weight"], x.get("up_bias"), x.get("down_bias")
+    stacked = torch.stack([x[f"state.{part}"] for part in SLSTMState._fields])
+    check_operator(
+        "slstm_block", x["x"], *norms, *others, *ff, x.get("before.x"), stacked, reset, whole,
+        1e-5, 2, 2, True,
+    )  # fmt: skip
     x = mlstm_input_inputs(3, 5, 6, 16, 2, 3 if whole else 0)
     names = ("up_weight", "q_weight", "k_weight", "v_weight")
     weights = (

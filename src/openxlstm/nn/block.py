@@ -2,12 +2,14 @@
 
 from torch import Tensor, nn
 
+from openxlstm import ops
 from openxlstm.config import StackConfig
+from openxlstm.nn.conv import weights_of
 from openxlstm.nn.feedforward import GatedFeedForward
 from openxlstm.nn.mlstm import MLSTMLayer
-from openxlstm.nn.norm import LayerNorm
+from openxlstm.nn.norm import EPS, LayerNorm
 from openxlstm.nn.slstm import SLSTMLayer
-from openxlstm.states import LayerState
+from openxlstm.states import LayerState, MLSTMState
 
 LAYERS = {"s": SLSTMLayer, "m": MLSTMLayer}
 
@@ -30,8 +32,34 @@ class Block(nn.Module):
     def forward(
         self, x: Tensor, state: LayerState | None = None, reset: Tensor | None = None
     ) -> tuple[Tensor, LayerState]:
-        y, state_after = self.layer(self.norm(x), state, reset)
-        x = x + y
-        if self.ff is not None and self.ff_norm is not None:
-            x = self.ff(x, self.ff_norm.weight)
-        return x, state_after
+        layer, ff, ff_norm = self.layer, self.ff, self.ff_norm
+        if ff is None or ff_norm is None:
+            y, state_after = layer(self.norm(x), state, reset)
+            return x + y, state_after
+        drops = self.training and (layer.dropout.p > 0 or ff.dropout.p > 0)
+        if drops or not isinstance(layer, SLSTMLayer) or layer.norm is None:
+            y, state_after = layer(self.norm(x), state, reset)
+            return ff(x + y, ff_norm.weight), state_after
+        conv_state, cell_state = (None, None) if state is None else state
+        assert not isinstance(cell_state, MLSTMState), "the state is an mLSTM's"
+        up, down = ff.up_proj, ff.down_proj
+        y, conv_state, cell_state = ops.slstm_block(
+            x,
+            self.norm.weight,
+            layer.input_weight,
+            layer.bias,
+            layer.recurrent_weight,
+            layer.norm.weight,
+            ff_norm.weight,
+            up.weight,
+            down.weight,
+            up.bias,
+            down.bias,
+            *weights_of(layer.conv),
+            conv_state,
+            cell_state,
+            reset=reset,
+            forget_gate=layer.forget_gate,
+            eps=EPS,
+        )
+        return y, LayerState(conv_state, cell_state)

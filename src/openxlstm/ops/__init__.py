@@ -24,6 +24,8 @@ from openxlstm.ops.norm import BACKENDS as NORM_BACKENDS
 from openxlstm.ops.norm import RMS_BACKENDS, layer_norm, rms_norm
 from openxlstm.ops.slstm import BACKENDS as SLSTM_BACKENDS
 from openxlstm.ops.slstm import slstm
+from openxlstm.ops.slstm_block import BACKENDS as SLSTM_BLOCK_BACKENDS
+from openxlstm.ops.slstm_block import slstm_block
 from openxlstm.ops.slstm_layer import BACKENDS as SLSTM_LAYER_BACKENDS
 from openxlstm.ops.slstm_layer import slstm_layer
 
@@ -33,6 +35,7 @@ TABLE = {
     "mlstm_input": MLSTM_INPUT_BACKENDS,
     "mlstm_output": MLSTM_OUTPUT_BACKENDS,
     "slstm": SLSTM_BACKENDS,
+    "slstm_block": SLSTM_BLOCK_BACKENDS,
     "slstm_layer": SLSTM_LAYER_BACKENDS,
     "causal_conv": CONV_BACKENDS,
     "large_input": LARGE_INPUT_BACKENDS,
@@ -58,6 +61,7 @@ __all__ = [
     "mlstm_output",
     "rms_norm",
     "slstm",
+    "slstm_block",
     "slstm_layer",
     "soft_cap",
     "state_dtype",

@@ -78,7 +78,7 @@ def _setup(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> Non
     ctx.set_materialize_grads(False)
 
 
-def _upstream(
+def upstream(
     dh: Tensor | None, d_final: Tensor | None, h: Tensor, final: Tensor
 ) -> tuple[Tensor, Tensor]:
     """Gradients of h and of the final state as the scan takes them.
@@ -92,7 +92,7 @@ def _upstream(
     return dh, torch.cat([d_final[:3], dm[None]])
 
 
-def _of_initial(d_state: Tensor, state: Tensor) -> Tensor:
+def of_initial(d_state: Tensor, state: Tensor) -> Tensor:
     """The gradient of the initial state from what the scan gives back."""
     dm = d_state[3] + state[1] * d_state[1] + state[2] * d_state[2]
     return torch.cat([d_state[:3], dm[None]])
@@ -102,26 +102,26 @@ def _backward(
     ctx: Any, dh: Tensor | None, d_final: Tensor | None, _: Any
 ) -> tuple[Tensor | None, ...]:
     _, R, bias, state, reset, h, final, saved = ctx.saved_tensors
-    upstream = _upstream(dh, d_final, h, final)
+    from_above = upstream(dh, d_final, h, final)
     dx, dR, d_bias, d_state = torch.ops.openxlstm.slstm_grad(
-        R, bias, state, reset, h, final, saved, *upstream
+        R, bias, state, reset, h, final, saved, *from_above
     )
     d_bias = None if bias is None else d_bias.view(bias.shape)
-    return dx, dR, d_bias, _of_initial(d_state, state), None, None, None
+    return dx, dR, d_bias, of_initial(d_state, state), None, None, None
 
 
 def _backward_layer(
     ctx: Any, dh: Tensor | None, d_final: Tensor | None, _: Any
 ) -> tuple[Tensor | None, ...]:
     convolved, raw, W, R, bias, state, reset, h, final, saved = ctx.saved_tensors
-    upstream = _upstream(dh, d_final, h, final)
+    from_above = upstream(dh, d_final, h, final)
     inputs = any(ctx.needs_input_grad[:2])  # not those of a first layer
     *grads, d_bias, d_state = torch.ops.openxlstm.slstm_layer_grad(
-        convolved, raw, W, R, state, reset, h, final, saved, *upstream, inputs
+        convolved, raw, W, R, state, reset, h, final, saved, *from_above, inputs
     )
     if not inputs:
         grads[:2] = None, None
-    return *grads, d_bias.view(bias.shape), _of_initial(d_state, state), None, None, None
+    return *grads, d_bias.view(bias.shape), of_initial(d_state, state), None, None, None
 
 
 def _grad_fake(

@@ -5,6 +5,7 @@
 #include <tuple>
 
 #include "arena.h"
+#include "block_parts.h"
 #include "feedforward_args.h"
 #include "isa.h"
 #include "tensors.h"
@@ -14,6 +15,25 @@
 #include "packing.h"
 
 namespace openxlstm {
+
+Floats feedforward_packed(const float* weight, int64_t out, int64_t in, bool backward) {
+  return backward ? packed(weight, in, 1, out, in) : packed(weight, 1, in, in, out);
+}
+int64_t feedforward_tiles(int64_t rows) { return OPENXLSTM_CALL(tiles, rows); }
+int64_t feedforward_forward_floats(int64_t D, int64_t F) {
+  return OPENXLSTM_CALL(forward_floats, D, F);
+}
+int64_t feedforward_backward_floats(int64_t D, int64_t F) {
+  return OPENXLSTM_CALL(backward_floats, D, F);
+}
+void feedforward_forward_tile(const FeedForward& a, int64_t tile, float* scratch) {
+  OPENXLSTM_CALL(forward_tile, a, tile, scratch);
+}
+void feedforward_backward_tile(const FeedForward& a, int64_t tile, const FeedForwardSums& sums,
+                               float* scratch) {
+  OPENXLSTM_CALL(backward_tile, a, tile, sums, scratch);
+}
+
 namespace {
 
 using MaybeTensor = std::optional<Tensor>;
@@ -30,7 +50,7 @@ struct Prepared {
            bool backward) {
     const int64_t D = x.size(1), F = down_.size(1);
     const auto pack = [&](const float* from, int64_t out, int64_t in) {
-      return backward ? packed(from, in, 1, out, in) : packed(from, 1, in, in, out);
+      return feedforward_packed(from, out, in, backward);
     };
     gate = pack(data(up), F, D), value = pack(value_ ? data(*value_) : data(up) + F * D, F, D);
     down = pack(data(down_), D, F);
@@ -58,8 +78,8 @@ std::tuple<Tensor, Tensor> feedforward(Tensor x, MaybeTensor norm, MaybeTensor n
   Tensor y = fresh(x, {a.R, a.D}), preact = fresh(x, {a.R, 2 * a.F}, save);
   a.y = data(y);
   if (save) prepared.put_preact(preact);
-  for_each_task(OPENXLSTM_CALL(tiles, a.R), OPENXLSTM_CALL(forward_floats, a.D, a.F),
-                [&](int64_t tile, float* scratch) { OPENXLSTM_CALL(forward_tile, a, tile, scratch); });
+  for_each_task(feedforward_tiles(a.R), feedforward_forward_floats(a.D, a.F),
+                [&](int64_t tile, float* scratch) { feedforward_forward_tile(a, tile, scratch); });
   return {y, preact};
 }
 
@@ -75,11 +95,11 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tenso
   Tensor dx = fresh(x, {a.R, D});
   prepared.put_preact(preact);
   a.dy = data(dy), a.dx = data(dx);
-  Sums sums(OPENXLSTM_CALL(tiles, a.R), {2 * F * DP, D * FP, 2 * FP, DP, DP, DP});
-  sums.for_each(OPENXLSTM_CALL(backward_floats, D, F),
+  Sums sums(feedforward_tiles(a.R), {2 * F * DP, D * FP, 2 * FP, DP, DP, DP});
+  sums.for_each(feedforward_backward_floats(D, F),
                 [&](int64_t tile, float* const* part, float* scratch) {
                   const FeedForwardSums s{part[0], part[1], part[2], part[3], part[4], part[5]};
-                  OPENXLSTM_CALL(backward_tile, a, tile, s, scratch);
+                  feedforward_backward_tile(a, tile, s, scratch);
                 });
   return {dx, sums.total(x, 4, {norm ? D : 0}, DP), sums.total(x, 5, {norm_bias ? D : 0}, DP),
           sums.total(x, 0, {value ? F : 2 * F, D}, DP), value ? sums.total(x, 0, {F, D}, DP, F) : fresh(x, {0}),

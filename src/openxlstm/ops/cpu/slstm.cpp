@@ -6,6 +6,7 @@
 #include <utility>
 
 #include "arena.h"
+#include "block_parts.h"
 #include "isa.h"
 #include "slstm_args.h"
 #include "tensors.h"
@@ -14,21 +15,20 @@
 #include "each_isa.h"
 
 namespace openxlstm {
-namespace {
 
-using MaybeTensor = std::optional<Tensor>;
-
-template <class Pack>
-Floats pack_heads(const Tensor& R, Pack pack) {
+Floats slstm_packed_recurrent(const Tensor& R, bool backward) {
   const int64_t NH = R.size(0), DH = R.size(3), size = OPENXLSTM_CALL(packed_floats, DH);
   Floats packed(NH * size);
-  for (int64_t head = 0; head < NH; ++head)
-    pack(data(R) + head * 4 * DH * DH, packed.data() + head * size);
+  for (int64_t head = 0; head < NH; ++head) {
+    const float* from = data(R) + head * 4 * DH * DH;
+    float* to = packed.data() + head * size;
+    if (backward) OPENXLSTM_CALL(pack_backward, from, DH, to);
+    else OPENXLSTM_CALL(pack_forward, from, DH, to);
+  }
   return packed;
 }
-
-// W (NH, 4, DH, DH), the gates of a head two by two.
-Floats pack_input(const Tensor& W, bool backward) {
+// The gates of a head two by two.
+Floats slstm_packed_input(const Tensor& W, bool backward) {
   const int64_t NH = W.size(0), DH = W.size(3), size = OPENXLSTM_CALL(half_floats, DH, backward);
   Floats packed(NH * 2 * size);
   for (int64_t half = 0; half < NH * 2; ++half)
@@ -36,12 +36,26 @@ Floats pack_input(const Tensor& W, bool backward) {
   return packed;
 }
 
+int64_t slstm_num_tasks(int64_t B, int64_t NH) { return OPENXLSTM_CALL(num_tasks, B, NH); }
+int64_t slstm_forward_floats(int64_t DH) { return OPENXLSTM_CALL(forward_floats, DH); }
+int64_t slstm_backward_floats(int64_t DH) { return OPENXLSTM_CALL(backward_floats, DH); }
+void slstm_forward_task(const SLSTMForward& a, int64_t task, const float* packed, float* scratch) {
+  OPENXLSTM_CALL(forward_task, a, task, packed, scratch);
+}
+void slstm_backward_task(const SLSTMBackward& a, int64_t task, const float* packed,
+                         const SLSTMSums& sums, float* scratch) {
+  OPENXLSTM_CALL(backward_task, a, task, packed, sums, scratch);
+}
+
+namespace {
+
+using MaybeTensor = std::optional<Tensor>;
+
 void run(SLSTMForward& a, const Tensor& R) {
-  const auto packed = pack_heads(
-      R, [&](const float* from, float* to) { OPENXLSTM_CALL(pack_forward, from, a.DH, to); });
-  for_each_task(OPENXLSTM_CALL(num_tasks, a.B, a.NH), OPENXLSTM_CALL(forward_floats, a.DH),
+  const auto packed = slstm_packed_recurrent(R, false);
+  for_each_task(slstm_num_tasks(a.B, a.NH), slstm_forward_floats(a.DH),
                 [&](int64_t task, float* scratch) {
-                  OPENXLSTM_CALL(forward_task, a, task, packed.data(), scratch);
+                  slstm_forward_task(a, task, packed.data(), scratch);
                 });
 }
 
@@ -67,7 +81,7 @@ std::tuple<Tensor, Tensor, Tensor> slstm_layer(Tensor convolved, Tensor raw, Ten
   const int64_t B = raw.size(0), T = raw.size(1), NH = W.size(0), DH = W.size(3);
   Tensor h = fresh(raw, {B, T, NH, DH}), saved = fresh(raw, {NH, B, T, kSaved, DH}, save);
   Tensor final = torch::stable::clone(state);
-  const auto input = pack_input(W, false);
+  const auto input = slstm_packed_input(W, false);
   SLSTMForward a{B, T, NH, DH, exp_gate, nullptr};
   a.convolved = data(convolved), a.raw = data(raw), a.input = input.data();
   a.bias = data(bias), a.reset = mask(reset), a.h = data(h), a.state = data(final);
@@ -87,14 +101,13 @@ SLSTMBackward backward_arguments(const Tensor& state, const MaybeTensor& reset, 
 Sums run_grad(const SLSTMBackward& a, const Tensor& R, bool bias, bool input) {
   const int64_t NH = a.NH, DH = a.DH;
   const int64_t DP = OPENXLSTM_CALL(padded, DH), GP = OPENXLSTM_CALL(padded, 4 * DH);
-  const auto packed = pack_heads(
-      R, [&](const float* from, float* to) { OPENXLSTM_CALL(pack_backward, from, DH, to); });
+  const auto packed = slstm_packed_recurrent(R, true);
   const int64_t weights = NH * 4 * DH * DP;
-  Sums sums(OPENXLSTM_CALL(num_tasks, a.B, NH), {weights, bias ? NH * GP : 0, input ? weights : 0});
-  sums.for_each(OPENXLSTM_CALL(backward_floats, DH),
+  Sums sums(slstm_num_tasks(a.B, NH), {weights, bias ? NH * GP : 0, input ? weights : 0});
+  sums.for_each(slstm_backward_floats(DH),
                 [&](int64_t task, float* const* part, float* scratch) {
                   const SLSTMSums s{part[0], bias ? part[1] : nullptr, input ? part[2] : nullptr};
-                  OPENXLSTM_CALL(backward_task, a, task, packed.data(), s, scratch);
+                  slstm_backward_task(a, task, packed.data(), s, scratch);
                 });
   return sums;
 }
@@ -123,7 +136,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> slstm_layer_grad(
   const int64_t DP = OPENXLSTM_CALL(padded, DH), GP = OPENXLSTM_CALL(padded, 4 * DH);
   Tensor d_state = torch::stable::clone(d_final);
   Tensor dconvolved = fresh(raw, {B, T, NH * DH}, inputs), draw = fresh(raw, {B, T, NH * DH}, inputs);
-  const auto input = pack_input(W, true);
+  const auto input = slstm_packed_input(W, true);
   SLSTMBackward a = backward_arguments(state, reset, h, final, saved, dh, d_state);
   a.convolved = data(convolved), a.raw = data(raw), a.input = input.data();
   if (inputs) a.dconvolved = data(dconvolved), a.draw = data(draw);
