@@ -36,7 +36,7 @@ def commands(page: Path) -> Iterator[list[str]]:
 
     Blocks without a language are for machines that are not here."""
     text = page.read_text()
-    blocks = re.findall(r"^```sh\n(.*?)^```|((?:^    \S.*\n)+)", text, re.MULTILINE | re.DOTALL)
+    blocks = re.findall(r"^```sh\n(.*?)^```|((?:^    \S[^\n]*\n)+)", text, re.MULTILINE | re.DOTALL)
     for fenced, indented in blocks:
         for line in (fenced or indented).replace("\\\n", " ").splitlines():
             if re.match(r"\s*(openxlstm|torchrun) ", line):

@@ -285,6 +285,21 @@ def test_a_state_of_the_other_kind_is_refused(kind: str) -> None:
         blocks[kind](torch.randn(B, T, D), blocks[other].initial_state(B))
 
 
+@pytest.mark.parametrize("part", ["norm", "layer", "ff"])
+def test_who_watches_a_part_sees_it(part: str, randomize: Randomize) -> None:
+    """Also where one operation does the whole block."""
+    block = Block(StackConfig(embedding_dim=64, layers="s", num_heads=NH), 0)
+    randomize(block)
+    x, calls = torch.randn(8, 64, 64), []
+    before, _ = block(x)
+    handle = block.get_submodule(part).register_forward_hook(lambda *call: calls.append(call))
+    watched, _ = block(x)
+    assert len(calls) == 1
+    assert_close(watched, before, "output")
+    handle.remove()
+    assert torch.equal(block(x)[0], before)
+
+
 def test_reference_is_not_what_runs() -> None:
     """The comparison above would prove nothing if both sides were the same code."""
     from openxlstm.ops import TABLE

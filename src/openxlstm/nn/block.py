@@ -37,7 +37,8 @@ class Block(nn.Module):
             y, state_after = layer(self.norm(x), state, reset)
             return x + y, state_after
         drops = self.training and (layer.dropout.p > 0 or ff.dropout.p > 0)
-        if drops or not isinstance(layer, SLSTMLayer) or layer.norm is None:
+        in_parts = drops or any(map(is_watched, (self.norm, layer, ff)))
+        if in_parts or not isinstance(layer, SLSTMLayer) or layer.norm is None:
             y, state_after = layer(self.norm(x), state, reset)
             return ff(x + y, ff_norm.weight), state_after
         conv_state, cell_state = (None, None) if state is None else state
@@ -63,3 +64,9 @@ class Block(nn.Module):
             eps=EPS,
         )
         return y, LayerState(conv_state, cell_state)
+
+
+def is_watched(module: nn.Module) -> bool:
+    """Whether somebody waits for a module's own call, which an operation of the whole block would
+    leave out."""
+    return bool(module._forward_hooks or module._forward_pre_hooks or module._backward_hooks)
