@@ -20,7 +20,7 @@ import sys
 import tempfile
 import time
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import tyro
 from rich.console import Console
@@ -101,14 +101,16 @@ def main(
     width: int = 1536,
     blocks: int = 12,
     json: Path | None = None,
-    child: tyro.conf.Suppress[str | None] = None,
-    folder: tyro.conf.Suppress[Path | None] = None,
+    child: Literal["make", "read", "mapped", "copied"] | None = None,
+    folder: Path | None = None,
 ) -> None:
     """Memory and time of loading.
 
     Args:
         width, blocks: of the model.
         json: where to write the figures as well.
+        child: for the script itself: do this in the present process.
+        folder: for the script itself: where.
     """
     if child == "make" and folder is not None:
         make(folder, width, blocks)

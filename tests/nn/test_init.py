@@ -1,7 +1,10 @@
 """How parameters start, against numerics given as formulas and figures."""
 
 import math
+import subprocess
+import sys
 from collections.abc import Sequence
+from typing import Literal
 
 import pytest
 import torch
@@ -10,7 +13,7 @@ from torch import Tensor, nn
 from openxlstm.config import ModelConfig, StackConfig
 from openxlstm.lm.model import LanguageModel
 from openxlstm.nn.feedforward import GatedFeedForward
-from openxlstm.nn.init import powerlaw_forget_bias
+from openxlstm.nn.init import powerlaw_forget_bias, without_memory
 from openxlstm.nn.mlstm import MLSTMLayer
 from openxlstm.nn.norm import HeadNorm, LayerNorm
 from openxlstm.nn.slstm import SLSTMLayer
@@ -153,3 +156,39 @@ def test_a_head_of_one_channel_remembers() -> None:
     assert powerlaw_forget_bias(1, 2, 4).tolist() == [5]
     layer = SLSTMLayer(StackConfig(embedding_dim=4, layers="s", num_heads=4))
     assert layer.bias.isfinite().all()
+
+
+@pytest.mark.parametrize("block", ["paper", "large"])
+def test_without_memory(block: Literal["paper", "large"]) -> None:
+    """Names, shapes and what is trained are the model's; its weights are nowhere yet."""
+    layers = "mm" if block == "large" else "ms"
+    config = ModelConfig(
+        vocab_size=64, embedding_dim=64, layers=layers, block=block, bias=True, num_positions=4,
+        slstm_recurrent_init="uniform",
+    )  # fmt: skip
+    before = torch.get_rng_state()
+    with without_memory():
+        empty = LanguageModel(config)
+    assert torch.equal(torch.get_rng_state(), before)
+    shapes = {name: x.shape for name, x in LanguageModel(config).named_parameters()}
+    assert {name: x.shape for name, x in empty.named_parameters()} == shapes
+    somewhere = sum(x.numel() for x in empty.parameters() if not x.is_meta)
+    assert somewhere < 0.01 * sum(x.numel() for x in empty.parameters())
+    assert not torch.empty(1).is_meta
+
+
+def test_without_memory_costs_no_time() -> None:
+    """torch's own meta device imports its compiler to fill tensors."""
+    code = (
+        "import sys\n"
+        "from openxlstm import LanguageModel, ModelConfig\n"
+        "from openxlstm.nn.init import without_memory\n"
+        "for block in 'paper', 'large':\n"
+        "    with without_memory():\n"
+        "        LanguageModel(ModelConfig(vocab_size=9, layers='mm', block=block, bias=True))\n"
+        "with without_memory():\n"
+        "    LanguageModel(ModelConfig(vocab_size=9, layers='ss', tie_weights=True))\n"
+        "print('torch._dynamo' in sys.modules)"
+    )
+    found = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True)
+    assert found.stdout == "False\n"

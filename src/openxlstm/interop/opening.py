@@ -19,6 +19,7 @@ from openxlstm.interop.reading import Reading
 from openxlstm.interop.translate import LazyTensors, read
 from openxlstm.lm.folder import CONFIG, FORMAT, fill
 from openxlstm.lm.model import LanguageModel
+from openxlstm.nn.init import without_memory
 from openxlstm.nn.stack import Stack
 
 Format = Literal["openxlstm", "nxai", "hf"]
@@ -98,13 +99,13 @@ def load_stack(path: str | Path, config: str | Path | None = None) -> Stack:
 
 def empty_model(config: ModelConfig) -> LanguageModel:
     """A model without memory for its weights."""
-    with torch.device("meta"):
+    with without_memory():
         return LanguageModel(config)
 
 
 def empty_stack(config: StackConfig) -> Stack:
     """A stack without memory for its weights."""
-    with torch.device("meta"):
+    with without_memory():
         return Stack(config)
 
 

@@ -20,6 +20,7 @@ from openxlstm.config import ComputeConfig, ModelConfig
 from openxlstm.errors import UserError
 from openxlstm.lm.model import LanguageModel
 from openxlstm.lm.summary import Summary, summarize
+from openxlstm.nn.init import without_memory
 
 FLOAT = 4
 """Bytes of a number in float32, in which parameters, gradients and moments are kept."""
@@ -28,7 +29,7 @@ GB = 1e9
 
 def summarize_unbuilt(config: ModelConfig) -> Summary:
     """`summarize` of a model of any size, exactly and at once: no weight is allocated."""
-    with torch.device("meta"):
+    with without_memory():
         return summarize(LanguageModel(config))
 
 

@@ -14,7 +14,7 @@ from openxlstm.lm.folder import fill, load_config, save_config
 from openxlstm.lm.weights import open_weights, save_weights
 from openxlstm.nn.decoder import Decoder
 from openxlstm.nn.dropout import Dropout
-from openxlstm.nn.init import small_init_
+from openxlstm.nn.init import small_init_, without_memory
 from openxlstm.nn.large import soft_cap
 from openxlstm.nn.parameters import parameter_groups
 from openxlstm.nn.stack import Stack
@@ -129,7 +129,7 @@ class LanguageModel(nn.Module):
         Raises:
             UserError: if a file is missing or damaged, or the weights do not fit the configuration.
         """
-        with torch.device("meta"):
+        with without_memory():
             model = cls(load_config(folder))
         weights = open_weights(folder)
         copy = not mapped or os.name == "nt"

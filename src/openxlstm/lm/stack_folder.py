@@ -10,6 +10,7 @@ from openxlstm.errors import UserError
 from openxlstm.files import read_json, write_json
 from openxlstm.lm.folder import CONFIG, FORMAT, fill
 from openxlstm.lm.weights import open_weights, save_weights
+from openxlstm.nn.init import without_memory
 from openxlstm.nn.stack import Stack
 
 
@@ -37,7 +38,7 @@ def load_stack(
     Raises:
         UserError: if a file is missing or damaged, or the weights do not fit the configuration.
     """
-    with torch.device("meta"):
+    with without_memory():
         stack = Stack(load_stack_config(folder))
     weights = open_weights(folder)
     fill(stack, weights, weights.source, dtype=dtype, copy=not mapped or os.name == "nt")

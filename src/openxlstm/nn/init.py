@@ -18,8 +18,13 @@ The large block starts as xLSTM-7B did (arXiv:2503.13427, section 3.2): the same
 | norm scales (stored whole) | 1 |
 """
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
 import torch
 from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
 
 
 def small_init_(weight: Tensor, dim: int) -> Tensor:
@@ -56,3 +61,32 @@ def mlstm_forget_bias(num_heads: int) -> Tensor:
     """Biases of the forget gates of an mLSTM's heads (NH,), from 3 to 6."""
     # The device is said, for transformers has torch.linspace leave the meta device otherwise.
     return torch.linspace(3.0, 6.0, num_heads, device=torch.get_default_device())
+
+
+@contextmanager
+def without_memory() -> Iterator[None]:
+    """Modules that are made inside have shapes and next to no memory, and no start: weights are on
+    the meta device, until others take their place. torch's random state is left alone."""
+    with torch.random.fork_rng(devices=[]), _WithoutMemory():
+        yield
+
+
+class _WithoutMemory(TorchFunctionMode):
+    """Puts what parameters are made of on the meta device, and draws no numbers for them.
+
+    Not `torch.device("meta")`, which would also compute there what is computed of a few numbers,
+    such as gates' biases: for that torch imports its compiler, which takes most of a second.
+    """
+
+    FACTORIES = (torch.empty, torch.zeros, torch.ones)
+    DRAWS = (nn.init.normal_, nn.init.uniform_, nn.init.kaiming_uniform_)
+
+    def __torch_function__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
+    ) -> Any:
+        kwargs = kwargs or {}
+        if func in self.FACTORIES and kwargs.get("device") is None:
+            kwargs = {**kwargs, "device": "meta"}
+        if func in self.DRAWS:
+            return args[0] if args else kwargs["tensor"]
+        return func(*args, **kwargs)
