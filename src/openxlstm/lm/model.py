@@ -145,7 +145,8 @@ class LanguageModel(nn.Module):
             OSError: if something cannot be written: no space, no permission.
         """
         tensors = dict(self.named_parameters())  # a tied head once, as the embedding
-        save_weights(Path(folder), tensors, shard_bytes=shard_bytes)
+        metadata = {"format": "pt"}  # which transformers looks for
+        save_weights(Path(folder), tensors, shard_bytes=shard_bytes, metadata=metadata)
         save_config(self.config, folder)
 
 
