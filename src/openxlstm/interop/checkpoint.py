@@ -63,7 +63,7 @@ def below_prefix(tensors: Mapping[str, Tensor], anchor: str, place: Path) -> Map
         return tensors
     names = {name.removeprefix(prefix): name for name in tensors if name.startswith(prefix)}
     names |= {name: name for name in tensors if not name.startswith(prefix)}
-    return LazyTensors({name: _getter(tensors, stored) for name, stored in names.items()})
+    return LazyTensors.renamed(tensors, names)
 
 
 def _load(path: Path) -> Any:
@@ -108,7 +108,3 @@ def _has_tensors(value: Any) -> bool:
         any(isinstance(part, Tensor) for part in value.values())
         or any(_has_tensors(value.get(key)) for key in NESTED)
     )
-
-
-def _getter(tensors: Mapping[str, Tensor], name: str) -> Any:
-    return lambda: tensors[name]

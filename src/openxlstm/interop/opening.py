@@ -1,6 +1,5 @@
 """Checkpoints of others as models here: which kind it is, its configuration, its tensors."""
 
-import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -73,7 +72,7 @@ def load(
         UserError: if something is missing, damaged, unknown or does not fit.
     """
     path = Path(path)
-    kind, copy = format_of(path), copy or os.name == "nt"
+    kind = format_of(path)
     if kind == "openxlstm":
         return LanguageModel.from_pretrained(path, dtype=dtype, mapped=not copy)
     return open_foreign(path, kind).model(dtype=dtype, copy=copy)

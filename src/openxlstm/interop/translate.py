@@ -2,6 +2,7 @@
 they are asked for."""
 
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from functools import partial
 
 import torch
 from torch import Tensor, nn
@@ -26,6 +27,11 @@ class LazyTensors(Mapping[str, Tensor]):
 
     def __len__(self) -> int:
         return len(self._entries)
+
+    @classmethod
+    def renamed(cls, tensors: Mapping[str, Tensor], names: Mapping[str, str]) -> "LazyTensors":
+        """Some of `tensors`: by each name, the one that `names` gives for it."""
+        return cls({name: partial(tensors.__getitem__, of) for name, of in names.items()})
 
     def map(self, change: Callable[[str, Tensor], Tensor]) -> "LazyTensors":
         """These tensors, each changed when it is looked up."""

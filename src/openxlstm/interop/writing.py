@@ -53,7 +53,7 @@ def write_checkpoint(
     if kind == "hf" and not is_model:
         raise UserError("a stack alone has no counterpart in Hugging Face's xLSTM")
     if kind == "openxlstm" or (kind == "hf" and config.block != "large"):
-        save_weights(folder, tensors, shard_bytes=shard_bytes, metadata={"format": "pt"})
+        save_weights(folder, tensors, shard_bytes=shard_bytes)
         save_config(config, folder) if is_model else save_stack_config(config, folder)
         return [] if kind == "openxlstm" else [REGISTERED]
     if kind == "nxai":
@@ -66,11 +66,10 @@ def write_checkpoint(
     tensors = with_head(tensors)
     if config.bias:  # that of the last norm has no place there
         _check_zero(tensors, "stack.norm.bias", "Hugging Face's xLSTM")
-        tensors = LazyTensors(
-            {name: _getter(tensors, name) for name in tensors if name != "stack.norm.bias"}
-        )
+        kept = {name: name for name in tensors if name != "stack.norm.bias"}
+        tensors = LazyTensors.renamed(tensors, kept)
     rows = large_rows(len(config.layers), hugging_face=True)
-    save_weights(folder, write(rows, tensors), shard_bytes=shard_bytes, metadata={"format": "pt"})
+    save_weights(folder, write(rows, tensors), shard_bytes=shard_bytes)
     write_json(folder / CONFIG, values)
     return notes
 
@@ -79,8 +78,11 @@ def with_head(tensors: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
     """The tensors of a language model, its head as well where it is the embedding."""
     if HEAD in tensors:
         return tensors
-    entries = {name: _getter(tensors, name) for name in tensors}
-    return LazyTensors({**entries, HEAD: lambda: tensors[EMBEDDING].clone()})
+    names = {**{name: name for name in tensors}, HEAD: EMBEDDING}
+    # A copy, for safetensors writes no memory twice.
+    return LazyTensors.renamed(tensors, names).map(
+        lambda name, tensor: tensor.clone() if name == HEAD else tensor
+    )
 
 
 def _write_nxai(folder: Path, config: StackConfig, tensors: Mapping[str, Tensor]) -> list[str]:
@@ -95,7 +97,7 @@ def _write_nxai(folder: Path, config: StackConfig, tensors: Mapping[str, Tensor]
     else:
         values, notes = nxai.write_config(config)
         rows, tensors = nxai_rows(config.layers), with_head(tensors)
-    save_weights(folder, write(rows, tensors), metadata={"format": "pt"})
+    save_weights(folder, write(rows, tensors))
     write_text(folder / "config.yaml", yaml.safe_dump(values, sort_keys=False))
     return notes
 
@@ -103,7 +105,3 @@ def _write_nxai(folder: Path, config: StackConfig, tensors: Mapping[str, Tensor]
 def _check_zero(tensors: Mapping[str, Tensor], name: str, who: str) -> None:
     if torch.count_nonzero(tensors[name]):
         raise UserError(f"{name} is not 0 and has no counterpart in {who}, which has no such bias")
-
-
-def _getter(tensors: Mapping[str, Tensor], name: str) -> Any:
-    return lambda: tensors[name]

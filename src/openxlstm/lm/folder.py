@@ -1,5 +1,6 @@
 """A model as a folder: `config.json` and `model.safetensors`, beside what a tokenizer writes."""
 
+import os
 from collections.abc import Mapping
 from functools import reduce
 from pathlib import Path
@@ -60,7 +61,8 @@ def fill(
         source: what they are from, for errors.
         dtype: what all of them become; None leaves them as they are, or, where they differ, takes
             the widest.
-        copy: whether the model gets memory of its own. If not, it shares that of the tensors.
+        copy: whether the model gets memory of its own. If not, it shares that of the tensors; but
+            on Windows, where a file that is mapped cannot be replaced.
 
     Raises:
         UserError: that names the first tensor that is missing, unknown, of another shape or no
@@ -78,6 +80,7 @@ def fill(
         if not _dtype(tensors, name).is_floating_point:
             kind = str(_dtype(tensors, name)).removeprefix("torch.")
             raise UserError(f"{source} has {name} in {kind}; weights are floating-point numbers")
+    copy = copy or os.name == "nt"
     if dtype is None:
         dtype = reduce(torch.promote_types, (_dtype(tensors, name) for name in places))
     # The largest first, for what is copied is there twice for a moment.

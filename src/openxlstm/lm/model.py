@@ -1,6 +1,5 @@
 """The language model: token ids in, logits out, state in and out."""
 
-import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -132,8 +131,7 @@ class LanguageModel(nn.Module):
         with without_memory():
             model = cls(load_config(folder))
         weights = open_weights(folder)
-        copy = not mapped or os.name == "nt"
-        fill(model, weights, weights.source, dtype=dtype, copy=copy)
+        fill(model, weights, weights.source, dtype=dtype, copy=not mapped)
         return model.eval()
 
     def save_pretrained(self, folder: str | Path, *, shard_bytes: int | None = None) -> None:
@@ -145,8 +143,7 @@ class LanguageModel(nn.Module):
             OSError: if something cannot be written: no space, no permission.
         """
         tensors = dict(self.named_parameters())  # a tied head once, as the embedding
-        metadata = {"format": "pt"}  # which transformers looks for
-        save_weights(Path(folder), tensors, shard_bytes=shard_bytes, metadata=metadata)
+        save_weights(Path(folder), tensors, shard_bytes=shard_bytes)
         save_config(self.config, folder)
 
 

@@ -1,6 +1,5 @@
 """A stack of blocks as a folder: `config.json` and weights, as a language model's."""
 
-import os
 from pathlib import Path
 
 import torch
@@ -41,7 +40,7 @@ def load_stack(
     with without_memory():
         stack = Stack(load_stack_config(folder))
     weights = open_weights(folder)
-    fill(stack, weights, weights.source, dtype=dtype, copy=not mapped or os.name == "nt")
+    fill(stack, weights, weights.source, dtype=dtype, copy=not mapped)
     return stack.eval()
 
 

@@ -138,7 +138,6 @@ def save_weights(
     tensors: Mapping[str, Tensor],
     *,
     shard_bytes: int | None = None,
-    metadata: dict[str, str] | None = None,
 ) -> None:
     """Writes `model.safetensors`; or, where the tensors take more than `shard_bytes`, several files
     and `model.safetensors.index.json`.
@@ -151,7 +150,7 @@ def save_weights(
     """
     shards = _shards(tensors, shard_bytes)
     if len(shards) == 1:
-        write_atomically(folder / WEIGHTS, lambda path: write_file(path, tensors, metadata))
+        write_atomically(folder / WEIGHTS, lambda path: write_file(path, tensors))
         for stale in (folder / INDEX, *folder.glob(SHARDS)):
             stale.unlink(missing_ok=True)
         return
@@ -167,9 +166,7 @@ def save_weights(
             shard = {name: tensors[name] for name in names}
             size += sum(tensor.nbytes for tensor in shard.values())
             places |= dict.fromkeys(names, file)
-            write_atomically(
-                unfinished / file, lambda path, shard=shard: write_file(path, shard, metadata)
-            )
+            write_atomically(unfinished / file, lambda path, shard=shard: write_file(path, shard))
             del shard
         for file in files:
             (unfinished / file).replace(folder / file)
@@ -183,9 +180,7 @@ def save_weights(
         stale.unlink(missing_ok=True)
 
 
-def write_file(
-    path: Path, tensors: Mapping[str, Tensor], metadata: dict[str, str] | None = None
-) -> None:
+def write_file(path: Path, tensors: Mapping[str, Tensor]) -> None:
     """Writes one safetensors file.
 
     Raises:
@@ -193,7 +188,7 @@ def write_file(
     """
     values = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
     try:
-        save_file(values, path, metadata)
+        save_file(values, path, {"format": "pt"})  # which transformers looks for
     except SafetensorError as error:
         raise OSError(f"{path} cannot be written ({error})") from None
 
