@@ -15,8 +15,8 @@ from hypothesis import strategies as st
 from tolerances import assert_close
 from torch import Tensor
 
-from openxlstm.ops import native
 from openxlstm.ops.dispatch import BackendError
+from openxlstm.ops.native import backend as native
 from openxlstm.states import ConvState, MLSTMState, SLSTMState, map_state, tensors
 
 needs_native = pytest.mark.skipif(

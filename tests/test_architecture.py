@@ -33,15 +33,14 @@ MAY_IMPORT: dict[str, set[str] | None] = {
     "interop": {"config", "files", "nn", "lm"},
     "hf": {"strict", "config", "states", "nn", "lm"},
     "onnx_export": {"states", "nn"},
-    "inspect": {"states", "reference", "nn", "lm", "files"},
-    "serve": {"generation", "data", "lm", "device"},
+    "runs": {"strict", "config", "device", "files", "lm", "data", "train", "generation", "interop"},
     "experiments": {"config", "files", "nn", "lm"},
     "bench": {"_version", "config", "files", "ops", "lm", "generation"},
     "cli": None,
 }
 """What each room may import of the others, None for anything; all may import errors."""
 
-DRAWS = {"train/curve.py", "inspect/plots.py", "bench/plot.py", "experiments/plot.py"}
+DRAWS = {"train/curve.py", "bench/plot.py", "experiments/plot.py"}
 """The only files that import matplotlib, and only while they draw."""
 
 each_file = pytest.mark.parametrize(

@@ -29,7 +29,7 @@ NATIVE_TESTS = [
 SMOKE = """
 import torch
 from openxlstm import ops
-from openxlstm.ops import native
+from openxlstm.ops.native import backend as native
 
 assert native.missing() is None, native.missing()
 x, weight = torch.randn(3, 40), torch.randn(40)

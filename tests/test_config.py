@@ -9,9 +9,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from openxlstm.cli.run_folder import RunRecord
 from openxlstm.config import DataConfig, ModelConfig, StackConfig, TrainConfig, round_up
 from openxlstm.errors import UserError
+from openxlstm.runs.folder import RunRecord
 from openxlstm.strict import Config
 
 NEEDED: dict[type[Config], dict[str, Any]] = {

@@ -13,11 +13,11 @@ from interop_cases import LARGE, PAPER, assert_same, edit, random_model, weights
 from safetensors.torch import load_file
 
 import openxlstm
-from openxlstm.cli.loading import load_run
 from openxlstm.config import ModelConfig, StackConfig
 from openxlstm.interop.opening import open_foreign
 from openxlstm.interop.writing import write_checkpoint
 from openxlstm.lm import weights as weights_module
+from openxlstm.runs.loading import load_run
 
 Cli = Callable[..., Any]
 Tree = Callable[[Path], dict[str, str]]

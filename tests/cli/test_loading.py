@@ -8,9 +8,9 @@ import pytest
 import torch
 
 from openxlstm import device
-from openxlstm.cli import loading
-from openxlstm.cli.loading import load_model, size_in_words
 from openxlstm.errors import UserError
+from openxlstm.runs import loading
+from openxlstm.runs.loading import load_model, size_in_words
 
 Cli = Callable[..., Any]
 

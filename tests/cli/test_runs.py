@@ -15,8 +15,8 @@ from rich.console import Console
 
 import openxlstm
 from openxlstm.cli import runs
-from openxlstm.cli.run_folder import lock
-from openxlstm.cli.run_list import find_runs, read_run
+from openxlstm.runs.folder import lock
+from openxlstm.runs.listing import find_runs, read_run
 
 Cli = Callable[..., Any]
 Tree = Callable[[Path], dict[str, str]]

@@ -20,9 +20,9 @@ from torch import Tensor
 
 import openxlstm
 from openxlstm import __version__
-from openxlstm.cli.presets import short
-from openxlstm.cli.run_folder import free_folder
+from openxlstm.cli.train_options import short
 from openxlstm.lm.presets import PRESETS
+from openxlstm.runs.folder import free_folder
 from openxlstm.train.checkpoint import newest
 from openxlstm.train.metrics import MetricsFile
 from openxlstm.train.records import read_metrics

@@ -12,7 +12,7 @@ import torch
 from jobs import Jobs, server
 from torch import Tensor, equal
 
-from openxlstm.cli.run_folder import lock
+from openxlstm.runs.folder import lock
 from openxlstm.train.checkpoint import checkpoints, newest, read, shapes
 from openxlstm.train.records import read_metrics
 

@@ -15,7 +15,7 @@ from openxlstm.lm.memory import activation_bytes, check_memory, summarize_unbuil
 from openxlstm.lm.model import LanguageModel
 from openxlstm.lm.presets import get_preset
 from openxlstm.lm.summary import Summary, summarize
-from openxlstm.ops import native
+from openxlstm.ops.native import backend as native
 
 B, T, D, V = 3, 70, 32, 11
 KINDS: dict[str, dict[str, Any]] = {

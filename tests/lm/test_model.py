@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from openxlstm import states
 from openxlstm.lm.model import LanguageModel
-from openxlstm.ops import native
+from openxlstm.ops.native import backend as native
 from openxlstm.states import MLSTMState, ModelState, SLSTMState
 
 Models = dict[str, LanguageModel]

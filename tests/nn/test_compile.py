@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from torch.nn.utils.rnn import pack_padded_sequence
 
 from openxlstm import XLSTM, MLSTMCell, SLSTMCell
-from openxlstm.ops import native
+from openxlstm.ops.native import backend as native
 from openxlstm.states import detach, tensors
 
 # Tracing an autograd.Function, torch warns of what it does itself.

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from openxlstm.config import ModelConfig
 from openxlstm.lm.model import LanguageModel
 from openxlstm.nn.decoder import Decoder
-from openxlstm.ops import native
+from openxlstm.ops.native import backend as native
 from openxlstm.states import ModelState, map_state, select, tensors
 
 pytestmark = needs_native

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from openxlstm import XLSTM, MLSTMCell, SLSTMCell
-from openxlstm.ops import native
+from openxlstm.ops.native import backend as native
 from openxlstm.states import tensors, to
 
 MODULES = [

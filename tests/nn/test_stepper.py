@@ -12,7 +12,7 @@ from tolerances import assert_close
 
 from openxlstm import XLSTM
 from openxlstm.nn.step_plan import refuses
-from openxlstm.ops import native_step
+from openxlstm.ops.native import step as native_step
 
 ONE_WAY = [kind for kind in KINDS if kind != "both ways"]
 each_one_way = pytest.mark.parametrize("kind", ONE_WAY)

@@ -4,7 +4,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from openxlstm.ops.blockwise import TILE, tiles
+from openxlstm.ops.plain.blockwise import TILE, tiles
 
 
 @given(num_blocks=st.integers(1, 100), side=st.integers(1, 70))

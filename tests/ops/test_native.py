@@ -42,8 +42,9 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from openxlstm import LanguageModel, ModelConfig, ops
-from openxlstm.ops import TABLE, mlstm, native, slstm, state_dtype
+from openxlstm.ops import TABLE, mlstm, slstm, state_dtype
 from openxlstm.ops.dispatch import BackendError, Request
+from openxlstm.ops.native import backend as native
 from openxlstm.reference import mlstm as mlstm_reference
 from openxlstm.reference import slstm as slstm_reference
 from openxlstm.states import MLSTMState, SLSTMState, tensors

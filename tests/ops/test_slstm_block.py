@@ -24,7 +24,7 @@ from torch import Tensor
 
 from openxlstm.ops import causal_conv, gated_feedforward, layer_norm, slstm_block, slstm_layer
 from openxlstm.ops.dispatch import BackendError
-from openxlstm.ops.native_slstm_block import num_tasks
+from openxlstm.ops.native.slstm_block import num_tasks
 from openxlstm.states import ConvState, SLSTMState, tensors
 
 # Tests have a large eps, without which the norm of few numbers is steep where they are alike.

@@ -9,11 +9,11 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import tyro
 
-from openxlstm.cli.loading import Checkpoint, check_vocabulary, load_model
 from openxlstm.cli.options import Quiet, Verbose, check_writable, parse
-from openxlstm.cli.run_folder import is_in_use
 from openxlstm.errors import UserError
 from openxlstm.files import new_folder
+from openxlstm.runs.folder import is_in_use
+from openxlstm.runs.loading import Checkpoint, check_vocabulary, load_model
 
 if TYPE_CHECKING:
     from torch import Tensor

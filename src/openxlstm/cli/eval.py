@@ -12,15 +12,15 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import tyro
 
-from openxlstm.cli.corpus import open_corpus
-from openxlstm.cli.loading import Checkpoint, Dtype, load_run
 from openxlstm.cli.options import Quiet, Verbose, parse
-from openxlstm.cli.run_folder import RECORD, RunRecord
 from openxlstm.config import DataConfig
 from openxlstm.errors import UserError
+from openxlstm.runs.corpus import open_corpus
+from openxlstm.runs.folder import RECORD, RunRecord
+from openxlstm.runs.loading import Checkpoint, Dtype, load_run
 
 if TYPE_CHECKING:
-    from openxlstm.cli.corpus import Part
+    from openxlstm.runs.corpus import Part
     from openxlstm.train.evaluate import Batch, Evaluation
 
 

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import tyro
 
-from openxlstm.cli.loading import Checkpoint, Dtype, load_run
 from openxlstm.cli.options import Quiet, Verbose, parse
+from openxlstm.runs.loading import Checkpoint, Dtype, load_run
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -4,12 +4,12 @@ import json
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
-from openxlstm.cli.loading import size_in_words
 from openxlstm.cli.options import Quiet, Verbose, parse
-from openxlstm.cli.presets import short
+from openxlstm.cli.train_options import short
 from openxlstm.config import ComputeConfig, TrainConfig
 from openxlstm.errors import UserError
 from openxlstm.lm.presets import Preset, get_preset
+from openxlstm.runs.loading import size_in_words
 
 if TYPE_CHECKING:
     from openxlstm.lm.plan import Job, Plan

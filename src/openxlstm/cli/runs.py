@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Any, Literal
 import tyro
 
 from openxlstm.cli.options import Quiet, Verbose, parse
-from openxlstm.cli.run_list import Run, find_runs, read_run
 from openxlstm.errors import UserError
+from openxlstm.runs.listing import Run, find_runs, read_run
 
 if TYPE_CHECKING:
     from rich.console import Console

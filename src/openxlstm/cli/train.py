@@ -13,11 +13,20 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
 from openxlstm._version import __version__
-from openxlstm.cli.corpus import Corpus, open_corpus
-from openxlstm.cli.loading import load_model, load_run
 from openxlstm.cli.options import INTERRUPTED, parse
-from openxlstm.cli.presets import list_presets
-from openxlstm.cli.run_folder import (
+from openxlstm.cli.train_options import (
+    Options,
+    compute_config,
+    initial_config,
+    list_presets,
+    new_configs,
+    resumed_config,
+)
+from openxlstm.config import ComputeConfig, ModelConfig
+from openxlstm.errors import UserError
+from openxlstm.lm.presets import get_preset
+from openxlstm.runs.corpus import Corpus, open_corpus
+from openxlstm.runs.folder import (
     RECORD,
     RunRecord,
     checkpoint_to_resume,
@@ -26,16 +35,7 @@ from openxlstm.cli.run_folder import (
     is_in_use,
     lock,
 )
-from openxlstm.cli.train_options import (
-    Options,
-    compute_config,
-    initial_config,
-    new_configs,
-    resumed_config,
-)
-from openxlstm.config import ComputeConfig, ModelConfig
-from openxlstm.errors import UserError
-from openxlstm.lm.presets import get_preset
+from openxlstm.runs.loading import load_model, load_run
 from openxlstm.train.callback import Callback, Progress
 
 if TYPE_CHECKING:

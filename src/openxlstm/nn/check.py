@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from openxlstm.ops.surroundings import is_transformed
+from openxlstm.ops.dispatch import is_transformed
 
 
 def check_input(

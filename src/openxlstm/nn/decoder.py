@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from openxlstm.nn.stack import Stack
 from openxlstm.nn.step_plan import in_dtypes, is_narrow, layer_plans, norms_of, own, refuses
-from openxlstm.ops.native_step import StepPlan, step
+from openxlstm.ops.native.step import StepPlan, step
 from openxlstm.states import ModelState, map_state, select, tensors
 
 

@@ -4,7 +4,7 @@ import torch
 from torch import Tensor, nn
 
 from openxlstm.nn.init import small_init_
-from openxlstm.ops.blockwise import blockwise
+from openxlstm.ops.plain.blockwise import blockwise
 
 
 class HeadwiseLinear(nn.Module):

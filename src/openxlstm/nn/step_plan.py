@@ -14,8 +14,8 @@ from openxlstm.nn.mlstm import MLSTMLayer
 from openxlstm.nn.norm import EPS, RMSNorm
 from openxlstm.nn.slstm import SLSTMLayer
 from openxlstm.nn.stack import Stack
-from openxlstm.ops import native
-from openxlstm.ops.native_step import LayerPlan, Norms
+from openxlstm.ops.native import backend as native
+from openxlstm.ops.native.step import LayerPlan, Norms
 from openxlstm.states import LayerState, S, StackState, map_state
 
 

@@ -3,9 +3,10 @@
 import torch
 from torch import Tensor
 
-from openxlstm.ops import native_conv, torch_conv
 from openxlstm.ops.check import check_floating, check_tensors
 from openxlstm.ops.dispatch import Backend, Request, choose, never, plain_only
+from openxlstm.ops.native import conv as native_conv
+from openxlstm.ops.plain import conv as torch_conv
 from openxlstm.states import ConvState
 
 BACKENDS = (

@@ -7,9 +7,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from openxlstm.ops import native, native_feedforward
 from openxlstm.ops.check import check_floating, check_tensors
 from openxlstm.ops.dispatch import Backend, Request, choose, never
+from openxlstm.ops.native import backend as native
+from openxlstm.ops.native import feedforward as native_feedforward
 from openxlstm.ops.norm import layer_norm, rms_norm
 
 ACTIVATIONS = {"gelu": F.gelu, "silu": F.silu}

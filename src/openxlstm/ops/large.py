@@ -7,9 +7,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from openxlstm.ops import native, native_large
 from openxlstm.ops.check import check_floating, check_tensors, state_dtype
 from openxlstm.ops.dispatch import Backend, Request, choose, never
+from openxlstm.ops.native import backend as native
+from openxlstm.ops.native import large as native_large
 from openxlstm.ops.norm import rms_norm, scale
 
 

@@ -5,12 +5,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from openxlstm.ops import native_mlstm_block
 from openxlstm.ops.check import check_floating, check_tensors, state_dtype
 from openxlstm.ops.dispatch import Backend, Request, choose, never
 from openxlstm.ops.mlstm import mlstm
 from openxlstm.ops.mlstm_input import check_weights, mlstm_input
 from openxlstm.ops.mlstm_output import mlstm_output
+from openxlstm.ops.native import mlstm_block as native_mlstm_block
 from openxlstm.states import ConvState, MLSTMState
 
 

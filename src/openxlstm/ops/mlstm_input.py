@@ -6,11 +6,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from openxlstm.ops import native_mlstm_input
-from openxlstm.ops.blockwise import blockwise
 from openxlstm.ops.check import check_floating, check_tensors
 from openxlstm.ops.conv import causal_conv
 from openxlstm.ops.dispatch import Backend, Request, choose, never
+from openxlstm.ops.native import mlstm_input as native_mlstm_input
+from openxlstm.ops.plain.blockwise import blockwise
 from openxlstm.states import ConvState
 
 

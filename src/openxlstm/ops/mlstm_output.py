@@ -4,9 +4,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from openxlstm.ops import native_mlstm_output
 from openxlstm.ops.check import check_floating, check_tensors
 from openxlstm.ops.dispatch import Backend, Request, choose, never
+from openxlstm.ops.native import mlstm_output as native_mlstm_output
 from openxlstm.ops.norm import layer_norm
 
 

@@ -6,9 +6,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from openxlstm.ops import native_norm
 from openxlstm.ops.check import check_floating, check_tensors, state_dtype
 from openxlstm.ops.dispatch import Backend, Request, choose, never
+from openxlstm.ops.native import norm as native_norm
 
 
 def layer_norm(

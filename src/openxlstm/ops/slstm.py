@@ -3,7 +3,6 @@
 import torch
 from torch import Tensor
 
-from openxlstm.ops import native, native_slstm, scan, torch_slstm
 from openxlstm.ops.check import check_floating, check_tensors, state_dtype
 from openxlstm.ops.dispatch import (
     Backend,
@@ -13,6 +12,10 @@ from openxlstm.ops.dispatch import (
     never,
     plain_only,
 )
+from openxlstm.ops.native import backend as native
+from openxlstm.ops.native import slstm as native_slstm
+from openxlstm.ops.plain import export_loop as scan
+from openxlstm.ops.plain import slstm as torch_slstm
 from openxlstm.reference import slstm as reference
 from openxlstm.states import SLSTMState
 

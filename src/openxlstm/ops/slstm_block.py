@@ -5,11 +5,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from openxlstm.ops import native_slstm_block
 from openxlstm.ops.check import check_floating, check_tensors, state_dtype
 from openxlstm.ops.conv import causal_conv
 from openxlstm.ops.dispatch import Backend, Request, choose, never
 from openxlstm.ops.feedforward import gated_feedforward
+from openxlstm.ops.native import slstm_block as native_slstm_block
 from openxlstm.ops.norm import layer_norm
 from openxlstm.ops.slstm_layer import slstm_layer
 from openxlstm.states import ConvState, SLSTMState

@@ -3,9 +3,10 @@
 import torch
 from torch import Tensor
 
-from openxlstm.ops import native, native_slstm
 from openxlstm.ops.check import check_floating, check_tensors, state_dtype
 from openxlstm.ops.dispatch import Backend, Request, choose, never
+from openxlstm.ops.native import backend as native
+from openxlstm.ops.native import slstm as native_slstm
 from openxlstm.ops.slstm import slstm
 from openxlstm.states import SLSTMState
 

@@ -7,16 +7,16 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from openxlstm.ops import native
 from openxlstm.ops.dispatch import Request
-from openxlstm.ops.native import (
+from openxlstm.ops.native import backend as native
+from openxlstm.ops.native.backend import (
     dense,
     long_kernel,
     odd_inner_width,
     present,
     register,
 )
-from openxlstm.ops.torch_conv import last_inputs
+from openxlstm.ops.plain.conv import last_inputs
 from openxlstm.states import ConvState
 
 

@@ -5,9 +5,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from openxlstm.ops import native
 from openxlstm.ops.dispatch import Request
-from openxlstm.ops.native import odd_inner_width, register
+from openxlstm.ops.native import backend as native
+from openxlstm.ops.native.backend import odd_inner_width, register
 
 
 def refuses(request: Request) -> str | None:

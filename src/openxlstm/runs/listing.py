@@ -8,9 +8,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from openxlstm.cli.run_folder import RECORD, lock
 from openxlstm.errors import UserError
 from openxlstm.files import read_json
+from openxlstm.runs.folder import RECORD, lock
 from openxlstm.train.records import METRICS, evaluations, read_metrics
 
 

@@ -5,7 +5,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from openxlstm.ops.native import dense, empties, present, register, saves
+from openxlstm.ops.native.backend import dense, empties, present, register, saves
 
 TENSORS = 9
 """How many of the operator's arguments are tensors; options follow."""

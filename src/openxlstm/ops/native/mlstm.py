@@ -5,9 +5,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from openxlstm.ops.native import register, rows, saves
-from openxlstm.ops.stabilizer import segments, through_stabilizer
-from openxlstm.ops.torch_mlstm import best_chunk_size
+from openxlstm.ops.native.backend import register, rows, saves
+from openxlstm.ops.plain.mlstm import best_chunk_size
+from openxlstm.ops.plain.stabilizer import segments, through_stabilizer
 from openxlstm.reference.mlstm import initial_state, one
 from openxlstm.states import MLSTMState
 

@@ -5,7 +5,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from openxlstm.ops.native import dense, register, rows, saves
+from openxlstm.ops.native.backend import dense, register, rows, saves
 from openxlstm.states import SLSTMState
 
 

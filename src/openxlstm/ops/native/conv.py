@@ -5,10 +5,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from openxlstm.ops import native
 from openxlstm.ops.dispatch import Request
-from openxlstm.ops.native import dense, long_kernel, present, register
-from openxlstm.ops.torch_conv import last_inputs
+from openxlstm.ops.native import backend as native
+from openxlstm.ops.native.backend import dense, long_kernel, present, register
+from openxlstm.ops.plain.conv import last_inputs
 from openxlstm.states import ConvState
 
 

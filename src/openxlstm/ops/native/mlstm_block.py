@@ -5,12 +5,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from openxlstm.ops import native_mlstm_input
 from openxlstm.ops.dispatch import Request
-from openxlstm.ops.native import present, register, saves
-from openxlstm.ops.native_mlstm import of_final_m, through_m
-from openxlstm.ops.native_mlstm_input import conv_state, grad_fake, operands
-from openxlstm.ops.torch_mlstm import best_chunk_size
+from openxlstm.ops.native import mlstm_input as native_mlstm_input
+from openxlstm.ops.native.backend import present, register, saves
+from openxlstm.ops.native.mlstm import of_final_m, through_m
+from openxlstm.ops.native.mlstm_input import conv_state, grad_fake, operands
+from openxlstm.ops.plain.mlstm import best_chunk_size
 from openxlstm.states import ConvState, MLSTMState
 
 LARGEST_SAMPLE = 1 << 18

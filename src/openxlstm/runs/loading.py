@@ -65,7 +65,7 @@ def load_model(
         _check_memory(folder, config, stored, kind, quiet=quiet)
         return LanguageModel.from_pretrained(folder, dtype=kind)
 
-    from openxlstm.cli.run_folder import newest_checkpoint
+    from openxlstm.runs.folder import newest_checkpoint
     from openxlstm.train.checkpoint import load_model as load_checkpoint  # half a second
 
     model = LanguageModel(load_config(folder)).eval()

@@ -5,9 +5,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from openxlstm.ops import native
 from openxlstm.ops.dispatch import Request
-from openxlstm.ops.native import dense, empties, present, register
+from openxlstm.ops.native import backend as native
+from openxlstm.ops.native.backend import dense, empties, present, register
 
 
 def refuses(request: Request) -> str | None:

@@ -6,8 +6,8 @@ import torch
 from torch import Tensor
 
 from openxlstm.ops.dispatch import Request
-from openxlstm.ops.native import dense, long_kernel, present, refuses_layer, register, saves
-from openxlstm.ops.native_slstm import of_initial, upstream
+from openxlstm.ops.native.backend import dense, long_kernel, present, refuses_layer, register, saves
+from openxlstm.ops.native.slstm import of_initial, upstream
 from openxlstm.states import ConvState, SLSTMState
 
 MOST_SAMPLES, STEPS = 6, 48

@@ -5,7 +5,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from openxlstm.ops.native import dense, empties, present, register
+from openxlstm.ops.native.backend import dense, empties, present, register
 
 TENSORS = 13
 """How many of the input's arguments are tensors; options follow."""

@@ -23,7 +23,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from openxlstm.ops.stabilizer import (
+from openxlstm.ops.plain.stabilizer import (
     reverse_cumsum,
     running_maximum,
     segments,

@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from openxlstm.ops.surroundings import is_exported
+from openxlstm.ops.dispatch import is_exported
 
 TILE = 64
 """Width to which small diagonal blocks are joined: a product with the zeros between them costs less

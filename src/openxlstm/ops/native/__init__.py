@@ -1,0 +1,1 @@
+"""The native CPU backend: what Python tells torch about the operators in `ops/cpu/`."""

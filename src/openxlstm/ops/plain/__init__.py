@@ -1,0 +1,1 @@
+"""The operations in plain PyTorch, for every device and dtype."""
