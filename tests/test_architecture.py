@@ -40,7 +40,7 @@ MAY_IMPORT: dict[str, set[str] | None] = {
 }
 """What each room may import of the others, None for anything; all may import errors."""
 
-DRAWS = {"train/curve.py", "bench/plot.py", "experiments/plot.py"}
+DRAWS = {"train/curve.py", "bench/bar_chart.py", "experiments/line_chart.py"}
 """The only files that import matplotlib, and only while they draw."""
 
 each_file = pytest.mark.parametrize(
@@ -184,7 +184,7 @@ def test_an_import_of_matplotlib_is_found():
     assert list(matplotlib_imports("def f():\n from matplotlib.figure import Figure")) == [True]
 
 
-READS_TORCH_FILES = "interop/checkpoint.py"
+READS_TORCH_FILES = "interop/tensor_files.py"
 """The one file that reads what `torch.save` wrote: tensors alone, and no code."""
 
 

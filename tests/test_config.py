@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from openxlstm.config import DataConfig, ModelConfig, StackConfig, TrainConfig, round_up
 from openxlstm.errors import UserError
-from openxlstm.runs.folder import RunRecord
+from openxlstm.runs.run_folder import RunRecord
 from openxlstm.strict import Config
 
 NEEDED: dict[type[Config], dict[str, Any]] = {

@@ -5,14 +5,14 @@ from typing import Any
 
 import pytest
 
-from openxlstm.bench.contest import Entry, Outcome, Verdict
+from openxlstm.bench.comparison import ComparisonResult, Entry, Verdict
 from openxlstm.bench.goals import find_goal
 from openxlstm.bench.limits import Limits, Work
-from openxlstm.bench.ops import MLSTM_SHAPES, SLSTM_SHAPES
+from openxlstm.bench.op_speed import MLSTM_SHAPES, SLSTM_SHAPES
 from openxlstm.bench.timing import Timing
 from openxlstm.bench.work import mlstm_work, slstm_work
 
-Outcomes = Callable[..., list[Outcome]]
+Outcomes = Callable[..., list[ComparisonResult]]
 
 
 def timing(ms: float) -> Timing:
@@ -26,7 +26,9 @@ def entry(name: str, ms: float | None, **others: Any) -> Entry:
     return Entry(name=name, timing=timing(ms), **others)
 
 
-def op(name: str, sizes: dict[str, int], work: Work, times: dict[str, float | None]) -> Outcome:
+def op(
+    name: str, sizes: dict[str, int], work: Work, times: dict[str, float | None]
+) -> ComparisonResult:
     """One op at one shape; the first of `times` is the unit."""
     first = next(iter(times))
     entries = []
@@ -37,7 +39,7 @@ def op(name: str, sizes: dict[str, int], work: Work, times: dict[str, float | No
         else:
             goal = find_goal(name, who, sizes["T"])
             entries.append(entry(who, ms, beside=beside, goal=goal))
-    return Outcome(
+    return ComparisonResult(
         part="ops",
         name=name,
         sizes=sizes,
@@ -46,8 +48,8 @@ def op(name: str, sizes: dict[str, int], work: Work, times: dict[str, float | No
     )
 
 
-def models(part: str, times: dict[str, float | None], beside: dict[str, str]) -> Outcome:
-    return Outcome(
+def models(part: str, times: dict[str, float | None], beside: dict[str, str]) -> ComparisonResult:
+    return ComparisonResult(
         part=part,
         name=part,
         sizes={"B": 16, "T": 256, "vocabulary": 65},
@@ -75,7 +77,7 @@ def limits() -> Limits:
 
 @pytest.fixture
 def outcomes() -> Outcomes:
-    def make(peers: bool = True) -> list[Outcome]:
+    def make(peers: bool = True) -> list[ComparisonResult]:
         """A whole run at the real shapes, with peers or without."""
 
         def if_here(ms: float) -> float | None:

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from openxlstm.bench import ops, peers, training
+from openxlstm.bench import op_speed, peers, training_speed
 from openxlstm.bench.peers import Absent
 
 
@@ -39,7 +39,10 @@ def test_versions(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_nxai_ops() -> None:
     pytest.importorskip("xlstm")
     pytest.importorskip("mlstm_kernels")
-    for contest, judge in ((ops.mlstm(2, 2, 64, 16), "parallel"), (ops.slstm(2, 9, 2, 8), "cell")):
+    for contest, judge in (
+        (op_speed.mlstm_comparison(2, 2, 64, 16), "parallel"),
+        (op_speed.slstm_comparison(2, 9, 2, 8), "cell"),
+    ):
         verdict = contest.check()
         assert verdict.right
         assert verdict.words.endswith(f"NX-AI {judge}")
@@ -50,18 +53,20 @@ def test_nxai_ops() -> None:
 
 def test_nxai_models() -> None:
     pytest.importorskip("xlstm")
-    for layers in training.STACKS:
+    for layers in training_speed.STACKS:
         theirs = peers.nxai_model(layers, 65, 128, 4, context_length=16)
-        assert training.size(theirs) == training.size(training.openxlstm_model(layers))
+        assert training_speed.size(theirs) == training_speed.size(
+            training_speed.openxlstm_model(layers)
+        )
     tokens = peers.nxai_generate(peers.nxai_model("ms", 65, 64, 4, context_length=16), 5)
     assert len(tokens) == 5
 
 
 def test_hugging_face_models() -> None:
     pytest.importorskip("transformers")
-    model = peers.hugging_face_model(training.BLOCKS, 65, 512, 4, "inference")
-    assert training.size(model) == training.size(training.large_model(512))
+    model = peers.hugging_face_model(training_speed.BLOCKS, 65, 512, 4, "inference")
+    assert training_speed.size(model) == training_speed.size(training_speed.large_model(512))
     assert len(peers.hugging_face_generate(model.eval(), 3)) == 3
     model = peers.hugging_face_model(2, 65, 128, 4, "train")
-    step = training.training_step(model)
+    step = training_speed.training_step(model)
     assert math.isfinite(step())

@@ -10,7 +10,7 @@ import torch
 
 from openxlstm._version import __version__
 from openxlstm.bench import session as module
-from openxlstm.bench.contest import Contest, Entry, Verdict, measure
+from openxlstm.bench.comparison import Comparison, Entry, Verdict, run_comparison
 from openxlstm.bench.limits import Limits
 from openxlstm.bench.session import Session, environment
 
@@ -26,21 +26,21 @@ class Bench:
         self.interrupt_at = ""
 
     def part(self, part: str) -> Any:
-        def contests(quick: bool) -> list[tuple[str, Callable[[], Contest]]]:
+        def comparisons(quick: bool) -> list[tuple[str, Callable[[], Comparison]]]:
             count = 1 if quick else 2
             return [
                 (f"{part} {n}", lambda n=n: self.contest(part, f"{part} {n}")) for n in range(count)
             ]
 
-        return SimpleNamespace(contests=contests)
+        return SimpleNamespace(comparisons=comparisons)
 
-    def contest(self, part: str, name: str) -> Contest:
+    def contest(self, part: str, name: str) -> Comparison:
         def turn() -> None:
             if name == self.interrupt_at:
                 raise KeyboardInterrupt
             self.log.append(name)
 
-        return Contest(
+        return Comparison(
             part=part,
             name=name,
             sizes={"B": 1},
@@ -60,11 +60,11 @@ def bench(monkeypatch: pytest.MonkeyPatch) -> Bench:
     monkeypatch.setattr(module, "PARTS", {name: bench.part(name) for name in ("ops", "training")})
     monkeypatch.setattr(module, "measure_limits", bench.limits)
 
-    def small(contest: Contest, budget: float, fewest: int, tell: Any) -> Any:
+    def small(contest: Comparison, budget: float, fewest: int, tell: Any) -> Any:
         bench.budgets.append(budget)
-        return measure(contest, 1e-9, 1, tell)
+        return run_comparison(contest, 1e-9, 1, tell)
 
-    monkeypatch.setattr(module, "measure", small)
+    monkeypatch.setattr(module, "run_comparison", small)
     return bench
 
 

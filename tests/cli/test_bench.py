@@ -11,7 +11,7 @@ import pytest
 import torch
 
 import openxlstm.ops
-from openxlstm.bench import generation, limits, ops, session, training
+from openxlstm.bench import generation_speed, limits, op_speed, session, training_speed
 
 Cli = Callable[..., Any]
 
@@ -21,9 +21,9 @@ PNG = b"\x89PNG\r\n\x1a\n"
 @pytest.fixture(autouse=True)
 def _small(monkeypatch: pytest.MonkeyPatch) -> None:
     for module, values in {
-        ops: {"MLSTM_SHAPES": ((1, 2, 64, 16),), "SLSTM_SHAPES": ((1, 16, 2, 8),)},
-        training: {"B": 1, "T": 64, "LSTM_WIDTH": 16},
-        generation: {"TOKENS": 4, "WIDE": 128},
+        op_speed: {"MLSTM_SHAPES": ((1, 2, 64, 16),), "SLSTM_SHAPES": ((1, 16, 2, 8),)},
+        training_speed: {"B": 1, "T": 64, "LSTM_WIDTH": 16},
+        generation_speed: {"TOKENS": 4, "WIDE": 128},
         limits: {"SIDE": 64, "COPIED": 2**16},
     }.items():
         for name, value in values.items():
@@ -98,7 +98,7 @@ def test_ctrl_c_keeps_what_is_measured(
     def interrupted(*_: int) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(ops, "slstm", interrupted)
+    monkeypatch.setattr(op_speed, "slstm_comparison", interrupted)
     result = bench(cli, "--part", "ops", "--json", tmp_path / "figures.json")
     assert result.code == 130
     assert "mLSTM" in result.out
@@ -113,13 +113,13 @@ def test_ctrl_c_keeps_what_is_measured(
 
 
 def test_quiet_means_warnings_too(cli: Cli, monkeypatch: pytest.MonkeyPatch) -> None:
-    right = ops.mlstm
+    right = op_speed.mlstm_comparison
 
     def warning(*shape: int) -> Any:
         warnings.warn("as peers do", stacklevel=1)
         return right(*shape)
 
-    monkeypatch.setattr(ops, "mlstm", warning)
+    monkeypatch.setattr(op_speed, "mlstm_comparison", warning)
     result = bench(cli, "--part", "ops", "--quiet")
     assert (result.code, result.err) == (0, "")
     with pytest.warns(UserWarning, match="as peers do"):

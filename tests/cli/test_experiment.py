@@ -13,7 +13,7 @@ import pytest
 
 from openxlstm.experiments import workers
 from openxlstm.experiments.catalogue import EXPERIMENTS
-from openxlstm.experiments.outcome import Outcome
+from openxlstm.experiments.claims import ContenderResult
 
 Cli = Callable[..., Any]
 
@@ -92,15 +92,17 @@ def test_list(arguments: list[str], cli: Cli) -> None:
     assert list(Path().iterdir()) == []
 
 
-def made_up(*names: str) -> Callable[..., Generator[Outcome]]:
+def made_up(*names: str) -> Callable[..., Generator[ContenderResult]]:
     """Stands in for the processes: contenders that know everything; one of them interrupts."""
 
-    def run(jobs: list[workers.Job], processes: int, hear: workers.Hear) -> Generator[Outcome]:
+    def run(
+        jobs: list[workers.ContenderJob], processes: int, hear: workers.Hear
+    ) -> Generator[ContenderResult]:
         for job in jobs:
             if job.contender not in names:
                 raise KeyboardInterrupt
             hear(job.contender, 0.5, "half")
-            yield Outcome(
+            yield ContenderResult(
                 contender=job.contender, about="x", parameters=1, seconds=2.0, steps=3, answers=4,
                 curves={"accuracy": {4: 1.0, 256: 1.0}},
             )  # fmt: skip

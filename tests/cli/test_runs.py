@@ -15,8 +15,8 @@ from rich.console import Console
 
 import openxlstm
 from openxlstm.cli import runs
-from openxlstm.runs.folder import lock
 from openxlstm.runs.listing import find_runs, read_run
+from openxlstm.runs.run_folder import lock
 
 Cli = Callable[..., Any]
 Tree = Callable[[Path], dict[str, str]]

@@ -22,7 +22,7 @@ import openxlstm
 from openxlstm import __version__
 from openxlstm.cli.train_options import short
 from openxlstm.lm.presets import PRESETS
-from openxlstm.runs.folder import free_folder
+from openxlstm.runs.run_folder import free_folder
 from openxlstm.train.checkpoint import newest
 from openxlstm.train.metrics import MetricsFile
 from openxlstm.train.records import read_metrics

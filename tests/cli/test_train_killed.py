@@ -12,8 +12,8 @@ import torch
 from jobs import Jobs, server
 from torch import Tensor, equal
 
-from openxlstm.runs.folder import lock
-from openxlstm.train.checkpoint import checkpoints, newest, read, shapes
+from openxlstm.runs.run_folder import lock
+from openxlstm.train.checkpoint import checkpoints, newest, read_tensors, shapes
 from openxlstm.train.records import read_metrics
 
 OPTIONS = (
@@ -35,7 +35,7 @@ def tensors(folder: Path) -> dict[str, Tensor]:
     path = newest(folder)
     assert path is not None
     whole = {name: torch.empty(shape) for name, shape in shapes(path).items()}
-    read(path, whole)
+    read_tensors(path, whole)
     return whole
 
 

@@ -20,7 +20,7 @@ from torch import Tensor
 
 import openxlstm
 from openxlstm.lm.folder import load_config
-from openxlstm.train.checkpoint import checkpoints, load_model, newest, shapes
+from openxlstm.train.checkpoint import checkpoints, load_weights, newest, shapes
 from openxlstm.train.records import read_metrics
 
 STEPS = 12
@@ -72,7 +72,7 @@ def weights(folder: Path) -> dict[str, Tensor]:
     """Those of the newest checkpoint."""
     model, path = openxlstm.LanguageModel(load_config(folder)), newest(folder)
     assert path is not None
-    load_model(path, model)
+    load_weights(path, model)
     return model.state_dict()
 
 

@@ -22,7 +22,7 @@ from openxlstm.data.corpora import load_documents
 from openxlstm.data.shards import open_token_folder
 from openxlstm.data.sources import Span
 from openxlstm.data.tokenizer import encode_documents
-from openxlstm.data.tokenizing import Input, Job, plan_units, tokenize
+from openxlstm.data.tokenizing import Input, TokenizingJob, plan_units, tokenize
 from openxlstm.errors import UserError
 
 SHARD = 0.002  # million bytes
@@ -60,7 +60,7 @@ def test_tokens_are_those_of_the_text_in_memory(
     """Up to the last line end: on disk, each of several documents ends in a blank line."""
     if tokenizer == "bpe":
         pytest.importorskip("tokenizers")
-    job = Job(
+    job = TokenizingJob(
         sources=(str(texts / source),), tokenizer=tokenizer, bpe_vocab_size=300, shard_mb=SHARD
     )
     manifest = tokenize(job, tmp_path / "out")
@@ -85,7 +85,9 @@ def test_tokens_are_those_of_the_text_in_memory(
 def test_two_workers_make_the_same_bytes(tokenizer: str, texts: Path, tmp_path: Path):
     if tokenizer == "bpe":
         pytest.importorskip("tokenizers")
-    job = Job(sources=(str(texts),), tokenizer=tokenizer, bpe_vocab_size=300, shard_mb=SHARD)
+    job = TokenizingJob(
+        sources=(str(texts),), tokenizer=tokenizer, bpe_vocab_size=300, shard_mb=SHARD
+    )
     heard = []
     tokenize(job, tmp_path / "one", workers=1)
     tokenize(job, tmp_path / "two", workers=2, progress=lambda *now: heard.append(now))
@@ -114,7 +116,7 @@ def test_a_corpus_by_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
         monkeypatch.setattr(
             f"openxlstm.data.{place}.load_documents", lambda *_: ["a play\n\n", "another\n"]
         )
-    manifest = tokenize(Job(sources=("shakespeare",)), tmp_path / "out")
+    manifest = tokenize(TokenizingJob(sources=("shakespeare",)), tmp_path / "out")
     assert (manifest["documents"], manifest["characters"]) == (2, 16)
     assert manifest["sources"] == [{"path": "shakespeare", "bytes": 16}]
 
@@ -122,9 +124,9 @@ def test_a_corpus_by_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
 def test_a_path_may_be_any_bytes(tmp_path: Path):
     path = tmp_path / os.fsdecode(b"gr\xf6\xdfe.txt")
     path.write_text("some text")
-    manifest = tokenize(Job(sources=(str(path),)), tmp_path / "out")
+    manifest = tokenize(TokenizingJob(sources=(str(path),)), tmp_path / "out")
     assert manifest["sources"][0]["path"].endswith("gr\ufffd\ufffde.txt")
-    assert tokenize(Job(sources=(str(path),)), tmp_path / "out") == manifest
+    assert tokenize(TokenizingJob(sources=(str(path),)), tmp_path / "out") == manifest
 
 
 def test_a_link_is_what_its_name_says(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
@@ -132,17 +134,17 @@ def test_a_link_is_what_its_name_says(tmp_path: Path, monkeypatch: pytest.Monkey
     (tmp_path / "d41d8cd9").write_text('{"text": "hello"}')
     (tmp_path / "a.jsonl").symlink_to("d41d8cd9")
     monkeypatch.chdir(tmp_path)
-    assert tokenize(Job(sources=("a.jsonl",)), tmp_path / "out")["characters"] == 7
+    assert tokenize(TokenizingJob(sources=("a.jsonl",)), tmp_path / "out")["characters"] == 7
 
 
 class TestResuming:
     @pytest.fixture
-    def job(self, texts: Path, tmp_path: Path) -> Job:
+    def job(self, texts: Path, tmp_path: Path) -> TokenizingJob:
         folder = shutil.copytree(texts, tmp_path / "texts")
-        return Job(sources=(str(folder),), shard_mb=SHARD)
+        return TokenizingJob(sources=(str(folder),), shard_mb=SHARD)
 
     @pytest.fixture
-    def begun(self, job: Job, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    def begun(self, job: TokenizingJob, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         """A folder of which three shards are finished."""
         write_shard = shards.write_shard
 
@@ -158,7 +160,7 @@ class TestResuming:
         return tmp_path / "out"
 
     def test_what_is_finished_is_kept(
-        self, job: Job, begun: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+        self, job: TokenizingJob, begun: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ):
         written = []
         write_shard = shards.write_shard
@@ -180,7 +182,7 @@ class TestResuming:
         tokenize(job, begun)
         assert (contents(begun), written) == (before, []), "once more does nothing"
 
-    def test_another_job_is_refused(self, job: Job, begun: Path, texts: Path):
+    def test_another_job_is_refused(self, job: TokenizingJob, begun: Path, texts: Path):
         for finished in (False, True):
             if finished:
                 tokenize(job, begun)
@@ -189,13 +191,13 @@ class TestResuming:
                 "tokenizer": "byte", "shard_mb": 0.001, "field": "body", "bpe_vocab_size": 300,
                 "sources": (str(texts / "a.txt"),),
             }.items():  # fmt: skip
-                other = Job(**{**vars(job), change: name})
+                other = TokenizingJob(**{**vars(job), change: name})
                 option = f"--{change.replace('_', '-')}"
                 with pytest.raises(UserError, match=f"{option} has changed"):
                     tokenize(other, begun)
             assert contents(begun) == before
 
-    def test_a_text_that_has_changed_is_refused(self, job: Job, begun: Path):
+    def test_a_text_that_has_changed_is_refused(self, job: TokenizingJob, begun: Path):
         file = Path(job.sources[0], "b.md")
         file.touch()
         with pytest.raises(UserError, match="has changed"):
@@ -204,9 +206,11 @@ class TestResuming:
         with pytest.raises(UserError, match=r"b\.md has changed"):
             tokenize(job, begun)
 
-    def test_a_tokenizer_that_has_changed_is_refused(self, job: Job, begun: Path, tmp_path: Path):
+    def test_a_tokenizer_that_has_changed_is_refused(
+        self, job: TokenizingJob, begun: Path, tmp_path: Path
+    ):
         path = shutil.copy(begun / "tokenizer.json", tmp_path / "tokenizer.json")
-        job = Job(**{**vars(job), "tokenizer": str(path)})
+        job = TokenizingJob(**{**vars(job), "tokenizer": str(path)})
         out = shutil.copytree(begun, tmp_path / "other")
         plan = json.loads((out / "unfinished.json").read_text())
         plan["options"]["tokenizer"] = str(path)
@@ -216,7 +220,7 @@ class TestResuming:
             tokenize(job, out)
 
     @pytest.mark.parametrize("workers", [1, 2])
-    def test_killed_in_the_middle(self, job: Job, tmp_path: Path, workers: int):
+    def test_killed_in_the_middle(self, job: TokenizingJob, tmp_path: Path, workers: int):
         """By a signal that no program hears; its workers end too."""
         out, slow = tmp_path / "out", tmp_path / "slow.py"
         slow.write_text(SLOW)
@@ -247,7 +251,7 @@ def slowly(*arguments):
 tokenizing.write_shard = slowly
 if __name__ == "__main__":
     source, out, size, workers = sys.argv[1:]
-    job = tokenizing.Job(sources=(source,), shard_mb=float(size))
+    job = tokenizing.TokenizingJob(sources=(source,), shard_mb=float(size))
     tokenizing.tokenize(job, Path(out), workers=int(workers))
 """
 
@@ -257,24 +261,24 @@ class TestMistakes:
         (tmp_path / "photo.jpg").touch()
         for out in (tmp_path, tmp_path / "photo.jpg"):
             with pytest.raises(UserError, match="is in use: choose another --out"):
-                tokenize(Job(sources=(str(texts),)), out)
+                tokenize(TokenizingJob(sources=(str(texts),)), out)
 
     @pytest.mark.parametrize("tokenizer", ["char", "byte"])
     def test_nothing_to_read(self, tokenizer: str, tmp_path: Path):
         (tmp_path / "a.txt").write_text("\n\n")
         (tmp_path / "b.txt").touch()
-        job = Job(sources=(str(tmp_path / "*.txt"),), tokenizer=tokenizer)
+        job = TokenizingJob(sources=(str(tmp_path / "*.txt"),), tokenizer=tokenizer)
         with pytest.raises(UserError, match="give some text"):
             tokenize(job, tmp_path / "out")
 
     @pytest.mark.parametrize("source", ["nowhere", "", "shakespear", "~nobody-is-called-this/x"])
     def test_no_such_source(self, source: str, tmp_path: Path):
         with pytest.raises(UserError, match=r"there is no file|cannot read"):
-            tokenize(Job(sources=(source,)), tmp_path / "out")
+            tokenize(TokenizingJob(sources=(source,)), tmp_path / "out")
         assert not (tmp_path / "out").exists()
 
     def test_a_mistake_in_a_worker_is_told(self, texts: Path, tmp_path: Path):
-        job = Job(sources=(str(texts),), field="body", tokenizer="byte", shard_mb=SHARD)
+        job = TokenizingJob(sources=(str(texts),), field="body", tokenizer="byte", shard_mb=SHARD)
         with pytest.raises(UserError, match=r"c\.jsonl line \d+ has no field 'body'"):
             tokenize(job, tmp_path / "out", workers=2)
 
@@ -282,7 +286,7 @@ class TestMistakes:
         self, texts: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ):
         monkeypatch.setattr(tokenizing, "_write_unit", _die)
-        job = Job(sources=(str(texts),), tokenizer="byte", shard_mb=SHARD)
+        job = TokenizingJob(sources=(str(texts),), tokenizer="byte", shard_mb=SHARD)
         with pytest.raises(UserError, match="a process was ended from outside"):
             tokenize(job, tmp_path / "out", workers=2)
 

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from openxlstm.experiments import memory, recall, state_tracking, throughput
+from openxlstm.experiments import long_memory, recall, state_tracking, throughput
 from openxlstm.experiments.contenders import LSTMBody, Reader, StackBody
 from openxlstm.experiments.transformer import Transformer, rotate, rotations
 
@@ -58,7 +58,7 @@ def test_rotations_know_distances_alone() -> None:
     torch.testing.assert_close(near.sum(), far.sum(), rtol=1e-4, atol=1e-4)
 
 
-@pytest.mark.parametrize("module", [state_tracking, recall, memory])
+@pytest.mark.parametrize("module", [state_tracking, recall, long_memory])
 def test_widths_are_the_same(module: object) -> None:
     for about, learning_rate, make_body in module.BODIES.values():  # pyright: ignore
         x = torch.randn(1, 4, module.WIDTH)  # pyright: ignore

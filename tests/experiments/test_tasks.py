@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from openxlstm.experiments import memory, recall, state_tracking
+from openxlstm.experiments import long_memory, recall, state_tracking
 from openxlstm.experiments.state_tracking import MINUS, PLUS, TASKS, TIMES, asked_after
 
 
@@ -60,7 +60,7 @@ def test_where_states_are_asked(name: str) -> None:
 
 @pytest.mark.parametrize(("pairs", "vocab_size"), [(1, 8), (4, 8), (64, 8192), (64, 256)])
 def test_recall(pairs: int, vocab_size: int) -> None:
-    batch = recall.draw(256, pairs, vocab_size, seeded())
+    batch = recall.draw_recall(256, pairs, vocab_size, seeded())
     ids, answers = batch.ids, batch.answers.view(len(batch.ids), pairs)
     assert ids.shape == (256 // pairs, 3 * pairs)
     assert torch.equal(batch.asked[0], torch.arange(3 * pairs) >= 2 * pairs)
@@ -83,20 +83,20 @@ def test_distinct_draws_again_what_is_there_twice() -> None:
 
 @pytest.mark.parametrize("gap", [1, 20])
 def test_memory(gap: int) -> None:
-    ids, asked, answers = memory.draw(3, gap, seeded())
-    word = memory.WORD
+    ids, asked, answers = long_memory.draw_copying(3, gap, seeded())
+    word = long_memory.WORD
     assert ids.shape == (3, gap + 2 * word)
     assert torch.equal(ids[:, :word].flatten(), answers)
     assert (ids[:, :word] < 8).all()
     noise = ids[:, word:-word]
     assert ((noise >= 8) & (noise < 16)).all()
-    assert (ids[:, -word] == memory.MARK).all()
-    assert (ids[:, 1 - word :] == memory.BLANK).all()
+    assert (ids[:, -word] == long_memory.MARK).all()
+    assert (ids[:, 1 - word :] == long_memory.BLANK).all()
     assert asked[:, -word:].all()
     assert asked.sum() == answers.numel()
 
 
 def test_memory_learns_from_gaps_up_to_a_length() -> None:
-    gaps = [memory.draw_up_to(64, seeded(seed)).ids.shape[1] - 8 for seed in range(40)]
+    gaps = [long_memory.draw_up_to(64, seeded(seed)).ids.shape[1] - 8 for seed in range(40)]
     assert min(gaps) >= 32
     assert 50 < max(gaps) <= 64

@@ -9,8 +9,8 @@ from multiprocessing import active_children
 
 import pytest
 
-from openxlstm.experiments.outcome import Outcome
-from openxlstm.experiments.workers import ALL, Crash, Job, ending, jobs_of, run_jobs
+from openxlstm.experiments.claims import ContenderResult
+from openxlstm.experiments.workers import ALL, ContenderJob, Crash, ending, jobs_of, run_jobs
 
 PARENT = """
 from openxlstm.experiments.workers import jobs_of, run_jobs
@@ -19,8 +19,8 @@ if __name__ == "__main__":
 """
 
 
-def job(contender: str, experiment: str = "parity") -> Job:
-    return Job(experiment=experiment, contender=contender, seed=0, quick=True)
+def job(contender: str, experiment: str = "parity") -> ContenderJob:
+    return ContenderJob(experiment=experiment, contender=contender, seed=0, quick=True)
 
 
 def ignore(*_: object) -> None:
@@ -40,7 +40,7 @@ def test_one_crashes_and_the_other_goes_on() -> None:
     assert isinstance(crash, Crash)
     assert crash.reason == "KeyError: 'alchemist'"
     assert "Traceback" in crash.trace
-    assert isinstance(outcome, Outcome)
+    assert isinstance(outcome, ContenderResult)
     assert outcome.contender == "nn.LSTM"
     assert active_children() == []
 

@@ -23,10 +23,10 @@ from openxlstm.interop.keymap import (
     nxai_rows,
     nxai_slstm,
 )
-from openxlstm.interop.large import read_config, write_nxai
 from openxlstm.interop.opening import open_foreign
-from openxlstm.interop.translate import read, write
+from openxlstm.interop.translate import to_ours, to_theirs
 from openxlstm.interop.writing import with_head, write_checkpoint
+from openxlstm.interop.xlstm_large import read_large_config, write_nxai
 
 EXAMPLES = settings(max_examples=25, deadline=None)
 ANY = {"bias": st.booleans(), "final_norm": st.booleans(), "tie_weights": st.booleans()}
@@ -125,15 +125,15 @@ def test_nxai_to_openxlstm_and_back(options: dict[str, Any], data: st.DataObject
     config = ModelConfig(**{**options, "mlstm_eps": 1e-6})
     layouts: list[Layout] = [data.draw(st.sampled_from(list(RECURRENT))) for _ in config.layers]
     rows = nxai_rows(config.layers, layouts)
-    theirs = dict(write(rows, with_head(weights_of(random_model(config)))))
-    values, _ = nxai.write_config(config)
-    found = nxai.read_config(values, theirs, "the configuration")
+    theirs = dict(to_theirs(rows, with_head(weights_of(random_model(config)))))
+    values, _ = nxai.write_paper_config(config)
+    found = nxai.read_paper_config(values, theirs, "the configuration")
     shapes = {
         name: tuple(tensor.shape) for name, tensor in weights_of(random_model(config)).items()
     }
     ignore = {"lm_head.weight"} if config.tie_weights else set()
-    ours = read(found.rows, theirs, shapes, "the checkpoint", ignore=ignore)
-    assert_same(write(found.rows, with_head(ours)), theirs)
+    ours = to_ours(found.rows, theirs, shapes, "the checkpoint", ignore=ignore)
+    assert_same(to_theirs(found.rows, with_head(ours)), theirs)
 
 
 @EXAMPLES
@@ -144,16 +144,16 @@ def test_fused_weights_to_openxlstm_and_back(options: dict[str, Any]) -> None:
         return
     rows = large_rows(len(config.layers), hugging_face=False, fused=True)
     tensors = weights_of(random_model(config.replace(tie_weights=False)))
-    theirs = dict(write(rows, tensors))
+    theirs = dict(to_theirs(rows, tensors))
     values, _ = write_nxai(config)
     # Widths come from the tensors, whatever the options say.
     values |= {"qk_dim_factor": 0.125, "v_dim_factor": 4.0, "ffn_proj_factor": 9.0}
-    found = read_config(values, theirs, "the configuration", hugging_face=False)
+    found = read_large_config(values, theirs, "the configuration", hugging_face=False)
     widths = ("large_qk_dim", "large_v_dim", "large_ff_dim")
     assert all(getattr(found.config, name) == getattr(config, name) for name in widths)
-    ours = read(found.rows, theirs, {k: tuple(v.shape) for k, v in tensors.items()}, "it")
+    ours = to_ours(found.rows, theirs, {k: tuple(v.shape) for k, v in tensors.items()}, "it")
     assert_same(ours, tensors)
-    assert_same(write(found.rows, ours), theirs)
+    assert_same(to_theirs(found.rows, ours), theirs)
 
 
 def test_the_gates_of_an_slstm_have_each_others_names() -> None:
@@ -170,7 +170,7 @@ def test_the_gates_of_an_slstm_have_each_others_names() -> None:
         "layer.recurrent_weight": (NH, 4, DH, DH),
         "layer.bias": (NH, 4, DH),
     }
-    ours = read(nxai_slstm("vanilla"), theirs, shapes, "a block")
+    ours = to_ours(nxai_slstm("vanilla"), theirs, shapes, "a block")
     for name in shapes:
         for place, letter in enumerate("ifzo"):
             assert bool((ours[name][:, place] == place).all()), (name, letter)
@@ -212,6 +212,6 @@ def test_every_weight_has_one_row(options: dict[str, Any]) -> None:
 def test_written_files_are_read_by_others(tmp_path: Path) -> None:
     """Halves of one of our tensors are tensors of their own in a file."""
     config = ModelConfig(**PAPER)
-    theirs = dict(write(nxai_rows(config.layers), weights_of(random_model(config))))
+    theirs = dict(to_theirs(nxai_rows(config.layers), weights_of(random_model(config))))
     save_file(theirs, tmp_path / "x.safetensors")
     assert_same(load_file(tmp_path / "x.safetensors"), theirs)

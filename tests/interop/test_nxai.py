@@ -9,9 +9,9 @@ from interop_cases import PAPER, random_model, weights_of
 from openxlstm.config import ModelConfig, StackConfig
 from openxlstm.errors import UserError
 from openxlstm.interop.keymap import nxai_rows
-from openxlstm.interop.nxai import read_config, write_config
+from openxlstm.interop.nxai import read_paper_config, write_paper_config
 from openxlstm.interop.options import below_model
-from openxlstm.interop.translate import write
+from openxlstm.interop.translate import to_theirs
 
 FULL: dict[str, Any] = {
     "mlstm_block": {
@@ -110,7 +110,7 @@ def changed(path: str, value: Any) -> dict[str, Any]:
 
 
 def config_of(values: dict[str, Any], **options: Any) -> StackConfig:
-    return read_config(values, {}, "config.yaml", **options).config
+    return read_paper_config(values, {}, "config.yaml", **options).config
 
 
 def complaint(values: dict[str, Any]) -> str:
@@ -167,7 +167,7 @@ def test_an_option_that_is_honoured(path: str, value: Any, ours: dict[str, Any])
 
 def test_dropout() -> None:
     values = {**FULL, "dropout": 0.1, "add_embedding_dropout": True}
-    reading = read_config(values, {}, "config.yaml")
+    reading = read_paper_config(values, {}, "config.yaml")
     assert reading.language_model.dropout == reading.language_model.embedding_dropout == 0.1
     assert "feed-forwards' dropout=0" in reading.notes[0]
 
@@ -233,22 +233,22 @@ def test_a_block_map_alone() -> None:
 def test_biases_of_one_kind_of_block_alone() -> None:
     """Those of the other are 0, as if it had none."""
     config = ModelConfig(**{**PAPER, "bias": True})
-    theirs = dict(write(nxai_rows("ms"), weights_of(random_model(config))))
-    values, _ = write_config(config)
+    theirs = dict(to_theirs(nxai_rows("ms"), weights_of(random_model(config))))
+    values, _ = write_paper_config(config)
     without = {k: v for k, v in theirs.items() if not k.endswith((".ffn.proj_up.bias",))}
     without = {k: v for k, v in without.items() if not k.endswith(".ffn.proj_down.bias")}
     values["slstm_block"]["feedforward"]["bias"] = False
-    reading = read_config(values, without, "config.yaml")
+    reading = read_paper_config(values, without, "config.yaml")
     assert reading.may_lack == {f"stack.blocks.1.ff.{part}_proj.bias" for part in ("up", "down")}
     values["slstm_block"]["feedforward"]["bias"] = True
     values["bias"] = False
-    lacking = read_config(values, theirs, "config.yaml").may_lack
+    lacking = read_paper_config(values, theirs, "config.yaml").may_lack
     parts = ("up", "q", "k", "v", "down")
     assert lacking == {f"stack.blocks.0.layer.{part}_proj.bias" for part in parts}
 
 
 def test_a_head_norm_without_weights() -> None:
-    reading = read_config(changed("slstm_block.slstm.group_norm_weight", False), {}, "c")
+    reading = read_paper_config(changed("slstm_block.slstm.group_norm_weight", False), {}, "c")
     assert reading.may_lack == {"stack.blocks.1.layer.norm.weight"}
 
 
@@ -273,7 +273,7 @@ def test_references_are_followed() -> None:
 )
 def test_what_cannot_be_written(options: dict[str, Any], says: str) -> None:
     with pytest.raises(UserError, match=says):
-        write_config(ModelConfig(**{**PAPER, **options}))
+        write_paper_config(ModelConfig(**{**PAPER, **options}))
 
 
 def test_what_is_different_there_is_said() -> None:
@@ -281,7 +281,7 @@ def test_what_is_different_there_is_said() -> None:
         **{**PAPER, "mlstm_eps": 0.0, "dropout": 0.1, "embedding_dropout": 0.2},
         dropout_kind="channels",
     )
-    notes = "; ".join(write_config(config)[1])
+    notes = "; ".join(write_paper_config(config)[1])
     assert "mlstm_eps=0" in notes
     assert "embedding_dropout is 0.1 there" in notes
     assert "single elements" in notes

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from openxlstm.config import ModelConfig, StackConfig
 from openxlstm.errors import UserError
-from openxlstm.interop import load, load_stack
+from openxlstm.interop import load, load_nxai_stack
 from openxlstm.interop.opening import format_of, open_foreign
 from openxlstm.interop.writing import write_checkpoint
 from openxlstm.lm.model import LanguageModel
@@ -77,8 +77,8 @@ def test_load(nxai: Path, nxai_large: Path, hugging_face: Path, tmp_path: Path) 
 def test_weights_are_mapped_or_copied(hugging_face: Path) -> None:
     """A copy is the model's own; what is mapped can be changed without changing the file."""
     before = (hugging_face / "model.safetensors").read_bytes()
-    for copy in (False, True):
-        model = load(hugging_face, copy=copy)
+    for mapped in (True, False):
+        model = load(hugging_face, mapped=mapped)
         with torch.no_grad():
             for parameter in model.parameters():
                 parameter.zero_()
@@ -119,7 +119,7 @@ def test_a_stack_alone(wrapped: bool, tmp_path: Path) -> None:
         edit(tmp_path / "stack", lambda found: found.clear())
         named = {f"encoder.xlstm_block_stack.{name}": tensor for name, tensor in tensors.items()}
         edit(tmp_path / "stack", lambda found: found.update(named))
-    found = load_stack(tmp_path / "stack")
+    found = load_nxai_stack(tmp_path / "stack")
     assert found.config == config
     assert_same(weights_of(found), weights_of(stack))
     x = torch.randn(2, 5, 16)
@@ -130,7 +130,7 @@ def test_a_stack_alone(wrapped: bool, tmp_path: Path) -> None:
 
 def test_a_model_is_no_stack(nxai: Path) -> None:
     with pytest.raises(UserError, match="is a language model"):
-        load_stack(nxai)
+        load_nxai_stack(nxai)
 
 
 def test_a_mask_is_no_weight(nxai: Path) -> None:

@@ -9,20 +9,20 @@ from openxlstm.errors import UserError
 from openxlstm.lm.cost import training_flops_per_token
 from openxlstm.lm.memory import activation_bytes
 from openxlstm.lm.model import LanguageModel
-from openxlstm.lm.plan import Job, make_plan, rate_of_devices
+from openxlstm.lm.plan import TrainingJob, make_plan, rate_of_devices
 from openxlstm.lm.presets import get_preset
 
 MODEL = ModelConfig(vocab_size=11, embedding_dim=16, layers="msm", num_heads=2)
-JOB = Job(model=MODEL, tokens=1000, batch_size=8, window=6)
+JOB = TrainingJob(model=MODEL, tokens=1000, batch_size=8, window=6)
 
 
-def seven_b() -> tuple[Job, float]:
+def seven_b() -> tuple[TrainingJob, float]:
     """The run of arXiv:2503.13427, and its tokens a second."""
     preset = get_preset("xlstm-7b")
     reported, data = preset.reported, preset.data
     assert reported is not None
     assert preset.train.steps == 550_000
-    job = Job(
+    job = TrainingJob(
         model=preset.model,
         tokens=preset.train.steps * data.batch_size * data.window,
         batch_size=data.batch_size,
@@ -56,25 +56,27 @@ def test_without_a_rate_there_is_no_time() -> None:
 
 def test_ranks_and_parts_share_a_batch() -> None:
     compute = ComputeConfig(accumulate=2)
-    job = Job(model=MODEL, tokens=9, batch_size=8, window=6, world_size=2, compute=compute)
+    job = TrainingJob(model=MODEL, tokens=9, batch_size=8, window=6, world_size=2, compute=compute)
     assert job.rows_at_once == 2
     plan = make_plan(job, tokens_per_second=50.0)
     assert plan.memory.activations == activation_bytes(MODEL, 2, 6, compute)
     assert plan.flops_per_second_of_rank == 25 * training_flops_per_token(MODEL)
     with pytest.raises(UserError, match=r"batch of 8 sequences .* 3 ranks in 1 parts .* multiple"):
-        Job(model=MODEL, tokens=9, batch_size=8, window=6, world_size=3)
+        TrainingJob(model=MODEL, tokens=9, batch_size=8, window=6, world_size=3)
     with pytest.raises(UserError, match="window must be positive"):
-        Job(model=MODEL, tokens=9, batch_size=8, window=0)
+        TrainingJob(model=MODEL, tokens=9, batch_size=8, window=0)
 
 
 def test_an_average_is_kept_and_saved() -> None:
-    with_average = make_plan(Job(model=MODEL, tokens=9, batch_size=1, window=6, average=True))
+    with_average = make_plan(
+        TrainingJob(model=MODEL, tokens=9, batch_size=1, window=6, average=True)
+    )
     assert with_average.memory.average == with_average.memory.weights
     assert with_average.checkpoint_bytes == 4 * with_average.weights_file_bytes
 
 
 def test_a_rate_from_what_a_device_can_do() -> None:
-    job = Job(model=MODEL, tokens=9, batch_size=2, window=6, world_size=2)
+    job = TrainingJob(model=MODEL, tokens=9, batch_size=2, window=6, world_size=2)
     rate = rate_of_devices(job, 1e12, 0.25)
     assert make_plan(job, rate).flops_per_second_of_rank == pytest.approx(0.25e12)
     for flops, mfu in ((0, 0.4), (1e12, 0), (1e12, 1.5)):
@@ -110,7 +112,7 @@ def test_why_xlstm_7b_was_sharded_and_recomputed() -> None:
     def total(**options: object) -> int:
         compute = ComputeConfig.from_dict({**job.compute.to_dict(), **options})
         return make_plan(
-            Job(
+            TrainingJob(
                 model=job.model, tokens=1, batch_size=512, window=8192, world_size=128,
                 compute=compute,
             )

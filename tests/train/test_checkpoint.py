@@ -19,7 +19,7 @@ from openxlstm.train.checkpoint import (
     Models,
     checkpoints,
     load_checkpoint,
-    load_model,
+    load_weights,
     newest,
     save_checkpoint,
     set_aside,
@@ -87,7 +87,7 @@ def test_averages_are_what_others_read(
     average = make_model(seed=5, **options)
     path = save(tmp_path, 1, {"model": average, "unaveraged": model})
     read, stepped, averaged = (make_model(seed=seed, **options) for seed in (6, 7, 8))
-    load_model(path, read)
+    load_weights(path, read)
     load_checkpoint(path, {"model": averaged, "unaveraged": stepped}, adamw(stepped))
     for one, other in ((read, average), (averaged, average), (stepped, model)):
         for (name, a), b in zip(one.state_dict().items(), other.state_dict().values(), strict=True):
@@ -166,7 +166,7 @@ def test_one_of_the_same_step_is_replaced(
     save(tmp_path, 1, {"model": model})
     other = make_model(seed=4, tie_weights=model.config.tie_weights, num_positions=3)
     path = save(tmp_path, 1, {"model": other})
-    load_model(path, model)
+    load_weights(path, model)
     assert torch.equal(model.head.weight, other.head.weight)
     assert [file.name for file in path.parent.iterdir()] == ["step-00000001"]
 
@@ -290,7 +290,7 @@ def test_another_model(path: Path, make_model: MakeModel) -> None:
         before = {name: tensor.clone() for name, tensor in other.state_dict().items()}
         for load in (
             lambda other=other: load_checkpoint(path, {"model": other}, adamw(other)),
-            lambda other=other: load_model(path, other),
+            lambda other=other: load_weights(path, other),
         ):
             with pytest.raises(UserError, match=r"step-00000003") as caught:
                 load()

@@ -6,7 +6,7 @@ from typing import Any, get_args
 
 import pytest
 
-from openxlstm.train.compare import Curve, X, draw_comparison
+from openxlstm.train.compare import LossCurve, X, draw_comparison
 
 PNG = b"\x89PNG\r\n\x1a\n"
 
@@ -18,9 +18,9 @@ def evaluation(step: int, train: float, val: float) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def curve(name: str = "a", scale: float = 1.0, count: int = 4) -> Curve:
+def curve(name: str = "a", scale: float = 1.0, count: int = 4) -> LossCurve:
     losses = [evaluation(step, scale * 4 / (1 + step), scale * 5 / (1 + step)) for step in range(4)]
-    return Curve(name=name, evaluations=losses[:count])
+    return LossCurve(name=name, evaluations=losses[:count])
 
 
 def drawn_text(path: Path) -> str:
@@ -56,12 +56,12 @@ def test_a_picture_says_who_is_who(tmp_path: Path, monkeypatch: pytest.MonkeyPat
         [curve(count=1)],
         [curve(count=1), curve("b", 0.1)],
         [curve(str(number), 1 + number / 30) for number in range(25)],
-        [curve(), Curve(name="b", evaluations=[evaluation(0, 4, 4), evaluation(1, 9e9, 9e9)])],
-        [Curve(name="flat", evaluations=[evaluation(5, 2, 2), evaluation(6, 2, 2)])],
+        [curve(), LossCurve(name="b", evaluations=[evaluation(0, 4, 4), evaluation(1, 9e9, 9e9)])],
+        [LossCurve(name="flat", evaluations=[evaluation(5, 2, 2), evaluation(6, 2, 2)])],
         [curve("中" * 80)],
     ],
     ids=["one point", "two", "many", "diverged", "flat", "name"],
 )  # fmt: skip
-def test_any_runs_can_be_drawn(curves: list[Curve], tmp_path: Path) -> None:
+def test_any_runs_can_be_drawn(curves: list[LossCurve], tmp_path: Path) -> None:
     draw_comparison(tmp_path / "a.png", curves)
     assert (tmp_path / "a.png").read_bytes().startswith(PNG)

@@ -20,7 +20,7 @@ from openxlstm.errors import UserError
 from openxlstm.lm.model import LanguageModel
 from openxlstm.train import loop
 from openxlstm.train.callback import Callback, Evaluated, Progress, Step
-from openxlstm.train.checkpoint import load_model, newest, save_checkpoint
+from openxlstm.train.checkpoint import load_weights, newest, save_checkpoint
 from openxlstm.train.evaluate import Evaluation, evaluate
 from openxlstm.train.loop import fit
 from openxlstm.train.metrics import MetricsFile
@@ -80,7 +80,7 @@ def last_model(folder: Path, model: LanguageModel) -> Weights:
     """The weights in a run's newest checkpoint."""
     path = newest(folder)
     assert path is not None
-    load_model(path, model)
+    load_weights(path, model)
     return weights(model)
 
 

@@ -12,10 +12,10 @@ import torch
 from torch import Tensor
 
 from openxlstm.lm.model import LanguageModel
-from openxlstm.train import gates
+from openxlstm.train import gate_watch
 from openxlstm.train.callback import Evaluated, Progress, Step
 from openxlstm.train.evaluate import Evaluation
-from openxlstm.train.gates import GateWatch
+from openxlstm.train.gate_watch import GateWatch
 from openxlstm.train.metrics import MetricsFile, TensorBoard
 from openxlstm.train.records import evaluations, read_metrics
 
@@ -165,7 +165,7 @@ def test_gates_are_looked_at_once_an_evaluation(
     watch: GateWatch, monkeypatch: pytest.MonkeyPatch, make_model: MakeModel
 ) -> None:
     looked = []
-    monkeypatch.setattr(gates, "gate_statistics", lambda *_: looked.append(1) or {})
+    monkeypatch.setattr(gate_watch, "gate_statistics", lambda *_: looked.append(1) or {})
     for told in (evaluated(0, model=make_model()), evaluated(3, model=make_model())):
         for _ in range(3):
             watch.at(told)

@@ -17,7 +17,7 @@ from typing import Any, Literal, TypeVar
 import torch
 from torch import Tensor, nn
 
-from openxlstm.bench.turns import Turn, differentiated, module_turn
+from openxlstm.bench.forward_backward import ForwardBackward, differentiated, module_turn
 from openxlstm.lm.cost import CHUNK
 
 T = TypeVar("T")
@@ -81,7 +81,7 @@ def mlstm_chunkwise() -> Callable[..., Tensor]:
     return lambda q, k, v, i, f: kernel(q, k, v, i, f, chunk_size=CHUNK, eps=0.0)
 
 
-def slstm_cell(inputs: list[Tensor], dh: Tensor) -> Turn:
+def nxai_slstm_cell(inputs: list[Tensor], dh: Tensor) -> ForwardBackward:
     """NX-AI's cell on x, recurrent weight and bias, its answers in openxlstm's layout."""
     from xlstm.blocks.slstm.cell import (  # pyright: ignore[reportMissingImports]
         sLSTMCell,
@@ -111,7 +111,7 @@ def slstm_cell(inputs: list[Tensor], dh: Tensor) -> Turn:
     return run
 
 
-def slstm_block(B: int, T: int, NH: int, DH: int) -> Turn:
+def nxai_slstm_block(B: int, T: int, NH: int, DH: int) -> ForwardBackward:
     """NX-AI's block around its cell: norms, convolution, gates, feed-forward."""
     from xlstm import (  # pyright: ignore[reportMissingImports]
         FeedForwardConfig,
@@ -123,7 +123,7 @@ def slstm_block(B: int, T: int, NH: int, DH: int) -> Turn:
 
     layer = sLSTMLayerConfig(num_heads=NH, backend="vanilla", dtype="float32")
     config = xLSTMBlockStackConfig(
-        slstm_block=sLSTMBlockConfig(
+        nxai_slstm_block=sLSTMBlockConfig(
             slstm=layer, feedforward=FeedForwardConfig(proj_factor=1.3, act_fn="gelu")
         ),
         context_length=T,
@@ -159,7 +159,7 @@ def nxai_model(
         embedding_dim=embedding_dim,
         slstm_at=[place for place, kind in enumerate(layers) if kind == "s"],
         mlstm_block=mLSTMBlockConfig(mlstm=mLSTMLayerConfig(num_heads=num_heads)),
-        slstm_block=sLSTMBlockConfig(
+        nxai_slstm_block=sLSTMBlockConfig(
             slstm=slstm, feedforward=FeedForwardConfig(proj_factor=1.3, act_fn="gelu")
         ),
     )

@@ -9,14 +9,18 @@ from typing import Any, Literal
 import torch
 
 from openxlstm._version import __version__
-from openxlstm.bench import generation, ops, peers, training
-from openxlstm.bench.contest import Outcome, measure
+from openxlstm.bench import generation_speed, op_speed, peers, training_speed
+from openxlstm.bench.comparison import ComparisonResult, run_comparison
 from openxlstm.bench.limits import Limits, measure_limits
 from openxlstm.bench.timing import FEWEST
 
 Part = Literal["ops", "training", "generation"]
-PARTS: dict[Part, Any] = {"ops": ops, "training": training, "generation": generation}
-"""Each module has `contests(quick)`."""
+PARTS: dict[Part, Any] = {
+    "ops": op_speed,
+    "training": training_speed,
+    "generation": generation_speed,
+}
+"""Each module has `comparisons(quick)`."""
 
 BUDGET, QUICK_BUDGET = 120.0, 4.0
 """Seconds of timing a part, where nobody asked for another."""
@@ -33,7 +37,7 @@ class Session:
     quick: bool = False
     budget: float | None = None
     limits: Limits = field(default_factory=lambda: Limits({}, 0.0))
-    outcomes: list[Outcome] = field(default_factory=list)
+    outcomes: list[ComparisonResult] = field(default_factory=list)
     complete: bool = False
     """Whether nothing interrupted it."""
 
@@ -47,11 +51,13 @@ class Session:
         fewest = 1 if self.quick else FEWEST
         self._measure_limits(tell)
         for part in self.parts:
-            contests = PARTS[part].contests(self.quick)
+            contests = PARTS[part].comparisons(self.quick)
             for title, build in contests:
                 tell(title, "building")
                 share = budget / len(contests)
-                outcome = measure(build(), share, fewest, lambda who, title=title: tell(title, who))
+                outcome = run_comparison(
+                    build(), share, fewest, lambda who, title=title: tell(title, who)
+                )
                 self.outcomes.append(outcome)
                 self._measure_limits(tell)
         self.complete = True

@@ -52,9 +52,9 @@ def run(arguments: list[str]) -> int:
     if options.plot is not None and options.plot.suffix.lower() != ".png":
         raise UserError(f"--plot writes PNG: give it a name that ends in .png, not {options.plot}")
 
-    from openxlstm.bench.plot import draw
-    from openxlstm.bench.report import print_report
+    from openxlstm.bench.bar_chart import draw_bar_chart
     from openxlstm.bench.session import PARTS, Session, environment
+    from openxlstm.bench.tables import print_comparisons
     from openxlstm.device import set_threads
 
     set_threads(options.threads)
@@ -68,11 +68,11 @@ def run(arguments: list[str]) -> int:
         session.run(progress.tell)
     if not session.outcomes:
         return INTERRUPTED
-    print_report(session.outcomes, session.limits, environment(), sys.stdout)
+    print_comparisons(session.outcomes, session.limits, environment(), sys.stdout)
     if options.json is not None:
         write_json(options.json, session.to_dict())
     if options.plot is not None:
-        draw(options.plot, session.outcomes, session.limits, environment())
+        draw_bar_chart(options.plot, session.outcomes, session.limits, environment())
     if not session.complete:
         return INTERRUPTED
     return 0 if session.right else 1

@@ -12,8 +12,8 @@ import tyro
 from openxlstm.cli.options import Quiet, Verbose, check_writable, parse
 from openxlstm.errors import UserError
 from openxlstm.files import new_folder
-from openxlstm.runs.folder import is_in_use
 from openxlstm.runs.loading import Checkpoint, check_vocabulary, load_model
+from openxlstm.runs.run_folder import is_in_use
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -239,7 +239,7 @@ class _Beside:
     def _token_ids(self) -> dict[str, Any]:
         """Ids of the tokens that begin, end and pad a text, where they are said."""
         from openxlstm.files import read_json
-        from openxlstm.interop.large import TOKEN_IDS
+        from openxlstm.interop.xlstm_large import TOKEN_IDS
 
         ids: dict[str, Any] = {}
         for name in ("config.json", self.GENERATION):

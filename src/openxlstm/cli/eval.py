@@ -16,12 +16,12 @@ from openxlstm.cli.options import Quiet, Verbose, parse
 from openxlstm.config import DataConfig
 from openxlstm.errors import UserError
 from openxlstm.runs.corpus import open_corpus
-from openxlstm.runs.folder import RECORD, RunRecord
 from openxlstm.runs.loading import Checkpoint, Dtype, load_run
+from openxlstm.runs.run_folder import RECORD, RunRecord
 
 if TYPE_CHECKING:
     from openxlstm.runs.corpus import Part
-    from openxlstm.train.evaluate import Batch, Evaluation
+    from openxlstm.train.evaluate import BatchLike, Evaluation
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -95,7 +95,7 @@ def run(arguments: list[str]) -> int:
     text: Part = getattr(corpus, part)
     batch_size = options.batch_size
 
-    def measure(batches: Iterable["Batch"], *, carry_state: bool = False) -> "Evaluation":
+    def measure(batches: Iterable["BatchLike"], *, carry_state: bool = False) -> "Evaluation":
         return evaluate(
             model, batches, carry_state=carry_state, characters_per_token=text.characters_per_token
         )

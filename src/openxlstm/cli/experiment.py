@@ -22,7 +22,7 @@ from openxlstm.cli.options import (
 )  # fmt: skip
 from openxlstm.errors import UserError
 from openxlstm.experiments.catalogue import EXPERIMENTS
-from openxlstm.experiments.outcome import Outcome
+from openxlstm.experiments.claims import ContenderResult
 from openxlstm.experiments.workers import Crash, jobs_of, run_jobs
 from openxlstm.files import write_json
 
@@ -57,9 +57,9 @@ class Options:
 
 def run(arguments: list[str]) -> int:
     options = parse(Options, "experiment", arguments)
-    names = check(options)
+    names = names_to_run(options)
     if not names:
-        from openxlstm.experiments.report import print_list
+        from openxlstm.experiments.verdicts import print_list
 
         print_list(sys.stdout)
         return 0
@@ -71,7 +71,7 @@ def run(arguments: list[str]) -> int:
     return 0
 
 
-def check(options: Options) -> list[str]:
+def names_to_run(options: Options) -> list[str]:
     """The experiments to run, none if they are to be listed. Raises UserError now for what would
     fail after minutes."""
     if not 0 <= options.seed < 2**32:
@@ -105,10 +105,10 @@ def folder_of(name: str, options: Options) -> Path:
 
 def run_one(name: str, folder: Path, options: Options) -> int:
     """Runs an experiment, shows and writes what it found; what was found until Ctrl-C, too."""
-    from openxlstm.experiments.plot import draw
-    from openxlstm.experiments.report import print_report, to_json
+    from openxlstm.experiments.line_chart import draw_experiment
+    from openxlstm.experiments.verdicts import print_verdicts, to_json
 
-    found: dict[str, Outcome] = {}
+    found: dict[str, ContenderResult] = {}
     crashes: list[Crash] = []
     interrupted = False
     jobs = jobs_of(name, options.seed, options.quick)
@@ -127,12 +127,12 @@ def run_one(name: str, folder: Path, options: Options) -> int:
     if found:
         complete = not interrupted and not crashes
         result = to_json(
-            name, found, environment(), quick=options.quick, seed=options.seed, complete=complete
+            name, found, _environment(), quick=options.quick, seed=options.seed, complete=complete
         )
-        print_report(name, found, sys.stdout, quick=options.quick, seed=options.seed)
+        print_verdicts(name, found, sys.stdout, quick=options.quick, seed=options.seed)
         for path in filter(None, (folder / "result.json", options.json)):
             write_json(path, result)
-        draw(folder / "plot.png", name, found, quick=options.quick)
+        draw_experiment(folder / "plot.png", name, found, quick=options.quick)
         if not options.quiet:
             print(f"written: {folder / 'result.json'}, {folder / 'plot.png'}", file=sys.stderr)
     if interrupted:
@@ -145,7 +145,7 @@ def run_one(name: str, folder: Path, options: Options) -> int:
     return 0
 
 
-def environment() -> dict[str, Any]:
+def _environment() -> dict[str, Any]:
     """What a reader of the figures has to know about where they were measured."""
     from importlib.metadata import version
 
@@ -184,7 +184,7 @@ class Bars:
     def hear(self, contender: str, share: float, words: str) -> None:
         self.progress.update(self._tasks[contender], completed=share, words=words)
 
-    def done(self, outcome: Outcome) -> None:
+    def done(self, outcome: ContenderResult) -> None:
         if outcome.contender in self._tasks:
             words = f"{outcome.steps:,} steps, {outcome.seconds:.0f} s"
             self.progress.update(self._tasks[outcome.contender], completed=1.0, words=words)

@@ -12,7 +12,7 @@ from openxlstm.lm.presets import Preset, get_preset
 from openxlstm.runs.loading import size_in_words
 
 if TYPE_CHECKING:
-    from openxlstm.lm.plan import Job, Plan
+    from openxlstm.lm.plan import Plan, TrainingJob
 
 GIVEN = "as given"
 MEASURE_STEPS = 5
@@ -103,9 +103,9 @@ def run(arguments: list[str]) -> int:
     return 0
 
 
-def _job(options: Options, preset: Preset) -> "Job":
+def _job(options: Options, preset: Preset) -> "TrainingJob":
     """The preset's, with what the options change."""
-    from openxlstm.lm.plan import Job
+    from openxlstm.lm.plan import TrainingJob
 
     reported = preset.reported
     compute = ComputeConfig() if reported is None else reported.compute
@@ -114,7 +114,7 @@ def _job(options: Options, preset: Preset) -> "Job":
         "window": preset.data.window,
         "world_size": 1 if reported is None else reported.world_size,
     }
-    return Job(
+    return TrainingJob(
         model=preset.model.replace(
             **_given(options, "layers", "embedding_dim", "num_heads", "block", "vocab_size")
         ),
@@ -155,7 +155,7 @@ def _tokens(options: Options, preset: Preset) -> int:
     )
 
 
-def _rate(options: Options, preset: Preset, job: "Job") -> tuple[float | None, str | None]:
+def _rate(options: Options, preset: Preset, job: "TrainingJob") -> tuple[float | None, str | None]:
     """Tokens a second of the whole job, and where that is from; None where nobody knows.
 
     A recipe's own rate counts for its own model, batches of its own shape, and any number of
@@ -180,7 +180,7 @@ def _rate(options: Options, preset: Preset, job: "Job") -> tuple[float | None, s
     return None, None
 
 
-def _measure(options: Options, job: "Job") -> float:
+def _measure(options: Options, job: "TrainingJob") -> float:
     """Tokens a second of one rank: the median of some training steps on random tokens here.
 
     Raises:
@@ -226,7 +226,7 @@ def _measure(options: Options, job: "Job") -> float:
     return rows * job.window / statistics.median(times)
 
 
-def _print_table(name: str, job: "Job", plan: "Plan", source: str | None) -> None:
+def _print_table(name: str, job: "TrainingJob", plan: "Plan", source: str | None) -> None:
     from rich.console import Console
     from rich.table import Table
 

@@ -86,10 +86,10 @@ def _sorted(runs: list[Run], order: str) -> list[Run]:
 
 
 def _draw(runs: Sequence[Run], options: Options) -> None:
-    from openxlstm.train.compare import Curve, draw_comparison
+    from openxlstm.train.compare import LossCurve, draw_comparison
 
     assert options.plot is not None
-    curves = [Curve(name=run.name, evaluations=run.curve) for run in runs if run.curve]
+    curves = [LossCurve(name=run.name, evaluations=run.curve) for run in runs if run.curve]
     if not curves:
         raise UserError("there is nothing to draw: no run has been evaluated yet")
     draw_comparison(options.plot, curves, options.x)

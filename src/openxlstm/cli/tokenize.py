@@ -16,7 +16,7 @@ from openxlstm.config import DataConfig
 from openxlstm.errors import UserError
 
 if TYPE_CHECKING:
-    from openxlstm.data.tokenizing import Progress
+    from openxlstm.data.tokenizing import ReportProgress
 
 WORDS = {
     "characters": "looking for characters",
@@ -68,9 +68,9 @@ def run(arguments: list[str]) -> int:
         bpe_vocab_size=options.bpe_vocab_size, field=options.field,
     )  # fmt: skip
 
-    from openxlstm.data.tokenizing import Job, tokenize
+    from openxlstm.data.tokenizing import TokenizingJob, tokenize
 
-    job = Job(
+    job = TokenizingJob(
         sources=config.sources, tokenizer=config.tokenizer, bpe_vocab_size=config.bpe_vocab_size,
         bpe_sample_mb=options.bpe_sample_mb, field=config.field, shard_mb=options.shard_mb,
     )  # fmt: skip
@@ -87,7 +87,7 @@ def run(arguments: list[str]) -> int:
 
 
 @contextmanager
-def _bar(*, quiet: bool) -> "Iterator[Progress]":
+def _bar(*, quiet: bool) -> "Iterator[ReportProgress]":
     """A bar on standard error, if that is a terminal."""
     from rich.console import Console
     from rich.progress import (

@@ -26,7 +26,8 @@ from openxlstm.config import ComputeConfig, ModelConfig
 from openxlstm.errors import UserError
 from openxlstm.lm.presets import get_preset
 from openxlstm.runs.corpus import Corpus, open_corpus
-from openxlstm.runs.folder import (
+from openxlstm.runs.loading import load_model, load_run
+from openxlstm.runs.run_folder import (
     RECORD,
     RunRecord,
     checkpoint_to_resume,
@@ -35,13 +36,12 @@ from openxlstm.runs.folder import (
     is_in_use,
     lock,
 )
-from openxlstm.runs.loading import load_model, load_run
 from openxlstm.train.callback import Callback, Progress
 
 if TYPE_CHECKING:
     from openxlstm.data.batches import RandomWindows, Streams
     from openxlstm.lm.model import LanguageModel
-    from openxlstm.train.evaluate import Batch
+    from openxlstm.train.evaluate import BatchLike
     from openxlstm.train.processes import Processes
 
 
@@ -203,11 +203,11 @@ def _train(plan: Plan, options: Options, job: "Processes") -> tuple[Progress, bo
         return result, job.any(stopped.is_set())
 
 
-def _watchers(plan: Plan, options: Options, description: str, batch: "Batch") -> list[Any]:
+def _watchers(plan: Plan, options: Options, description: str, batch: "BatchLike") -> list[Any]:
     """Those who tell of the run; `batch` is what the gates are looked at with."""
     from openxlstm.cli.progress import TrainingProgress
     from openxlstm.generation.text import generate
-    from openxlstm.train.gates import GateWatch
+    from openxlstm.train.gate_watch import GateWatch
     from openxlstm.train.metrics import MetricsFile, TensorBoard
     from openxlstm.train.samples import Samples
 

@@ -40,12 +40,12 @@ from openxlstm.data.tokenizer_json import FILE_NAME
 from openxlstm.errors import UserError
 from openxlstm.files import read_json, write_json
 
-Progress = Callable[[str, int, int], None]
+ReportProgress = Callable[[str, int, int], None]
 """Is told what is being done, and how many bytes of the files have been read, of how many."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class Job:
+class TokenizingJob:
     """All that the tokens depend on."""
 
     sources: tuple[str, ...]
@@ -150,7 +150,11 @@ def plan_units(inputs: Sequence[Input], field: str, size: int) -> list[Unit]:
 
 
 def tokenize(
-    job: Job, folder: Path, *, workers: int = 1, progress: Progress = lambda *_: None
+    job: TokenizingJob,
+    folder: Path,
+    *,
+    workers: int = 1,
+    progress: ReportProgress = lambda *_: None,
 ) -> dict[str, Any]:
     """Makes a folder of tokens, or finishes one that the same job began, and returns its manifest.
 
@@ -201,7 +205,10 @@ def tokenize(
 
 
 def _make_tokenizer(
-    job: Job, units: Sequence[Unit], work: Callable[..., list[Any]], progress: Progress
+    job: TokenizingJob,
+    units: Sequence[Unit],
+    work: Callable[..., list[Any]],
+    progress: ReportProgress,
 ) -> Tokenizer:
     """A new tokenizer for all the text, or the one that the job names."""
     total, done = sum(unit.bytes for unit in units), 0
@@ -275,7 +282,7 @@ def _work_off(
     *,
     total: int,
     workers: int,
-    progress: Progress,
+    progress: ReportProgress,
 ) -> list[Any]:
     """`task` of each unit, by several processes; its results in any order."""
     done = total - sum(unit.bytes for unit in units.values())

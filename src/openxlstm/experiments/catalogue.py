@@ -1,6 +1,6 @@
 """The experiments by name, with their claims. Plain Python: listing them imports no torch."""
 
-from openxlstm.experiments.outcome import Claim, Curve, Experiment
+from openxlstm.experiments.claims import Claim, Curve, Experiment
 
 XLSTM = "arXiv:2405.04517"
 SUITE = "arXiv:2207.02098"
@@ -94,7 +94,7 @@ EXPERIMENTS: dict[str, Experiment] = {
     "memory": Experiment(
         title="Long memory: what were the first four symbols?",
         task="Read 4 symbols, then noise for thousands of steps, then say the 4 symbols.",
-        module="memory",
+        module="long_memory",
         contenders=LEARNERS,
         claims=(
             Claim(

@@ -15,9 +15,9 @@ from collections.abc import Callable
 import torch
 from torch import nn
 
+from openxlstm.experiments.claims import ContenderResult
 from openxlstm.experiments.contenders import LSTMBody, Reader, StackBody
-from openxlstm.experiments.outcome import Outcome
-from openxlstm.experiments.training import Batch, Recipe, Tell, outcome, right_answers, train
+from openxlstm.experiments.curriculum import Examples, Recipe, Tell, outcome, right_answers, train
 from openxlstm.experiments.transformer import Transformer
 
 WIDTH, VOCAB_SIZE, MOST_PAIRS = 64, 8192, 64
@@ -41,7 +41,7 @@ BODIES: dict[str, tuple[str, float, Callable[[], nn.Module]]] = {
 """For each contender what it is, its learning rate, and how to make it."""
 
 
-def run(name: str, contender: str, seed: int, quick: bool, tell: Tell) -> Outcome:
+def run(name: str, contender: str, seed: int, quick: bool, tell: Tell) -> ContenderResult:
     """Trains one contender, and measures it."""
     assert name == "recall"
     vocab_size, most = (256, 8) if quick else (VOCAB_SIZE, MOST_PAIRS)
@@ -58,19 +58,19 @@ def run(name: str, contender: str, seed: int, quick: bool, tell: Tell) -> Outcom
         warmup=0.03,
     )
 
-    def draw_level(pairs: int, generator: torch.Generator) -> Batch:
-        return draw(128 if quick else queries(pairs), pairs, vocab_size, generator)
+    def draw_level(pairs: int, generator: torch.Generator) -> Examples:
+        return draw_recall(128 if quick else queries(pairs), pairs, vocab_size, generator)
 
     trained = train(model, draw_level, recipe, seed, tell)
     answers = 512 if quick else 8192
-    accuracy = {n: measure(model, n, vocab_size, answers) for n in PAIRS if n <= most}
+    accuracy = {n: recall_accuracy(model, n, vocab_size, answers) for n in PAIRS if n <= most}
     return outcome(contender, about, model, recipe, trained, accuracy, answers)
 
 
-def measure(model: Reader, pairs: int, vocab_size: int, answers: int) -> float:
+def recall_accuracy(model: Reader, pairs: int, vocab_size: int, answers: int) -> float:
     """The accuracy over so many answers, of sequences of so many pairs."""
     generator = torch.Generator().manual_seed(2**32 + pairs)
-    batch = draw(answers, pairs, vocab_size, generator)
+    batch = draw_recall(answers, pairs, vocab_size, generator)
     return right_answers(model, batch, rows=max(1, 1024 // pairs)).float().mean().item()
 
 
@@ -80,7 +80,7 @@ def queries(pairs: int) -> int:
     return min(128 * pairs, 1024)
 
 
-def draw(queries: int, pairs: int, vocab_size: int, generator: torch.Generator) -> Batch:
+def draw_recall(queries: int, pairs: int, vocab_size: int, generator: torch.Generator) -> Examples:
     """Sequences of P pairs, as many as make so many queries in all."""
     B, half = max(1, queries // pairs), vocab_size // 2
     keys = distinct(B, pairs, half, generator)  # (B, P)
@@ -90,7 +90,7 @@ def draw(queries: int, pairs: int, vocab_size: int, generator: torch.Generator) 
     ids = torch.cat([told, keys.gather(1, order)], 1)
     asked = torch.zeros(ids.shape, dtype=torch.bool)
     asked[:, 2 * pairs :] = True
-    return Batch(ids, asked, values.gather(1, order).flatten())
+    return Examples(ids, asked, values.gather(1, order).flatten())
 
 
 def distinct(rows: int, count: int, below: int, generator: torch.Generator) -> torch.Tensor:

@@ -18,9 +18,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from openxlstm.experiments.claims import ContenderResult
 from openxlstm.experiments.contenders import LSTMBody, Reader, StackBody
-from openxlstm.experiments.outcome import Outcome
-from openxlstm.experiments.training import Batch, Recipe, Tell, outcome, right_answers, train
+from openxlstm.experiments.curriculum import Examples, Recipe, Tell, outcome, right_answers, train
 from openxlstm.experiments.transformer import Transformer
 
 WIDTH = 64
@@ -109,7 +109,7 @@ BODIES: dict[str, tuple[str, float, Callable[[], nn.Module]]] = {
 """For each contender what it is, its learning rate, and how to make it."""
 
 
-def run(name: str, contender: str, seed: int, quick: bool, tell: Tell) -> Outcome:
+def run(name: str, contender: str, seed: int, quick: bool, tell: Tell) -> ContenderResult:
     """Trains one contender on the task called `name`, and measures it."""
     task = TASKS[name]
     about, learning_rate, make_body = BODIES[contender]
@@ -136,9 +136,9 @@ def run(name: str, contender: str, seed: int, quick: bool, tell: Tell) -> Outcom
     return outcome(contender, about, model, recipe, trained, accuracy, sequences)
 
 
-def asked_after(task: Task, rows: int, length: int, generator: torch.Generator) -> Batch:
+def asked_after(task: Task, rows: int, length: int, generator: torch.Generator) -> Examples:
     """Sequences whose state is asked at every step where there is one."""
     ids, states = task.draw(rows, length, generator)
     asked = torch.zeros(ids.shape, dtype=torch.bool)
     asked[:, task.every - 1 :: task.every] = True
-    return Batch(ids, asked, states[asked])
+    return Examples(ids, asked, states[asked])

@@ -18,9 +18,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from openxlstm.config import ModelConfig
+from openxlstm.experiments.claims import ContenderResult
 from openxlstm.experiments.contenders import LSTMBody, Reader
-from openxlstm.experiments.outcome import Outcome
-from openxlstm.experiments.training import Tell
+from openxlstm.experiments.curriculum import Tell
 from openxlstm.experiments.transformer import Transformer
 from openxlstm.lm.model import LanguageModel
 
@@ -53,7 +53,7 @@ def make_model(contender: str) -> nn.Module:
     return Reader(VOCAB_SIZE, VOCAB_SIZE, WIDTH, body)
 
 
-def run_together(seed: int, quick: bool, tell: Tell) -> Iterator[Outcome]:
+def run_together(seed: int, quick: bool, tell: Tell) -> Iterator[ContenderResult]:
     """Measures all contenders; each comes again whenever more is known of it."""
     torch.manual_seed(seed)
     models = {contender: make_model(contender) for contender in ABOUT}
@@ -79,7 +79,7 @@ def run_together(seed: int, quick: bool, tell: Tell) -> Iterator[Outcome]:
         for name, value in values.items():
             curves[name][curve][length] = value
         for name, model in models.items():
-            yield Outcome(
+            yield ContenderResult(
                 contender=name,
                 about=ABOUT[name],
                 parameters=sum(parameter.numel() for parameter in model.parameters()),

@@ -20,7 +20,7 @@ from multiprocessing.process import BaseProcess
 from typing import Any
 
 from openxlstm.experiments.catalogue import EXPERIMENTS
-from openxlstm.experiments.outcome import Outcome
+from openxlstm.experiments.claims import ContenderResult
 
 Hear = Callable[[str, float, str], object]
 """Hears of progress: the contender, the share of its work that is done, and how it goes."""
@@ -30,7 +30,7 @@ ALL = "all contenders"
 
 
 @dataclass(frozen=True, kw_only=True)
-class Job:
+class ContenderJob:
     """What one process is to do."""
 
     experiment: str
@@ -49,21 +49,23 @@ class Crash:
     trace: str = ""
 
 
-def jobs_of(name: str, seed: int, quick: bool) -> list[Job]:
+def jobs_of(name: str, seed: int, quick: bool) -> list[ContenderJob]:
     """What there is to do for an experiment."""
     experiment = EXPERIMENTS[name]
     who = (ALL,) if experiment.together else experiment.contenders
-    return [Job(experiment=name, contender=one, seed=seed, quick=quick) for one in who]
+    return [ContenderJob(experiment=name, contender=one, seed=seed, quick=quick) for one in who]
 
 
-def run_jobs(jobs: list[Job], processes: int, hear: Hear) -> Generator[Outcome | Crash]:
+def run_jobs(
+    jobs: list[ContenderJob], processes: int, hear: Hear
+) -> Generator[ContenderResult | Crash]:
     """Runs jobs, so many at a time, and yields what they find as they find it.
 
     Closing the iterator, or an exception in it, ends all of them.
     """
     context = multiprocessing.get_context("spawn")
     waiting = deque(jobs)
-    running: dict[Any, tuple[Job, BaseProcess]] = {}
+    running: dict[Any, tuple[ContenderJob, BaseProcess]] = {}
     with interrupts_noted() as interrupt:
         try:
             while waiting or running:
@@ -88,7 +90,7 @@ def run_jobs(jobs: list[Job], processes: int, hear: Hear) -> Generator[Outcome |
                         if process.exitcode:
                             yield Crash(job.contender, ending(process.exitcode))
                         continue
-                    if isinstance(message, Outcome | Crash):
+                    if isinstance(message, ContenderResult | Crash):
                         yield message
                     else:
                         hear(job.contender, *message)
@@ -96,7 +98,7 @@ def run_jobs(jobs: list[Job], processes: int, hear: Hear) -> Generator[Outcome |
             end(running)
 
 
-def end(running: dict[Any, tuple[Job, BaseProcess]]) -> None:
+def end(running: dict[Any, tuple[ContenderJob, BaseProcess]]) -> None:
     """Ends processes, first by asking."""
     for _, process in running.values():
         process.terminate()
@@ -150,7 +152,7 @@ def interrupts_held() -> Iterator[None]:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
-def work(job: Job, there: Connection) -> None:
+def work(job: ContenderJob, there: Connection) -> None:
     """Does a job; the whole life of a process."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     threading.Thread(target=end_with_parent, daemon=True).start()

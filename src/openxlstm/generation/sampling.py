@@ -77,7 +77,7 @@ def draw(
     scores = logits.detach()[:, : sampling.vocab_size].float().cpu()  # (B, V)
     if sampling.temperature < GREEDY_BELOW:
         best, ids = scores.max(-1)
-        check_finite(best)
+        check_logits(best)
         return ids.to(logits.device)
 
     scores = scores / sampling.temperature
@@ -89,7 +89,7 @@ def draw(
     # In float64, or the sum of a large vocabulary would swallow its rare tokens.
     cumulative = scores.softmax(-1).cumsum(-1, dtype=torch.float64)
     total = cumulative[:, -1:]
-    check_finite(total)
+    check_logits(total)
     if sampling.top_p is not None:
         last = torch.searchsorted(cumulative, sampling.top_p * total)  # the first to reach it
         total = cumulative.gather(-1, last)
@@ -109,7 +109,7 @@ def uniform(num_rows: int, generator: torch.Generator | Sequence[torch.Generator
     return torch.cat(rows)
 
 
-def check_finite(values: Tensor) -> None:
+def check_logits(values: Tensor) -> None:
     """Raises UserError if one of `values` is not finite, since then their sum is not either."""
     if not math.isfinite(values.sum().item()):
         raise UserError(

@@ -16,7 +16,7 @@ REPLACEMENT = "\ufffd"
 """What decoders write for bytes that are not, or not yet, a character."""
 
 
-class Tokenizer(Protocol):
+class TokenizerLike(Protocol):
     """What generation needs of a tokenizer."""
 
     @property
@@ -35,7 +35,7 @@ class Tokenizer(Protocol):
 
 def generate(
     model: LanguageModel,
-    tokenizer: Tokenizer,
+    tokenizer: TokenizerLike,
     prompt: str = "\n",
     *,
     max_tokens: int | None = 200,
@@ -70,7 +70,7 @@ def generate(
     return pieces if stop is None else until(pieces, stop)
 
 
-def first_token(tokenizer: Tokenizer) -> Ids:
+def first_token(tokenizer: TokenizerLike) -> Ids:
     """What to start from without a prompt."""
     try:
         ids = tokenizer.encode("\n")
@@ -79,7 +79,7 @@ def first_token(tokenizer: Tokenizer) -> Ids:
     return ids if len(ids) else [0]
 
 
-def whole_characters(tokenizer: Tokenizer, tokens: Iterable[int]) -> Iterator[str]:
+def whole_characters(tokenizer: TokenizerLike, tokens: Iterable[int]) -> Iterator[str]:
     """The text of tokens, each of which may be a part of a character, such as a byte of UTF-8.
 
     Bytes at the end that are not yet a character read as one replacement character. It waits for

@@ -1,5 +1,5 @@
 """Checkpoints of others: NX-AI's `xlstm` and `xlstm_large`, and Hugging Face's xLSTM."""
 
-from openxlstm.interop.opening import load, load_stack
+from openxlstm.interop.opening import load, load_nxai_stack
 
-__all__ = ["load", "load_stack"]
+__all__ = ["load", "load_nxai_stack"]

@@ -33,7 +33,7 @@ SLSTM_KERNELS = (
 RECURRENT_INITS = {"zeros": "zeros", "standard": "uniform"}
 
 
-def read_config(
+def read_paper_config(
     values: Mapping[str, Any],
     tensors: Mapping[str, Tensor],
     place: str,
@@ -116,7 +116,7 @@ def read_config(
     )
 
 
-def write_config(config: StackConfig) -> tuple[dict[str, Any], list[str]]:
+def write_paper_config(config: StackConfig) -> tuple[dict[str, Any], list[str]]:
     """The table of options of the same model there, and notes about what is different there.
 
     Raises:

@@ -11,11 +11,11 @@ from torch import Tensor
 from openxlstm.config import ModelConfig, StackConfig
 from openxlstm.errors import UserError
 from openxlstm.files import read_json
-from openxlstm.interop import large, nxai
-from openxlstm.interop.checkpoint import TORCH_FILES, below_prefix, open_checkpoint
+from openxlstm.interop import nxai, xlstm_large
 from openxlstm.interop.options import below_model, read_table
 from openxlstm.interop.reading import Reading
-from openxlstm.interop.translate import LazyTensors, read
+from openxlstm.interop.tensor_files import TORCH_FILES, below_prefix, open_checkpoint
+from openxlstm.interop.translate import LazyTensors, to_ours
 from openxlstm.lm.folder import CONFIG, FORMAT, fill
 from openxlstm.lm.model import LanguageModel
 from openxlstm.nn.init import without_memory
@@ -44,7 +44,7 @@ class Opened:
     notes: list[str] = field(default_factory=list)
     """What is different here, for whoever converts."""
 
-    def model(self, *, dtype: torch.dtype | None = None, copy: bool = False) -> LanguageModel:
+    def model(self, *, dtype: torch.dtype | None = None, mapped: bool = True) -> LanguageModel:
         """The language model, for evaluation.
 
         Raises:
@@ -53,20 +53,20 @@ class Opened:
         if not isinstance(self.config, ModelConfig):
             raise UserError(f"{self.source} is a stack of blocks, not a language model")
         model = empty_model(self.config)
-        fill(model, self.tensors, self.source, dtype=dtype, copy=copy)
+        fill(model, self.tensors, self.source, dtype=dtype, mapped=mapped)
         return model.eval()
 
 
 def load(
-    path: str | Path, *, dtype: torch.dtype | None = None, copy: bool = False
+    path: str | Path, *, dtype: torch.dtype | None = None, mapped: bool = True
 ) -> LanguageModel:
     """The language model in a folder of Hugging Face's or NX-AI's, or in one of ours, for
     evaluation. Its weights are mapped from the file, but for small ones that lie in another way.
 
     Args:
         dtype: of the weights; None leaves them as they are stored. Another one copies them.
-        copy: whether the model gets memory of its own now; so it does on Windows in any case, where
-            a mapped file could not be replaced.
+        mapped: False copies the weights into memory of the model's own now. Windows always copies:
+            a mapped file could not be replaced there.
 
     Raises:
         UserError: if something is missing, damaged, unknown or does not fit.
@@ -74,11 +74,11 @@ def load(
     path = Path(path)
     kind = format_of(path)
     if kind == "openxlstm":
-        return LanguageModel.from_pretrained(path, dtype=dtype, mapped=not copy)
-    return open_foreign(path, kind).model(dtype=dtype, copy=copy)
+        return LanguageModel.from_pretrained(path, dtype=dtype, mapped=mapped)
+    return open_foreign(path, kind).model(dtype=dtype, mapped=mapped)
 
 
-def load_stack(path: str | Path, config: str | Path | None = None) -> Stack:
+def load_nxai_stack(path: str | Path, config: str | Path | None = None) -> Stack:
     """The stack in a checkpoint of NX-AI's `xLSTMBlockStack`, for evaluation.
 
     Args:
@@ -177,7 +177,7 @@ def _read_config(
     if is_paper:
         of_model = "xlstm_block_stack." if values.get("vocab_size", -1) != -1 else ""
         tensors = below_prefix(tensors, of_model + PAPER_ANCHOR, path)
-        return nxai.read_config(values, tensors, str(place), **options), tensors
+        return nxai.read_paper_config(values, tensors, str(place), **options), tensors
     if not any(name.endswith(LARGE_ANCHOR) for name in tensors):
         wanted = LARGE_ANCHOR if kind == "hf" else f"{PAPER_ANCHOR} or {LARGE_ANCHOR}"
         raise UserError(
@@ -186,7 +186,8 @@ def _read_config(
         )
     tensors = below_prefix(tensors, LARGE_ANCHOR, path)
     hf = kind == "hf"
-    return large.read_config(values, tensors, str(place), hugging_face=hf, **options), tensors
+    reading = xlstm_large.read_large_config(values, tensors, str(place), hugging_face=hf, **options)
+    return reading, tensors
 
 
 def _opened(
@@ -199,13 +200,13 @@ def _opened(
     ignore = set(reading.ignore)
     if is_model and config.tie_weights:
         (embedding,) = (row.theirs[0] for row in reading.rows if row.ours == (EMBEDDING,))
-        if not large.is_tied(tensors, embedding, "lm_head.weight"):
+        if not xlstm_large.is_tied(tensors, embedding, "lm_head.weight"):
             raise UserError(
                 f"{path} has a lm_head.weight that is not {embedding}, and its configuration says "
                 "that it is (tie_weights)"
             )
         ignore.add("lm_head.weight")
-    ours: LazyTensors = read(
+    ours: LazyTensors = to_ours(
         reading.rows,
         tensors,
         shapes,

@@ -5,7 +5,7 @@ from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, S
 from functools import partial
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from openxlstm.errors import UserError
 from openxlstm.interop.keymap import SAME, Row, Shape
@@ -38,12 +38,7 @@ class LazyTensors(Mapping[str, Tensor]):
         return LazyTensors({name: _changing(self, name, change) for name in self})
 
 
-def shapes_of(module: nn.Module) -> dict[str, Shape]:
-    """The shape of every tensor of a module's state."""
-    return {name: tuple(tensor.shape) for name, tensor in module.state_dict().items()}
-
-
-def read(
+def to_ours(
     rows: Iterable[Row],
     theirs: Mapping[str, Tensor],
     ours: Shapes,
@@ -95,7 +90,7 @@ def read(
     return LazyTensors(entries)
 
 
-def write(rows: Iterable[Row], ours: Mapping[str, Tensor]) -> LazyTensors:
+def to_theirs(rows: Iterable[Row], ours: Mapping[str, Tensor]) -> LazyTensors:
     """Our tensors as theirs. Tensors that no row has are left out."""
     entries: dict[str, Callable[[], Tensor]] = {}
     for entry in _rows_for(rows, ours):

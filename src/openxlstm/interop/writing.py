@@ -10,10 +10,10 @@ from torch import Tensor
 from openxlstm.config import ModelConfig, StackConfig
 from openxlstm.errors import UserError
 from openxlstm.files import write_json, write_text
-from openxlstm.interop import large, nxai
+from openxlstm.interop import nxai, xlstm_large
 from openxlstm.interop.keymap import large_rows, nxai_rows, nxai_stack_rows
 from openxlstm.interop.opening import EMBEDDING, Format
-from openxlstm.interop.translate import LazyTensors, write
+from openxlstm.interop.translate import LazyTensors, to_theirs
 from openxlstm.lm.folder import CONFIG, save_config
 from openxlstm.lm.stack_folder import save_stack_config
 from openxlstm.lm.weights import save_weights
@@ -62,14 +62,14 @@ def write_checkpoint(
         return _write_nxai(folder, config, tensors)
     assert is_model
     dtype = str(next(iter(tensors.values())).dtype).removeprefix("torch.")
-    values, notes = large.write_hugging_face(config, dtype, token_ids or {})
+    values, notes = xlstm_large.write_hugging_face(config, dtype, token_ids or {})
     tensors = with_head(tensors)
     if config.bias:  # that of the last norm has no place there
         _check_zero(tensors, "stack.norm.bias", "Hugging Face's xLSTM")
         kept = {name: name for name in tensors if name != "stack.norm.bias"}
         tensors = LazyTensors.renamed(tensors, kept)
     rows = large_rows(len(config.layers), hugging_face=True)
-    save_weights(folder, write(rows, tensors), shard_bytes=shard_bytes)
+    save_weights(folder, to_theirs(rows, tensors), shard_bytes=shard_bytes)
     write_json(folder / CONFIG, values)
     return notes
 
@@ -89,15 +89,15 @@ def _write_nxai(folder: Path, config: StackConfig, tensors: Mapping[str, Tensor]
     import yaml
 
     if not isinstance(config, ModelConfig):
-        values, notes = nxai.write_config(config)
+        values, notes = nxai.write_paper_config(config)
         rows = nxai_stack_rows(config.layers)
     elif config.block == "large":
-        values, notes = large.write_nxai(config)
+        values, notes = xlstm_large.write_nxai(config)
         rows, tensors = large_rows(len(config.layers), hugging_face=False), with_head(tensors)
     else:
-        values, notes = nxai.write_config(config)
+        values, notes = nxai.write_paper_config(config)
         rows, tensors = nxai_rows(config.layers), with_head(tensors)
-    save_weights(folder, write(rows, tensors))
+    save_weights(folder, to_theirs(rows, tensors))
     write_text(folder / "config.yaml", yaml.safe_dump(values, sort_keys=False))
     return notes
 

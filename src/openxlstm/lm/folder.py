@@ -50,7 +50,7 @@ def fill(
     source: str | Path,
     *,
     dtype: torch.dtype | None = None,
-    copy: bool = False,
+    mapped: bool = True,
 ) -> None:
     """Puts tensors in the place of a model's own, which may be on the meta device; names and shapes
     must be the model's.
@@ -61,8 +61,8 @@ def fill(
         source: what they are from, for errors.
         dtype: what all of them become; None leaves them as they are, or, where they differ, takes
             the widest.
-        copy: whether the model gets memory of its own. If not, it shares that of the tensors; but
-            on Windows, where a file that is mapped cannot be replaced.
+        mapped: whether the model shares the memory of the tensors, which may be mapped from a file,
+            or copies them. On Windows it always copies: a mapped file could not be replaced there.
 
     Raises:
         UserError: that names the first tensor that is missing, unknown, of another shape or no
@@ -80,16 +80,16 @@ def fill(
         if not _dtype(tensors, name).is_floating_point:
             kind = str(_dtype(tensors, name)).removeprefix("torch.")
             raise UserError(f"{source} has {name} in {kind}; weights are floating-point numbers")
-    copy = copy or os.name == "nt"
+    mapped = mapped and os.name != "nt"
     if dtype is None:
         dtype = reduce(torch.promote_types, (_dtype(tensors, name) for name in places))
     # The largest first, for what is copied is there twice for a moment.
     for name in sorted(places, key=lambda name: places[name][0].numel(), reverse=True):
         parameter, owners = places[name]
-        if isinstance(tensors, Weights) and (copy or tensors.dtype(name) != dtype):
+        if isinstance(tensors, Weights) and not (mapped and tensors.dtype(name) == dtype):
             value = tensors.copy_of(name, dtype)
         else:
-            value = tensors[name].detach().to(dtype, copy=copy)
+            value = tensors[name].detach().to(dtype, copy=not mapped)
         filled = nn.Parameter(value, requires_grad=parameter.requires_grad)
         for owner, attribute in owners:
             setattr(owner, attribute, filled)

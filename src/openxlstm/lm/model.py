@@ -131,7 +131,7 @@ class LanguageModel(nn.Module):
         with without_memory():
             model = cls(load_config(folder))
         weights = open_weights(folder)
-        fill(model, weights, weights.source, dtype=dtype, copy=not mapped)
+        fill(model, weights, weights.source, dtype=dtype, mapped=mapped)
         return model.eval()
 
     def save_pretrained(self, folder: str | Path, *, shard_bytes: int | None = None) -> None:

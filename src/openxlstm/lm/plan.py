@@ -20,7 +20,7 @@ from openxlstm.strict import require
 
 
 @dataclass(frozen=True, kw_only=True)
-class Job:
+class TrainingJob:
     """A model, what it is trained on, and how many ranks share the work."""
 
     model: ModelConfig
@@ -91,7 +91,7 @@ class Plan:
         return values
 
 
-def make_plan(job: Job, tokens_per_second: float | None = None) -> Plan:
+def make_plan(job: TrainingJob, tokens_per_second: float | None = None) -> Plan:
     """What `job` takes, at a rate of the whole job if one is given. Allocates nothing of it."""
     summary, flops = summarize_unbuilt(job.model), training_flops_per_token(job.model)
     activations = activation_bytes(job.model, job.rows_at_once, job.window, job.compute)
@@ -120,7 +120,7 @@ def make_plan(job: Job, tokens_per_second: float | None = None) -> Plan:
     )
 
 
-def rate_of_devices(job: Job, flops_per_second: float, mfu: float) -> float:
+def rate_of_devices(job: TrainingJob, flops_per_second: float, mfu: float) -> float:
     """Tokens a second of a job whose ranks reach a share `mfu` of `flops_per_second` each.
 
     Raises:

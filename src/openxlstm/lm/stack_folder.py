@@ -40,7 +40,7 @@ def load_stack(
     with without_memory():
         stack = Stack(load_stack_config(folder))
     weights = open_weights(folder)
-    fill(stack, weights, weights.source, dtype=dtype, copy=not mapped)
+    fill(stack, weights, weights.source, dtype=dtype, mapped=mapped)
     return stack.eval()
 
 

@@ -84,14 +84,6 @@ class Weights(Mapping[str, Tensor]):
         first = next(iter(self._files))
         return first if len(self._files) == 1 else first.parent
 
-    @property
-    def num_bytes(self) -> int:
-        """Bytes of all the tensors."""
-        return sum(
-            self._dtypes[name].itemsize * torch.Size(shape).numel()
-            for name, shape in self._shapes.items()
-        )
-
 
 def open_weights(path: str | Path) -> Weights:
     """The weights in a safetensors file, in the files of an index, or in a folder.

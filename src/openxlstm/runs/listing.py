@@ -10,7 +10,7 @@ from typing import Any
 
 from openxlstm.errors import UserError
 from openxlstm.files import read_json
-from openxlstm.runs.folder import RECORD, lock
+from openxlstm.runs.run_folder import RECORD, lock
 from openxlstm.train.records import METRICS, evaluations, read_metrics
 
 

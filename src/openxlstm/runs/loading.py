@@ -65,11 +65,11 @@ def load_model(
         _check_memory(folder, config, stored, kind, quiet=quiet)
         return LanguageModel.from_pretrained(folder, dtype=kind)
 
-    from openxlstm.runs.folder import newest_checkpoint
-    from openxlstm.train.checkpoint import load_model as load_checkpoint  # half a second
+    from openxlstm.runs.run_folder import newest_checkpoint
+    from openxlstm.train.checkpoint import load_weights  # half a second
 
     model = LanguageModel(load_config(folder)).eval()
-    load_checkpoint(newest_checkpoint(folder), model)
+    load_weights(newest_checkpoint(folder), model)
     return model.to(kind)
 
 

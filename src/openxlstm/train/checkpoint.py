@@ -108,7 +108,7 @@ def _flaw(path: Path) -> str | None:
     return None
 
 
-def write(
+def write_tensors(
     folder: Path,
     step: int,
     tensors: dict[str, Tensor],
@@ -160,7 +160,7 @@ def write(
     processes.wait()
 
 
-def read(path: Path, tensors: dict[str, Tensor], *, processes: Processes = ALONE) -> None:
+def read_tensors(path: Path, tensors: dict[str, Tensor], *, processes: Processes = ALONE) -> None:
     """Fills tensors, whole ones or DTensors, with those of the same names in a checkpoint.
 
     Raises:
@@ -221,7 +221,7 @@ def save_checkpoint(
         for key, slot in slots.items():
             tensors[f"optimizer.{key}.{names[parameter]}"] = slot
     tensors |= _named(_whole_rows(state, processes))
-    write(folder, step, tensors, values, keep=keep, processes=processes)
+    write_tensors(folder, step, tensors, values, keep=keep, processes=processes)
 
 
 def load_checkpoint(
@@ -260,12 +260,12 @@ def load_checkpoint(
     kinds = {frozenset(slots) for slots in optimizer.state.values()}
     if len(kinds) > 1 or len(optimizer.state) not in (0, len(parameters)):
         raise UserError(f"{path} is damaged: it lacks a part of the optimizer")
-    read(path, tensors, processes=processes)
+    read_tensors(path, tensors, processes=processes)
     values = read_json(path / VALUES)
     return state, {key: value for key, value in values.items() if key not in ("version", "files")}
 
 
-def load_model(path: Path, model: LanguageModel) -> None:
+def load_weights(path: Path, model: LanguageModel) -> None:
     """Puts the weights that a checkpoint is evaluated with into a model, in this process alone.
 
     Raises:
@@ -274,7 +274,7 @@ def load_model(path: Path, model: LanguageModel) -> None:
     tensors = _weights({"model": model})
     found = {name: shape for name, shape in shapes(path).items() if name.startswith("model.")}
     _compare(path, found, {name: tensor.shape for name, tensor in tensors.items()})
-    read(path, tensors)
+    read_tensors(path, tensors)
 
 
 def _stepped(models: Models) -> LanguageModel:

@@ -26,7 +26,7 @@ ROWS, LETTERS = 14, 40
 
 
 @dataclass(frozen=True, kw_only=True)
-class Curve:
+class LossCurve:
     """One run to draw."""
 
     name: str
@@ -34,7 +34,7 @@ class Curve:
     """Its evaluations, at least one, as `records.evaluations` gives them."""
 
 
-def draw_comparison(path: Path, curves: Sequence[Curve], x: X = "step") -> None:
+def draw_comparison(path: Path, curves: Sequence[LossCurve], x: X = "step") -> None:
     """Draws the validation losses of some runs, at least one, and thin their training losses.
 
     Args:
@@ -72,7 +72,7 @@ def _short(name: str) -> str:
     return name if len(name) <= LETTERS else f"…{name[1 - LETTERS :]}"
 
 
-def _limits(curves: Sequence[Curve]) -> tuple[float, float]:
+def _limits(curves: Sequence[LossCurve]) -> tuple[float, float]:
     """Of the axis of losses: what came after the starts, and nothing above them."""
     losses = [
         (record["step"], record[name])

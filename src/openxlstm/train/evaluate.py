@@ -13,7 +13,7 @@ from openxlstm.lm.model import LanguageModel, evaluation_mode
 from openxlstm.train.processes import ALONE, Processes
 
 
-class Batch(Protocol):
+class BatchLike(Protocol):
     """Token ids x (B, T), the tokens y (B, T) that follow them, and where the state is emptied."""
 
     @property
@@ -56,7 +56,7 @@ class Evaluation:
 
 def evaluate(
     model: LanguageModel,
-    batches: Iterable[Batch],
+    batches: Iterable[BatchLike],
     *,
     carry_state: bool = False,
     characters_per_token: float = 1.0,

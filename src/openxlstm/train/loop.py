@@ -28,7 +28,7 @@ from openxlstm.states import ModelState
 from openxlstm.train.callback import Callback, Evaluated, Progress, Step
 from openxlstm.train.checkpoint import load_checkpoint, models_of, save_checkpoint
 from openxlstm.train.distributed import clip_gradient, sharing, spread
-from openxlstm.train.evaluate import Batch, evaluate
+from openxlstm.train.evaluate import BatchLike, evaluate
 from openxlstm.train.processes import ALONE, Processes
 from openxlstm.train.schedule import learning_rate
 
@@ -41,7 +41,7 @@ class Batches(Protocol):
 
     Its state is the same in every process, and independent of how many there are."""
 
-    def __next__(self) -> Batch: ...
+    def __next__(self) -> BatchLike: ...
     def advance(self, share: float) -> None:
         """Told what share of the run is done, before each batch."""
         ...
@@ -58,8 +58,8 @@ def fit(
     *,
     compute: ComputeConfig | None = None,
     processes: Processes = ALONE,
-    train_sample: Iterable[Batch] = (),
-    val_sample: Iterable[Batch] = (),
+    train_sample: Iterable[BatchLike] = (),
+    val_sample: Iterable[BatchLike] = (),
     carry_state: bool = False,
     folder: Path | None = None,
     resume: Path | None = None,
@@ -126,7 +126,7 @@ class _Run:
     """What a run is made of, and the parts of it that `fit` puts in order."""
 
     carry_state: bool
-    samples: tuple[Iterable[Batch], Iterable[Batch]]
+    samples: tuple[Iterable[BatchLike], Iterable[BatchLike]]
 
     def __init__(
         self, model: LanguageModel, batches: Batches, config: TrainConfig,
@@ -224,7 +224,7 @@ class _Run:
         if self.device.type == "cuda":
             torch.cuda.manual_seed(seed)
 
-    def _gradient(self, batch: Batch) -> float:
+    def _gradient(self, batch: BatchLike) -> float:
         """Leaves the gradient of a batch in the parameters, and returns the loss of the rows that
         this process has of it."""
         self.optimizer.zero_grad(set_to_none=True)
@@ -343,7 +343,7 @@ def _prepare(model: LanguageModel, compute: ComputeConfig) -> None:
             block.compile()
 
 
-def _parts(batch: Batch, num_parts: int) -> Iterator[tuple[Tensor, Tensor, Tensor | None]]:
+def _parts(batch: BatchLike, num_parts: int) -> Iterator[tuple[Tensor, Tensor, Tensor | None]]:
     """The rows of a batch in equal parts.
 
     Raises:

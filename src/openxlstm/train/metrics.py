@@ -14,7 +14,7 @@ from openxlstm.train.records import METRICS, Log, read_metrics
 if TYPE_CHECKING:
     from torch.utils.tensorboard import SummaryWriter
 
-    from openxlstm.train.gates import GateWatch
+    from openxlstm.train.gate_watch import GateWatch
 
 
 class MetricsFile(Log):

@@ -1,8 +1,8 @@
 """The gates of a model that is trained, for those who tell of a run."""
 
-from openxlstm.lm.gates import GateStatistics, gate_statistics
+from openxlstm.lm.gate_statistics import GateStatistics, gate_statistics
 from openxlstm.train.callback import Evaluated
-from openxlstm.train.evaluate import Batch
+from openxlstm.train.evaluate import BatchLike
 
 
 class GateWatch:
@@ -11,7 +11,7 @@ class GateWatch:
     Such a callback `wants_model`.
     """
 
-    def __init__(self, batch: Batch) -> None:
+    def __init__(self, batch: BatchLike) -> None:
         self._batch = batch
         self._seen: Evaluated | None = None
         self._found: dict[str, GateStatistics] = {}

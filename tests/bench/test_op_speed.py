@@ -8,13 +8,13 @@ import torch
 from torch import Tensor
 
 import openxlstm.ops
-from openxlstm.bench import ops, peers
-from openxlstm.bench.contest import Contest, measure
+from openxlstm.bench import op_speed, peers
+from openxlstm.bench.comparison import Comparison, run_comparison
 from openxlstm.bench.peers import Absent
 
-SMALL: dict[str, Callable[[], Contest]] = {
-    "mlstm": lambda: ops.mlstm(2, 2, 9, 8),
-    "slstm": lambda: ops.slstm(2, 9, 2, 8),
+SMALL: dict[str, Callable[[], Comparison]] = {
+    "mlstm": lambda: op_speed.mlstm_comparison(2, 2, 9, 8),
+    "slstm": lambda: op_speed.slstm_comparison(2, 9, 2, 8),
 }
 
 
@@ -67,22 +67,24 @@ def test_a_wrong_answer_is_not_timed(
         return (mistake(h) if backend == "torch" else h), state
 
     monkeypatch.setattr(openxlstm.ops, op, wrong)
-    outcome = measure(SMALL[op](), budget=10)
+    outcome = run_comparison(SMALL[op](), budget=10)
     assert not outcome.verdict.right
     assert outcome.verdict.words.startswith("differs from openxlstm.reference: torch by ")
     assert [entry.timing for entry in outcome.entries] == [None] * len(outcome.entries)
 
 
 def test_every_shape_has_its_contest() -> None:
-    assert len(ops.contests(quick=False)) == len(ops.MLSTM_SHAPES) + len(ops.SLSTM_SHAPES)
-    quick = ops.contests(quick=True)
+    assert len(op_speed.comparisons(quick=False)) == len(op_speed.MLSTM_SHAPES) + len(
+        op_speed.SLSTM_SHAPES
+    )
+    quick = op_speed.comparisons(quick=True)
     assert [title for title, _ in quick] == ["mlstm (16, 4, 256, 64)", "slstm (16, 256, 4, 32)"]
 
 
 def test_each_title_builds_its_own_shape(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(ops, "MLSTM_SHAPES", ((1, 2, 3, 4), (1, 2, 5, 4)))
-    monkeypatch.setattr(ops, "SLSTM_SHAPES", ((1, 3, 2, 4), (1, 5, 2, 4)))
-    built = [(title, build()) for title, build in ops.contests(quick=False)]
+    monkeypatch.setattr(op_speed, "MLSTM_SHAPES", ((1, 2, 3, 4), (1, 2, 5, 4)))
+    monkeypatch.setattr(op_speed, "SLSTM_SHAPES", ((1, 3, 2, 4), (1, 5, 2, 4)))
+    built = [(title, build()) for title, build in op_speed.comparisons(quick=False)]
     assert [contest.sizes["T"] for _, contest in built] == [3, 5, 3, 5]
     for title, contest in built:
         assert title.startswith(contest.name)
@@ -96,6 +98,6 @@ def test_a_peer_here_is_the_judge(monkeypatch: pytest.MonkeyPatch) -> None:
         return lambda: [torch.zeros(2, 9, 2, 8)]
 
     monkeypatch.setattr(peers, "find", zeros)
-    verdict = ops.slstm(2, 9, 2, 8).check()
+    verdict = op_speed.slstm_comparison(2, 9, 2, 8).check()
     assert not verdict.right
     assert verdict.words.startswith("differs from NX-AI cell: ")

@@ -8,16 +8,23 @@ from typing import Any
 
 import pytest
 
-from openxlstm.bench.contest import Contest, Entry, Outcome, Speed, Verdict, measure
+from openxlstm.bench.comparison import (
+    Comparison,
+    ComparisonResult,
+    Entry,
+    Speed,
+    Verdict,
+    run_comparison,
+)
 from openxlstm.bench.goals import GOALS, find_goal
 from openxlstm.bench.limits import Limits, Work
 from openxlstm.bench.timing import Timing
 
-Outcomes = Callable[..., list[Outcome]]
+Outcomes = Callable[..., list[ComparisonResult]]
 
 
-def contest(verdict: Verdict, ran: list[str]) -> Contest:
-    return Contest(
+def contest(verdict: Verdict, ran: list[str]) -> Comparison:
+    return Comparison(
         part="ops",
         name="mlstm",
         sizes={"T": 8},
@@ -33,7 +40,7 @@ def contest(verdict: Verdict, ran: list[str]) -> Contest:
 
 def test_a_right_answer_is_timed() -> None:
     ran: list[str] = []
-    outcome = measure(contest(Verdict(True, "well"), ran), 1e-9, fewest=2)
+    outcome = run_comparison(contest(Verdict(True, "well"), ran), 1e-9, fewest=2)
     assert ran == ["mine", "theirs"] * 3
     mine, theirs, gone = outcome.entries
     assert mine.timing is not None
@@ -46,7 +53,7 @@ def test_a_right_answer_is_timed() -> None:
 
 def test_a_wrong_answer_is_not_timed() -> None:
     ran: list[str] = []
-    outcome = measure(contest(Verdict(False, "differs", math.nan), ran), 10.0)
+    outcome = run_comparison(contest(Verdict(False, "differs", math.nan), ran), 10.0)
     assert ran == [], "nobody's turn came"
     assert [entry.timing for entry in outcome.entries] == [None] * 3
     assert not outcome.verdict.right
@@ -54,12 +61,12 @@ def test_a_wrong_answer_is_not_timed() -> None:
 
 def test_it_tells_who_is_next() -> None:
     told: list[str] = []
-    measure(contest(Verdict(True, ""), []), 1e-9, fewest=1, tell=told.append)
+    run_comparison(contest(Verdict(True, ""), []), 1e-9, fewest=1, tell=told.append)
     assert told == ["checking", "mine", "theirs", "mine", "theirs"]
 
 
-def outcome_of(mine: float, theirs: float, goal: float | None = 2.0) -> Outcome:
-    return Outcome(
+def outcome_of(mine: float, theirs: float, goal: float | None = 2.0) -> ComparisonResult:
+    return ComparisonResult(
         part="training",
         name="training",
         sizes={"B": 2},

@@ -12,8 +12,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from openxlstm.experiments.claims import ContenderResult
 from openxlstm.experiments.contenders import Reader
-from openxlstm.experiments.outcome import Outcome
 
 MEMORY = 0.95
 """Share of the running accuracy and loss that stays from step to step."""
@@ -31,7 +31,7 @@ Tell = Callable[[float, str], object]
 """Hears the share of the work that is done, and how it goes."""
 
 
-class Batch(NamedTuple):
+class Examples(NamedTuple):
     """Examples, and what is asked about them."""
 
     ids: Tensor
@@ -75,7 +75,7 @@ class Trained(NamedTuple):
 
 
 def train(
-    model: Reader, draw: Callable[[int, torch.Generator], Batch], recipe: Recipe, seed: int,
+    model: Reader, draw: Callable[[int, torch.Generator], Examples], recipe: Recipe, seed: int,
     tell: Tell,
 ) -> Trained:  # fmt: skip
     """Trains on examples that `draw` makes of a level and a generator, each seen once."""
@@ -121,9 +121,9 @@ def train(
 def outcome(
     contender: str, about: str, model: Reader, recipe: Recipe, trained: Trained,
     accuracy: dict[int, float], answers: int,
-) -> Outcome:  # fmt: skip
+) -> ContenderResult:  # fmt: skip
     """What a contender did that has learned, and was asked for so many answers at each place."""
-    return Outcome(
+    return ContenderResult(
         contender=contender,
         about=f"{about}, rate {recipe.learning_rate:g}",
         parameters=sum(parameter.numel() for parameter in model.parameters()),
@@ -141,7 +141,7 @@ def latest(place: int, recipe: Recipe) -> float:
 
 
 @torch.no_grad()
-def right_answers(model: Reader, batch: Batch, rows: int) -> Tensor:
+def right_answers(model: Reader, batch: Examples, rows: int) -> Tensor:
     """Whether each answer is right (N,) bool; so many rows are read at a time."""
     found = []
     for start in range(0, len(batch.ids), rows):

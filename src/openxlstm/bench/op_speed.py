@@ -24,11 +24,16 @@ from torch import Tensor, nn
 
 import openxlstm.ops
 from openxlstm.bench import peers
-from openxlstm.bench.contest import Contest, Entry, Verdict
+from openxlstm.bench.comparison import Comparison, Entry, Verdict
+from openxlstm.bench.forward_backward import (
+    ForwardBackward,
+    differentiated,
+    disagreement,
+    module_turn,
+)
 from openxlstm.bench.goals import find_goal
 from openxlstm.bench.limits import Work
 from openxlstm.bench.peers import Absent
-from openxlstm.bench.turns import Turn, differentiated, disagreement, module_turn
 from openxlstm.bench.work import mlstm_work, slstm_work
 from openxlstm.ops.dispatch import Request
 
@@ -40,25 +45,31 @@ TOLERANCE = 1e-4
 """Largest relative error of an output or a gradient in float32."""
 
 
-def contests(quick: bool) -> list[tuple[str, Callable[[], Contest]]]:
+def comparisons(quick: bool) -> list[tuple[str, Callable[[], Comparison]]]:
     """A title, and what makes the contest, for each op and shape; the first shapes if `quick`."""
     count = 1 if quick else None
     return [
-        *((f"mlstm {shape}", lambda shape=shape: mlstm(*shape)) for shape in MLSTM_SHAPES[:count]),
-        *((f"slstm {shape}", lambda shape=shape: slstm(*shape)) for shape in SLSTM_SHAPES[:count]),
+        *(
+            (f"mlstm {shape}", lambda shape=shape: mlstm_comparison(*shape))
+            for shape in MLSTM_SHAPES[:count]
+        ),
+        *(
+            (f"slstm {shape}", lambda shape=shape: slstm_comparison(*shape))
+            for shape in SLSTM_SHAPES[:count]
+        ),
     ]
 
 
-def mlstm(B: int, NH: int, T: int, D: int) -> Contest:
+def mlstm_comparison(B: int, NH: int, T: int, D: int) -> Comparison:
     """The mLSTM at one shape."""
     q, k, v, dh = (torch.randn(B, NH, T, D) for _ in range(4))
     i_preact, f_preact = torch.randn(B, NH, T), torch.randn(B, NH, T) + 4
     inputs = [x.requires_grad_() for x in (q, k, v, i_preact, f_preact)]
 
-    def turn(function: Callable[..., Tensor]) -> Turn:
+    def turn(function: Callable[..., Tensor]) -> ForwardBackward:
         return differentiated(lambda: function(*inputs), inputs, dh)
 
-    def backend(name: str) -> Turn:
+    def backend(name: str) -> ForwardBackward:
         def run(q: Tensor, k: Tensor, v: Tensor, i: Tensor, f: Tensor) -> Tensor:
             return openxlstm.ops.mlstm(q, k, v, i, F.logsigmoid(f), backend=name)[0]
 
@@ -69,7 +80,7 @@ def mlstm(B: int, NH: int, T: int, D: int) -> Contest:
 
     parallel = peers.find("xlstm", lambda: turn(peers.mlstm_parallel()))
     chunkwise = peers.find("mlstm_kernels", lambda: turn(peers.mlstm_chunkwise()))
-    return contest(
+    return op_comparison(
         "mlstm",
         {"B": B, "NH": NH, "T": T, "DQK": D, "DHV": D},
         backend,
@@ -83,7 +94,7 @@ def mlstm(B: int, NH: int, T: int, D: int) -> Contest:
     )
 
 
-def slstm(B: int, T: int, NH: int, DH: int) -> Contest:
+def slstm_comparison(B: int, T: int, NH: int, DH: int) -> Comparison:
     """The sLSTM at one shape."""
     x, dh = torch.randn(B, T, NH, 4, DH), torch.randn(B, T, NH, DH)
     recurrent_weight = torch.randn(NH, 4, DH, DH) * 0.5 * DH**-0.5
@@ -91,20 +102,20 @@ def slstm(B: int, T: int, NH: int, DH: int) -> Contest:
     bias[:, 1] = 4  # the forget gate
     inputs = [tensor.requires_grad_() for tensor in (x, recurrent_weight, bias)]
 
-    def backend(name: str) -> Turn:
+    def backend(name: str) -> ForwardBackward:
         def run() -> Tensor:
             return openxlstm.ops.slstm(x, recurrent_weight, bias, backend=name)[0]
 
         return differentiated(run, inputs, dh)
 
     width = NH * DH
-    return contest(
+    return op_comparison(
         "slstm",
         {"B": B, "T": T, "NH": NH, "DH": DH},
         backend,
         {
-            "NX-AI cell": peers.find("xlstm", lambda: peers.slstm_cell(inputs, dh)),
-            "NX-AI block": peers.find("xlstm", lambda: peers.slstm_block(B, T, NH, DH)),
+            "NX-AI cell": peers.find("xlstm", lambda: peers.nxai_slstm_cell(inputs, dh)),
+            "NX-AI block": peers.find("xlstm", lambda: peers.nxai_slstm_block(B, T, NH, DH)),
             "nn.LSTM": module_turn(nn.LSTM(width, width, batch_first=True), B, T, width),
         },
         ("NX-AI cell",),
@@ -112,14 +123,14 @@ def slstm(B: int, T: int, NH: int, DH: int) -> Contest:
     )
 
 
-def contest(
+def op_comparison(
     op: str,
     sizes: dict[str, int],
-    backend: Callable[[str], Turn],
-    others: Mapping[str, Turn | Absent],
+    backend: Callable[[str], ForwardBackward],
+    others: Mapping[str, ForwardBackward | Absent],
     judges: tuple[str, ...],
     work: Work,
-) -> Contest:
+) -> Comparison:
     """An op's backends beside its peers; the first of `judges` that is here says what is right."""
     mine = {name: backend(name) for name in fast_backends(op, sizes)}
     first, *rest = (f"openxlstm {name}" for name in mine)
@@ -142,7 +153,7 @@ def contest(
         error = max(errors.values())
         return Verdict(True, f"within {error:.0e} of {judge}", error)
 
-    return Contest(
+    return Comparison(
         part="ops",
         name=op,
         sizes=sizes,

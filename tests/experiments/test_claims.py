@@ -5,16 +5,16 @@ import json
 
 import pytest
 
-from openxlstm.experiments import plot
+from openxlstm.experiments import line_chart
 from openxlstm.experiments.catalogue import EXPERIMENTS
-from openxlstm.experiments.outcome import Claim, Outcome
-from openxlstm.experiments.report import judge, print_list, print_report, to_json
+from openxlstm.experiments.claims import Claim, ContenderResult
+from openxlstm.experiments.verdicts import judge, print_list, print_verdicts, to_json
 
 
-def made_up(name: str, value: float = 0.5) -> dict[str, Outcome]:
+def made_up(name: str, value: float = 0.5) -> dict[str, ContenderResult]:
     experiment = EXPERIMENTS[name]
     return {
-        who: Outcome(
+        who: ContenderResult(
             contender=who, about="2 blocks", parameters=1234, seconds=1.0, steps=10, answers=77,
             curves={curve.name: dict.fromkeys(curve.columns, value) for curve in experiment.curves},
         )
@@ -61,14 +61,14 @@ def test_each_claim_is_about_what_is_measured(name: str) -> None:
 @pytest.mark.parametrize("quick", [True, False])
 def test_report_and_picture(name: str, quick: bool) -> None:
     outcomes, said = made_up(name), io.StringIO()
-    print_report(name, outcomes, said, quick=quick, seed=3)
+    print_verdicts(name, outcomes, said, quick=quick, seed=3)
     for words in (*EXPERIMENTS[name].contenders, "1,234", "seed 3"):
         assert words in said.getvalue()
     assert ("too short to judge" in said.getvalue()) == quick
     result = to_json(name, outcomes, {}, quick=quick, seed=3, complete=True)
     assert json.loads(json.dumps(result)) == result
     assert len(result["contenders"]) == 4
-    figure = plot.make_figure(name, outcomes, quick=quick)
+    figure = line_chart.experiment_figure(name, outcomes, quick=quick)
     assert len(figure.axes) == len(EXPERIMENTS[name].curves)
     assert ("too short" in figure.get_suptitle()) == quick
     for axes in figure.axes:
@@ -79,9 +79,9 @@ def test_a_part_of_it() -> None:
     """After Ctrl-C."""
     outcomes = {"sLSTM": made_up("parity")["sLSTM"]}
     said = io.StringIO()
-    print_report("parity", outcomes, said, quick=False, seed=0)
+    print_verdicts("parity", outcomes, said, quick=False, seed=0)
     assert said.getvalue().count("not measured") == 6, "three lines of the table, three claims"
-    assert plot.make_figure("parity", {}, quick=False).axes
+    assert line_chart.experiment_figure("parity", {}, quick=False).axes
 
 
 def test_the_list_has_every_claim() -> None:

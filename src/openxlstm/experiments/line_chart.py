@@ -6,8 +6,8 @@ from pathlib import Path
 from typing import Any
 
 from openxlstm.experiments.catalogue import EXPERIMENTS
-from openxlstm.experiments.outcome import Curve, Experiment, Outcome
-from openxlstm.experiments.report import judge
+from openxlstm.experiments.claims import ContenderResult, Curve, Experiment
+from openxlstm.experiments.verdicts import judge
 from openxlstm.files import write_atomically
 
 STYLES = {
@@ -20,13 +20,15 @@ STYLES = {
 INK, FAINT = "#22272b", "#6b747c"
 
 
-def draw(path: Path, name: str, outcomes: Mapping[str, Outcome], *, quick: bool) -> None:
+def draw_experiment(
+    path: Path, name: str, outcomes: Mapping[str, ContenderResult], *, quick: bool
+) -> None:
     """Writes the picture as a PNG, atomically."""
-    figure = make_figure(name, outcomes, quick=quick)
+    figure = experiment_figure(name, outcomes, quick=quick)
     write_atomically(path, lambda temporary: figure.savefig(temporary, format="png"))
 
 
-def make_figure(name: str, outcomes: Mapping[str, Outcome], *, quick: bool) -> Any:
+def experiment_figure(name: str, outcomes: Mapping[str, ContenderResult], *, quick: bool) -> Any:
     """A matplotlib figure of what was found."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg  # pyplot would start a window
     from matplotlib.figure import Figure
@@ -52,7 +54,7 @@ def make_figure(name: str, outcomes: Mapping[str, Outcome], *, quick: bool) -> A
 
 
 def draw_curve(
-    axes: Any, curve: Curve, experiment: Experiment, outcomes: Mapping[str, Outcome]
+    axes: Any, curve: Curve, experiment: Experiment, outcomes: Mapping[str, ContenderResult]
 ) -> None:
     """Draws one panel."""
     from matplotlib.ticker import LogLocator, NullLocator

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from openxlstm.lm.gates import gate_statistics
+from openxlstm.lm.gate_statistics import gate_statistics
 from openxlstm.lm.model import LanguageModel
 from openxlstm.nn.gates import gates_of, statistics
 from openxlstm.states import LayerState

@@ -4,17 +4,17 @@ import pytest
 import torch
 
 from openxlstm.experiments.contenders import LSTMBody, Reader
-from openxlstm.experiments.training import Batch, Recipe, latest, right_answers, train
+from openxlstm.experiments.curriculum import Examples, Recipe, latest, right_answers, train
 
 RECIPE = Recipe(
     steps=120, learning_rate=2e-2, levels=(2, 3, 4), pass_accuracy=0.95, solved_loss=0.05
 )
 
 
-def echo(length: int, generator: torch.Generator) -> Batch:
+def echo(length: int, generator: torch.Generator) -> Examples:
     """Say each symbol again."""
     ids = torch.randint(3, (16, length), generator=generator)
-    return Batch(ids, torch.ones(ids.shape, dtype=torch.bool), ids.flatten())
+    return Examples(ids, torch.ones(ids.shape, dtype=torch.bool), ids.flatten())
 
 
 def new_model() -> Reader:
@@ -25,7 +25,7 @@ def new_model() -> Reader:
 def test_it_learns_and_stops_when_it_has() -> None:
     model, told, levels = new_model(), [], []
 
-    def draw(level: int, generator: torch.Generator) -> Batch:
+    def draw(level: int, generator: torch.Generator) -> Examples:
         levels.append(level)
         return echo(level, generator)
 
@@ -53,10 +53,10 @@ def test_the_same_seed_is_the_same_run() -> None:
 def test_who_is_late_sees_the_last_level_all_the_same() -> None:
     levels = []
 
-    def hopeless(level: int, generator: torch.Generator) -> Batch:
+    def hopeless(level: int, generator: torch.Generator) -> Examples:
         levels.append(level)
         ids, asked, _ = echo(level, generator)
-        return Batch(ids, asked, torch.randint(3, (ids.numel(),), generator=generator))
+        return Examples(ids, asked, torch.randint(3, (ids.numel(),), generator=generator))
 
     trained = train(new_model(), hopeless, RECIPE, 0, lambda share, words: None)
     assert (trained.steps, trained.solved) == (120, False)

@@ -9,7 +9,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from openxlstm.bench.contest import Entry, Outcome, Speed
+from openxlstm.bench.comparison import ComparisonResult, Entry, Speed
 from openxlstm.bench.limits import Limits
 
 WIDTH = 160
@@ -29,21 +29,21 @@ useful arithmetic alone. limit: the time of that arithmetic, or of the least mem
 machine's measured best, and the share of it that was reached."""
 
 
-def print_report(
-    outcomes: Sequence[Outcome], limits: Limits, where: dict[str, Any], file: TextIO
+def print_comparisons(
+    outcomes: Sequence[ComparisonResult], limits: Limits, where: dict[str, Any], file: TextIO
 ) -> None:
     """Prints all tables, and what one has to know to read them."""
     console = Console(file=file, highlight=False)
     console.width = max(console.width, WIDTH)
-    console.print(escape(heading(where)), "")
+    console.print(escape(environment_line(where)), "")
     for name, group in groupby(outcomes, lambda outcome: outcome.name):
         of_one_name = list(group)
-        console.print(table(name, of_one_name, limits))
+        console.print(comparison_table(name, of_one_name, limits))
         console.print(*(answers(outcome) for outcome in of_one_name), "", sep="\n", soft_wrap=True)
     console.print(LEGEND, f"machine: {limits}", goals_line(outcomes), sep="\n")
 
 
-def heading(where: dict[str, Any]) -> str:
+def environment_line(where: dict[str, Any]) -> str:
     """The machine and the packages, in a line."""
     peers = [f"{name} {version}" for name, version in where["peers"].items()]
     packages = [f"openxlstm {where['openxlstm']}", f"torch {where['torch']}", *peers]
@@ -51,7 +51,7 @@ def heading(where: dict[str, Any]) -> str:
     return f"{where['processor']}, {threads}, {', '.join(packages)}"
 
 
-def table(name: str, outcomes: Sequence[Outcome], limits: Limits) -> Table:
+def comparison_table(name: str, outcomes: Sequence[ComparisonResult], limits: Limits) -> Table:
     """The contests of one name: of one op at several shapes, or of whole models."""
     models = outcomes[0].tokens is not None
     made = Table(
@@ -77,13 +77,13 @@ def table(name: str, outcomes: Sequence[Outcome], limits: Limits) -> Table:
     return made
 
 
-def answers(outcome: Outcome) -> str:
+def answers(outcome: ComparisonResult) -> str:
     """Whether what was computed is right."""
     color = "dim" if outcome.verdict.right else "red"
     return f"[{color}]{escape(f'{outcome.shape}: {outcome.verdict.words}')}"
 
 
-def cells(outcome: Outcome, entry: Entry, limits: Limits, models: bool) -> Iterator[str]:
+def cells(outcome: ComparisonResult, entry: Entry, limits: Limits, models: bool) -> Iterator[str]:
     """The line of one contender, from its name on."""
     bold = "[bold]" if entry.ours else ""
     yield bold + escape(entry.name)
@@ -106,7 +106,7 @@ def cells(outcome: Outcome, entry: Entry, limits: Limits, models: bool) -> Itera
         yield f"{speed.share:.0%}"
 
 
-def goal_words(outcome: Outcome, entry: Entry) -> str:
+def goal_words(outcome: ComparisonResult, entry: Entry) -> str:
     """The goal, and whether it is met."""
     met = outcome.goal_is_met(entry)
     if met is None:
@@ -121,7 +121,7 @@ def in_digits(number: float) -> str:
     )
 
 
-def goals_line(outcomes: Sequence[Outcome]) -> str:
+def goals_line(outcomes: Sequence[ComparisonResult]) -> str:
     """How many goals are met."""
     verdicts = [o.goal_is_met(e) for o in outcomes for e in o.entries if e.goal is not None]
     met, missed = verdicts.count(True), verdicts.count(False)

@@ -18,10 +18,10 @@ import torch
 from torch import nn
 
 from openxlstm.bench import peers
-from openxlstm.bench.contest import Contest, Entry, Verdict
+from openxlstm.bench.comparison import Comparison, Entry, Verdict
 from openxlstm.bench.goals import find_goal
 from openxlstm.bench.peers import Absent
-from openxlstm.bench.training import (
+from openxlstm.bench.training_speed import (
     BLOCKS,
     HEADS,
     HUGGING_FACE,
@@ -32,7 +32,7 @@ from openxlstm.bench.training import (
     openxlstm_model,
     size,
 )
-from openxlstm.bench.training import WIDTH as SMALL
+from openxlstm.bench.training_speed import WIDTH as SMALL
 from openxlstm.bench.work import generation_work
 from openxlstm.generation.engine import stream_tokens
 from openxlstm.generation.sampling import Sampling
@@ -52,12 +52,12 @@ Player = tuple[nn.Module, Generate]
 """A model, and the turn that lets it write."""
 
 
-def contests(quick: bool) -> list[tuple[str, Callable[[], Contest]]]:
+def comparisons(quick: bool) -> list[tuple[str, Callable[[], Comparison]]]:
     """A title, and what makes the contest."""
     return [("generation", generation)]
 
 
-def generation() -> Contest:
+def generation() -> Comparison:
     """All the models."""
     players: dict[str, Player | Absent] = {}
     beside: dict[str, str] = {}
@@ -73,14 +73,16 @@ def generation() -> Contest:
         openxlstm_model(WIDE_LAYERS, WIDE)
     )
     here = {name: player for name, player in players.items() if not isinstance(player, Absent)}
-    return Contest(
+    return Comparison(
         part="generation",
         name="generation",
         sizes={"tokens": TOKENS, "vocabulary": VOCAB},
         tokens=TOKENS,
-        entries=tuple(entry(name, player, beside.get(name)) for name, player in players.items()),
+        entries=tuple(
+            generation_entry(name, player, beside.get(name)) for name, player in players.items()
+        ),
         turns={name: turn for name, (_, turn) in here.items()},
-        check=lambda: check(here),
+        check=lambda: check_tokens(here),
     )
 
 
@@ -103,7 +105,7 @@ def hugging_face_player() -> Player:
     return model, partial(peers.hugging_face_generate, model, TOKENS)
 
 
-def entry(name: str, player: Player | Absent, beside: str | None) -> Entry:
+def generation_entry(name: str, player: Player | Absent, beside: str | None) -> Entry:
     """The line of a model."""
     goal = find_goal("generation", name)
     if isinstance(player, Absent):
@@ -118,7 +120,7 @@ def entry(name: str, player: Player | Absent, beside: str | None) -> Entry:
     return Entry(name=name, ours=True, parameters=summary.num_parameters, work=work)
 
 
-def check(players: dict[str, Player]) -> Verdict:
+def check_tokens(players: dict[str, Player]) -> Verdict:
     """Whether all wrote, and whether ours wrote what it should."""
     wrong: list[str] = []
     for name, (model, turn) in players.items():

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from openxlstm.bench.turns import differentiated, disagreement, module_turn
+from openxlstm.bench.forward_backward import differentiated, disagreement, module_turn
 
 
 def test_a_turn_has_output_and_gradients() -> None:

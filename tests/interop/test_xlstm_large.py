@@ -8,8 +8,8 @@ from interop_cases import LARGE, random_model, weights_of
 from openxlstm.config import ModelConfig
 from openxlstm.errors import UserError
 from openxlstm.interop.keymap import large_rows
-from openxlstm.interop.large import KERNELS, read_config, write_hugging_face, write_nxai
-from openxlstm.interop.translate import write
+from openxlstm.interop.translate import to_theirs
+from openxlstm.interop.xlstm_large import KERNELS, read_large_config, write_hugging_face, write_nxai
 
 NXAI: dict[str, Any] = {
     "embedding_dim": 128, "num_heads": 2, "num_blocks": 2, "vocab_size": 11,
@@ -37,7 +37,7 @@ SEVEN_B: dict[str, Any] = {
 
 
 def config_of(values: dict[str, Any], *, hugging_face: bool = False) -> ModelConfig:
-    return read_config(values, {}, "config", hugging_face=hugging_face).language_model
+    return read_large_config(values, {}, "config", hugging_face=hugging_face).language_model
 
 
 def complaint(values: dict[str, Any], *, hugging_face: bool = False) -> str:
@@ -76,9 +76,9 @@ def test_widths_are_the_tensors_own(qk: float, v: float, ff: float, fused: bool)
         large_qk_dim_factor=qk, large_v_dim_factor=v, large_ff_factor=ff, large_ff_multiple=2,
     )  # fmt: skip
     rows = large_rows(1, hugging_face=True, fused=fused)
-    theirs = dict(write(rows, weights_of(random_model(config))))
+    theirs = dict(to_theirs(rows, weights_of(random_model(config))))
     values = {"hidden_size": 40, "num_heads": 2, "num_hidden_layers": 1, "vocab_size": 3}
-    found = read_config(values, theirs, "config", hugging_face=True).config
+    found = read_large_config(values, theirs, "config", hugging_face=True).config
     for name in ("large_qk_dim", "large_v_dim", "large_ff_dim"):
         assert getattr(found, name) == getattr(config, name), name
 
@@ -130,12 +130,12 @@ def test_two_names_of_an_option_must_agree() -> None:
 def test_a_head_that_is_said_to_be_tied() -> None:
     """It is where it is not there, or is the same; else it is a head of its own."""
     config = ModelConfig(**{**LARGE, "tie_weights": False})
-    theirs = dict(write(large_rows(2, hugging_face=True), weights_of(random_model(config))))
+    theirs = dict(to_theirs(large_rows(2, hugging_face=True), weights_of(random_model(config))))
     values, _ = write_hugging_face(config, "float32", {})
     values["tie_word_embeddings"] = True
 
     def reading() -> tuple[bool, int]:
-        found = read_config(values, theirs, "config", hugging_face=True)
+        found = read_large_config(values, theirs, "config", hugging_face=True)
         return found.language_model.tie_weights, len(found.notes)
 
     assert reading() == (False, 1)

@@ -14,9 +14,9 @@ from collections.abc import Callable
 import torch
 from torch import nn
 
+from openxlstm.experiments.claims import ContenderResult
 from openxlstm.experiments.contenders import LSTMBody, Reader, StackBody
-from openxlstm.experiments.outcome import Outcome
-from openxlstm.experiments.training import Batch, Recipe, Tell, outcome, right_answers, train
+from openxlstm.experiments.curriculum import Examples, Recipe, Tell, outcome, right_answers, train
 from openxlstm.experiments.transformer import Transformer
 
 WIDTH = 64
@@ -36,7 +36,7 @@ BODIES: dict[str, tuple[str, float, Callable[[], nn.Module]]] = {
 """For each contender what it is, its learning rate, and how to make it."""
 
 
-def run(name: str, contender: str, seed: int, quick: bool, tell: Tell) -> Outcome:
+def run(name: str, contender: str, seed: int, quick: bool, tell: Tell) -> ContenderResult:
     """Trains one contender, and measures it."""
     assert name == "memory"
     about, learning_rate, make_body = BODIES[contender]
@@ -54,19 +54,19 @@ def run(name: str, contender: str, seed: int, quick: bool, tell: Tell) -> Outcom
     accuracy = {}
     for gap in GAPS:
         if gap <= longest:
-            batch = draw(rows, gap, torch.Generator().manual_seed(2**32 + gap))
+            batch = draw_copying(rows, gap, torch.Generator().manual_seed(2**32 + gap))
             right = right_answers(model, batch, rows=max(1, 8192 // gap))
             accuracy[gap] = right.float().mean().item()
     return outcome(contender, about, model, recipe, trained, accuracy, rows * WORD)
 
 
-def draw_up_to(longest: int, generator: torch.Generator) -> Batch:
+def draw_up_to(longest: int, generator: torch.Generator) -> Examples:
     """A batch to learn from: a gap from half of `longest` to all of it, more rows if short."""
     gap = int(torch.randint(longest // 2, longest + 1, (1,), generator=generator))
-    return draw(max(8, min(128, 8192 // longest)), gap, generator)
+    return draw_copying(max(8, min(128, 8192 // longest)), gap, generator)
 
 
-def draw(rows: int, gap: int, generator: torch.Generator) -> Batch:
+def draw_copying(rows: int, gap: int, generator: torch.Generator) -> Examples:
     """Sequences of a word, noise over so many steps, and the question."""
     word = torch.randint(ALPHABET, (rows, WORD), generator=generator)
     noise = torch.randint(ALPHABET, ALPHABET + NOISE, (rows, gap), generator=generator)
@@ -74,4 +74,4 @@ def draw(rows: int, gap: int, generator: torch.Generator) -> Batch:
     ids = torch.cat([word, noise, question], 1)
     asked = torch.zeros(ids.shape, dtype=torch.bool)
     asked[:, -WORD:] = True
-    return Batch(ids, asked, word.flatten())
+    return Examples(ids, asked, word.flatten())

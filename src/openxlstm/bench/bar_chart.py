@@ -8,9 +8,9 @@ from itertools import groupby
 from pathlib import Path
 from typing import Any
 
-from openxlstm.bench.contest import Entry, Outcome, Speed
+from openxlstm.bench.comparison import ComparisonResult, Entry, Speed
 from openxlstm.bench.limits import Limits
-from openxlstm.bench.report import TITLES, heading, in_digits
+from openxlstm.bench.tables import TITLES, environment_line, in_digits
 from openxlstm.files import write_atomically
 
 OURS, OURS_TOO, PEER = "#d1495b", "#e9a6ae", "#b8bfc6"
@@ -36,16 +36,18 @@ class Bar:
     label: str = ""
 
 
-def draw(path: Path, outcomes: Sequence[Outcome], limits: Limits, where: dict[str, Any]) -> bool:
+def draw_bar_chart(
+    path: Path, outcomes: Sequence[ComparisonResult], limits: Limits, where: dict[str, Any]
+) -> bool:
     """Writes the picture as a PNG; False if nothing was timed, and then nothing is written."""
-    figure = make_figure(outcomes, limits, where)
+    figure = bar_figure(outcomes, limits, where)
     if figure is None:
         return False
     write_atomically(path, lambda temporary: figure.savefig(temporary, format="png"))
     return True
 
 
-def make_figure(outcomes: Sequence[Outcome], limits: Limits, where: dict[str, Any]) -> Any:
+def bar_figure(outcomes: Sequence[ComparisonResult], limits: Limits, where: dict[str, Any]) -> Any:
     """A matplotlib figure with a panel for each op, and for training and generation.
 
     None if nothing was timed."""
@@ -63,7 +65,7 @@ def make_figure(outcomes: Sequence[Outcome], limits: Limits, where: dict[str, An
 
     columns = min(len(panels), 2)
     lines = [panels[start : start + columns] for start in range(0, len(panels), columns)]
-    heights = [rows_of(line) * ROW + 0.9 for line in lines]
+    heights = [tallest(line) * ROW + 0.9 for line in lines]
     figure = Figure(
         figsize=(7.6 * columns, sum(heights) + 0.7),
         dpi=110,
@@ -74,7 +76,7 @@ def make_figure(outcomes: Sequence[Outcome], limits: Limits, where: dict[str, An
     for row, line in enumerate(lines):
         for column, (title, bars) in enumerate(line):
             place = grid[row, :] if len(line) < columns else grid[row, column]
-            draw_panel(figure.add_subplot(place), title, bars, max_rows=rows_of(line))
+            draw_panel(figure.add_subplot(place), title, bars, max_rows=tallest(line))
     note = (
         "bar: median · line: lowest to highest turn · ×: over the time of the first openxlstm "
         f"above · black mark: this machine's limit for the work, {limits.gflops:.0f} GFLOP/s and "
@@ -82,18 +84,21 @@ def make_figure(outcomes: Sequence[Outcome], limits: Limits, where: dict[str, An
     )
     columns_of_text = 100 * columns
     figure.suptitle(
-        textwrap.fill(heading(where), columns_of_text), fontsize=9, color=FAINT, parse_math=False
+        textwrap.fill(environment_line(where), columns_of_text),
+        fontsize=9,
+        color=FAINT,
+        parse_math=False,
     )
     figure.supxlabel(textwrap.fill(note, columns_of_text), fontsize=8, color=FAINT)
     return figure
 
 
-def rows_of(panels: Sequence[tuple[str, list[Bar]]]) -> float:
+def tallest(panels: Sequence[tuple[str, list[Bar]]]) -> float:
     """Rows of the tallest of some panels that stand side by side."""
     return max(bars[-1].place + 1 for _, bars in panels)
 
 
-def panel_title(name: str, outcomes: Sequence[Outcome]) -> str:
+def panel_title(name: str, outcomes: Sequence[ComparisonResult]) -> str:
     """What the panel shows."""
     title, part = TITLES.get(name, name), outcomes[0].part
     if part == "ops":
@@ -101,7 +106,7 @@ def panel_title(name: str, outcomes: Sequence[Outcome]) -> str:
     return f"{title}, a token" if part == "generation" else f"{title}: {outcomes[0].shape}"
 
 
-def place_bars(outcomes: Sequence[Outcome], limits: Limits) -> list[Bar]:
+def place_bars(outcomes: Sequence[ComparisonResult], limits: Limits) -> list[Bar]:
     """The bars of one panel from the top; ours stands above what is compared with it."""
     bars: list[Bar] = []
     place = 0.0
@@ -120,7 +125,7 @@ def place_bars(outcomes: Sequence[Outcome], limits: Limits) -> list[Bar]:
     return bars
 
 
-def make_bar(outcome: Outcome, entry: Entry, limits: Limits, place: float) -> Bar:
+def make_bar(outcome: ComparisonResult, entry: Entry, limits: Limits, place: float) -> Bar:
     assert entry.timing is not None
     scale = 1e3 / (outcome.tokens or 1) if outcome.part == "generation" else 1e3
     ratio, speed = outcome.ratio(entry), Speed.of(entry, limits)
@@ -178,7 +183,7 @@ def draw_panel(axes: Any, title: str, bars: Sequence[Bar], max_rows: float) -> N
             tick.set(color=OURS, weight="bold")
     axes.tick_params(axis="y", length=0)
     ticks = round_times(start, 2 * most)
-    axes.set_xticks(ticks, [in_words(ms) for ms in ticks])
+    axes.set_xticks(ticks, [time_label(ms) for ms in ticks])
     axes.minorticks_off()
     axes.tick_params(axis="x", labelsize=8, colors=FAINT)
     axes.grid(axis="x", which="major", color="0.9", zorder=0)
@@ -199,5 +204,5 @@ def round_times(start: float, end: float) -> list[float]:
     return times
 
 
-def in_words(ms: float) -> str:
+def time_label(ms: float) -> str:
     return f"{ms:g} ms" if ms < 999 else f"{ms / 1e3:g} s"

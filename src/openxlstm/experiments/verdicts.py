@@ -9,7 +9,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from openxlstm.experiments.catalogue import EXPERIMENTS
-from openxlstm.experiments.outcome import Claim, Curve, Experiment, Outcome
+from openxlstm.experiments.claims import Claim, ContenderResult, Curve, Experiment
 
 WIDTH = 132
 """More columns than any table needs; a narrower terminal breaks the lines."""
@@ -28,14 +28,14 @@ def print_list(file: TextIO) -> None:
         console.print()
 
 
-def print_report(
-    name: str, outcomes: Mapping[str, Outcome], file: TextIO, *, quick: bool, seed: int
+def print_verdicts(
+    name: str, outcomes: Mapping[str, ContenderResult], file: TextIO, *, quick: bool, seed: int
 ) -> None:
     """Prints what an experiment found."""
     experiment, console = EXPERIMENTS[name], console_on(file)
     console.print(f"[bold]{escape(experiment.title)}[/]  [dim]{name}, seed {seed}", soft_wrap=True)
     console.print(escape(experiment.task), soft_wrap=True)
-    console.print(table(experiment, outcomes))
+    console.print(contender_table(experiment, outcomes))
     for claim in experiment.claims:
         verdict, figure = judge(claim, outcomes, quick=quick)
         color = {"holds": "green", "does not hold": "red"}.get(verdict, "yellow")
@@ -53,7 +53,7 @@ def console_on(file: TextIO) -> Console:
     return console
 
 
-def judge(claim: Claim, outcomes: Mapping[str, Outcome], *, quick: bool) -> tuple[str, str]:
+def judge(claim: Claim, outcomes: Mapping[str, ContenderResult], *, quick: bool) -> tuple[str, str]:
     """The verdict on a claim, and its figure in words, with what it should be."""
     figure = claim.figure(outcomes)
     wanted = [
@@ -70,7 +70,7 @@ def judge(claim: Claim, outcomes: Mapping[str, Outcome], *, quick: bool) -> tupl
     return ("holds" if claim.holds(figure) else "does not hold"), words
 
 
-def table(experiment: Experiment, outcomes: Mapping[str, Outcome]) -> Table:
+def contender_table(experiment: Experiment, outcomes: Mapping[str, ContenderResult]) -> Table:
     """A line for each contender, a column for each figure."""
     made = Table(box=SIMPLE_HEAD, padding=(0, 1, 0, 0))
     made.add_column("who", no_wrap=True)
@@ -80,7 +80,7 @@ def table(experiment: Experiment, outcomes: Mapping[str, Outcome]) -> Table:
         made.add_column("trained", justify="right", no_wrap=True)
     for curve in experiment.curves:
         for at in curve.columns:
-            made.add_column(heading(curve, at), justify="right", no_wrap=True)
+            made.add_column(column_heading(curve, at), justify="right", no_wrap=True)
     answers = set()
     for contender in experiment.contenders:
         outcome = outcomes.get(contender)
@@ -91,7 +91,7 @@ def table(experiment: Experiment, outcomes: Mapping[str, Outcome]) -> Table:
         if outcome.seconds is not None:
             cells.append(f"{outcome.seconds:.0f} s, {outcome.steps:,} steps")
         for curve in experiment.curves:
-            cells += [in_words(curve, outcome.value(curve.name, at)) for at in curve.columns]
+            cells += [format_value(curve, outcome.value(curve.name, at)) for at in curve.columns]
         made.add_row(*cells)
         answers.add(outcome.answers)
     notes = [
@@ -115,12 +115,12 @@ def table(experiment: Experiment, outcomes: Mapping[str, Outcome]) -> Table:
     return made
 
 
-def heading(curve: Curve, at: int) -> str:
+def column_heading(curve: Curve, at: int) -> str:
     """What stands above a column."""
     return f"{curve.name}\n{at:,}"
 
 
-def in_words(curve: Curve, value: float | None) -> str:
+def format_value(curve: Curve, value: float | None) -> str:
     """A figure of a curve; a dash where it was not measured."""
     if value is None:
         return "–"
@@ -132,7 +132,7 @@ def percent(share: float) -> str:
 
 
 def to_json(
-    name: str, outcomes: Mapping[str, Outcome], where: dict[str, Any], *,
+    name: str, outcomes: Mapping[str, ContenderResult], where: dict[str, Any], *,
     quick: bool, seed: int, complete: bool,
 ) -> dict[str, Any]:  # fmt: skip
     """Everything that was found, as JSON-ready values; curves are lists of [x, y]."""

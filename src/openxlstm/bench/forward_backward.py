@@ -7,11 +7,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-Turn = Callable[[], list[Tensor]]
+ForwardBackward = Callable[[], list[Tensor]]
 """One turn: the output, then the gradients."""
 
 
-def differentiated(function: Callable[[], Tensor], inputs: list[Tensor], dh: Tensor) -> Turn:
+def differentiated(
+    function: Callable[[], Tensor], inputs: list[Tensor], dh: Tensor
+) -> ForwardBackward:
     """The turn that calls `function` and takes the gradients of `inputs` for the gradient `dh`."""
 
     def turn() -> list[Tensor]:
@@ -21,7 +23,7 @@ def differentiated(function: Callable[[], Tensor], inputs: list[Tensor], dh: Ten
     return turn
 
 
-def module_turn(module: nn.Module, B: int, T: int, width: int) -> Turn:
+def module_turn(module: nn.Module, B: int, T: int, width: int) -> ForwardBackward:
     """The turn of a module from (B, T, width) to the same, possibly with a state."""
     x, dh = torch.randn(B, T, width, requires_grad=True), torch.randn(B, T, width)
 

@@ -7,11 +7,11 @@ from typing import Any
 
 import pytest
 
-from openxlstm.bench.contest import Outcome, Verdict
+from openxlstm.bench.comparison import ComparisonResult, Verdict
 from openxlstm.bench.limits import Limits
-from openxlstm.bench.report import goals_line, in_digits, print_report
+from openxlstm.bench.tables import goals_line, in_digits, print_comparisons
 
-Outcomes = Callable[..., list[Outcome]]
+Outcomes = Callable[..., list[ComparisonResult]]
 
 
 @pytest.fixture(autouse=True)
@@ -20,10 +20,12 @@ def _no_colors(monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.delenv(name, raising=False)
 
 
-def printed(outcomes: list[Outcome], limits: Limits, where: dict[str, Any]) -> list[list[str]]:
+def printed(
+    outcomes: list[ComparisonResult], limits: Limits, where: dict[str, Any]
+) -> list[list[str]]:
     """Lines, in words."""
     file = io.StringIO()
-    print_report(outcomes, limits, where, file)
+    print_comparisons(outcomes, limits, where, file)
     text = file.getvalue()
     assert "\x1b" not in text
     assert "…" not in text, "nothing is cut"
@@ -89,7 +91,7 @@ def test_a_terminal_without_unicode(
     """As the command line opens it: figures stay readable."""
     raw = io.BytesIO()
     file = io.TextIOWrapper(raw, "ascii", errors="backslashreplace", newline="")
-    print_report(outcomes(), limits, where, file)
+    print_comparisons(outcomes(), limits, where, file)
     file.flush()
     text = raw.getvalue().decode("ascii").replace("|", " ")  # rich draws the lines with it then
     lines = [line.split() for line in text.splitlines()]

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 
 @dataclass(frozen=True, kw_only=True)
-class Outcome:
+class ContenderResult:
     """What one contender did."""
 
     contender: str
@@ -43,7 +43,7 @@ class Claim:
     over: int | None = None
     """If given, the figure is the value `at` over that at this length."""
 
-    def figure(self, outcomes: Mapping[str, Outcome]) -> float | None:
+    def figure(self, outcomes: Mapping[str, ContenderResult]) -> float | None:
         """The figure by contender's outcome; None if it was not measured."""
         outcome = outcomes.get(self.contender)
         value = outcome.value(self.curve, self.at) if outcome else None

@@ -20,7 +20,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from openxlstm.bench import peers
-from openxlstm.bench.contest import Contest, Entry, Verdict
+from openxlstm.bench.comparison import Comparison, Entry, Verdict
 from openxlstm.bench.goals import find_goal
 from openxlstm.bench.peers import Absent
 from openxlstm.bench.work import training_work
@@ -47,12 +47,12 @@ class LSTMModel(nn.Module):
         return self.head(self.rnn(self.embedding(ids))[0])
 
 
-def contests(quick: bool) -> list[tuple[str, Callable[[], Contest]]]:
+def comparisons(quick: bool) -> list[tuple[str, Callable[[], Comparison]]]:
     """A title, and what makes the contest."""
     return [("training step", training)]
 
 
-def training() -> Contest:
+def training() -> Comparison:
     """All the models."""
     models: dict[str, nn.Module | Absent] = {}
     for layers in STACKS:
@@ -71,14 +71,14 @@ def training() -> Contest:
         for name, model in models.items()
         if not isinstance(model, Absent)
     }
-    return Contest(
+    return Comparison(
         part="training",
         name="training",
         sizes={"B": B, "T": T, "vocabulary": VOCAB},
         tokens=B * T,
-        entries=tuple(entry(name, model) for name, model in models.items()),
+        entries=tuple(training_entry(name, model) for name, model in models.items()),
         turns=turns,
-        check=lambda: check(models, {name: turn() for name, turn in turns.items()}),
+        check=lambda: check_losses(models, {name: turn() for name, turn in turns.items()}),
     )
 
 
@@ -94,7 +94,7 @@ def large_model(width: int) -> LanguageModel:
     return openxlstm_model("m" * BLOCKS, width, block="large", mlstm_eps=1e-6)
 
 
-def entry(name: str, model: nn.Module | Absent) -> Entry:
+def training_entry(name: str, model: nn.Module | Absent) -> Entry:
     """The line of a model."""
     if isinstance(model, LanguageModel):
         work = training_work(model.config, size(model), B * T)
@@ -133,7 +133,7 @@ def logits_of(output: Any) -> Tensor:
     return output[0] if type(output) is tuple else output.logits
 
 
-def check(models: Mapping[str, nn.Module | Absent], losses: Mapping[str, float]) -> Verdict:
+def check_losses(models: Mapping[str, nn.Module | Absent], losses: Mapping[str, float]) -> Verdict:
     """Whether all models compute something, and pairs are of one size."""
     wrong = [f"{name}: loss {loss}" for name, loss in losses.items() if not math.isfinite(loss)]
     pairs = [(f"openxlstm {layers}", f"NX-AI {layers}") for layers in STACKS]

@@ -10,11 +10,11 @@ from typing import Any
 
 import pytest
 
-from openxlstm.bench.contest import Outcome
+from openxlstm.bench.bar_chart import bar_figure, draw_bar_chart, round_times
+from openxlstm.bench.comparison import ComparisonResult
 from openxlstm.bench.limits import Limits
-from openxlstm.bench.plot import draw, make_figure, round_times
 
-Outcomes = Callable[..., list[Outcome]]
+Outcomes = Callable[..., list[ComparisonResult]]
 
 PNG = b"\x89PNG\r\n\x1a\n"
 
@@ -23,7 +23,7 @@ def test_a_picture_of_sensible_size(
     outcomes: Outcomes, limits: Limits, where: dict[str, Any], tmp_path: Path
 ) -> None:
     path = tmp_path / "new" / "bars.png"
-    assert draw(path, outcomes(), limits, where)
+    assert draw_bar_chart(path, outcomes(), limits, where)
     content = path.read_bytes()
     assert content.startswith(PNG)
     assert content.endswith(b"IEND\xaeB`\x82")
@@ -39,7 +39,9 @@ def test_nothing_to_draw(
 ) -> None:
     first = outcomes()[0]
     untimed = tuple(replace(entry, timing=None) for entry in first.entries)
-    assert not draw(tmp_path / "bars.png", [replace(first, entries=untimed)], limits, where)
+    assert not draw_bar_chart(
+        tmp_path / "bars.png", [replace(first, entries=untimed)], limits, where
+    )
     assert list(tmp_path.iterdir()) == []
 
 
@@ -57,7 +59,7 @@ SELECTIONS: dict[str, tuple[slice, bool]] = {
 
 def figure_of(selection: str, outcomes: Outcomes, limits: Limits, where: dict[str, Any]) -> Any:
     which, peers = SELECTIONS[selection]
-    figure = make_figure(outcomes(peers)[which], limits, where)
+    figure = bar_figure(outcomes(peers)[which], limits, where)
     figure.canvas.draw()
     return figure
 
@@ -145,7 +147,7 @@ def test_no_window_is_opened(
 ) -> None:
     pyplot = sys.modules.pop("matplotlib.pyplot", None)
     try:
-        draw(tmp_path / "bars.png", outcomes(), limits, where)
+        draw_bar_chart(tmp_path / "bars.png", outcomes(), limits, where)
         assert "matplotlib.pyplot" not in sys.modules
     finally:
         if pyplot is not None:

@@ -13,7 +13,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from openxlstm.errors import UserError
-from openxlstm.interop.checkpoint import below_prefix, open_checkpoint
+from openxlstm.interop.tensor_files import below_prefix, open_checkpoint
 
 TENSORS = {"a.weight": torch.arange(6.0).view(2, 3), "b": torch.ones(2, dtype=torch.bfloat16)}
 RAN = "this code was run"

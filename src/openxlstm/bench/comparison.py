@@ -37,7 +37,7 @@ class Verdict:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Contest:
+class Comparison:
     """What will be measured."""
 
     part: str
@@ -54,7 +54,7 @@ class Contest:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Outcome:
+class ComparisonResult:
     """What was measured; holds no model and no tensor."""
 
     part: str
@@ -143,19 +143,19 @@ def finite(number: float | None) -> float | None:
     return None if number is None or number - number != 0 else number
 
 
-def measure(
-    contest: Contest,
+def run_comparison(
+    contest: Comparison,
     budget: float,
     fewest: int = FEWEST,
     tell: Callable[[str], object] = lambda name: None,
-) -> Outcome:
+) -> ComparisonResult:
     """Checks a contest and, if the answers are right, times it."""
     tell("checking")
     verdict = contest.check()
     timings: dict[str, Timing] = {}
     if verdict.right:
         timings = alternate(contest.turns, budget, fewest, tell=tell)
-    return Outcome(
+    return ComparisonResult(
         part=contest.part,
         name=contest.name,
         sizes=contest.sizes,

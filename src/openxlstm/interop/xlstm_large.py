@@ -51,7 +51,7 @@ HUGGING_FACE_UNIT = 64
 """What Hugging Face's cache rounds the widths of keys and values up to, and its layers do not."""
 
 
-def read_config(
+def read_large_config(
     values: Mapping[str, Any],
     tensors: Mapping[str, Tensor],
     place: str,
