@@ -15,8 +15,16 @@ import torch
 from torch import Tensor, nn
 
 from openxlstm.nn.stack import Stack
-from openxlstm.nn.step_plan import in_dtypes, is_narrow, layer_plans, norms_of, own, refuses
-from openxlstm.ops.native.step import StepPlan, step
+from openxlstm.nn.step_plan import (
+    in_dtypes,
+    layer_plans,
+    matrix_dtype,
+    norm_options,
+    norm_weights,
+    own,
+    refuses,
+)
+from openxlstm.ops.native.step import ModelStepWeights, StepPlan, step
 from openxlstm.states import ModelState, map_state, select, tensors
 
 
@@ -51,23 +59,26 @@ class Decoder:
         self._modules, self._cap = (tokens, positions, stack, head), logit_soft_cap
         self._dtypes = [part.dtype for part in tensors(stack.initial_state(1))]
         self._state: ModelState = own(state, widened=True)
-        self._logits = torch.empty(len(self._state.position), tokens.num_embeddings)
+        self._logits = torch.empty(
+            len(self._state.position), tokens.num_embeddings, dtype=torch.float32, device="cpu"
+        )
         self._size = self._logits.shape[0]
         plan = StepPlan(
             batch_size=self._size,
             dim=stack.config.embedding_dim,
             num_heads=stack.config.num_heads,
-            norms=norms_of(stack),
-            tokens=tokens.weight,
-            positions=None if positions is None else positions.weight,
+            weights=ModelStepWeights(
+                tokens=tokens.weight,
+                positions=None if positions is None else positions.weight,
+                head=head.weight,
+                **norm_weights(stack),
+            ),
             position=self._state.position,
-            num_features=0,
-            proj=(None, None),
-            head=head.weight,
             layers=layer_plans(stack, self._state.stack),
             out=self._logits,
-            narrow=is_narrow(stack),
-            soft_cap=logit_soft_cap,
+            dtype=matrix_dtype(stack),
+            logit_soft_cap=logit_soft_cap,
+            **norm_options(stack),
         )
         # What the plan points to stays alive, even if the model lets go of it, as `model.to` does.
         self._alive = plan, [x.detach() for part in self._parts() for x in part.parameters()]

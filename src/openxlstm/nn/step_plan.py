@@ -1,12 +1,12 @@
-"""Where a stack's weights and states are, for the native step (`ops/native_step.py`)."""
+"""Where a stack's weights and states are, for the native step (`ops/native/step.py`)."""
 
 from collections.abc import Iterable, Iterator
-from typing import Any
+from typing import Any, overload
 
 import torch
 from torch import Tensor, nn
 
-from openxlstm.nn.bare import BareBlock
+from openxlstm.nn.bare import BareBlock, BareMLSTMLayer
 from openxlstm.nn.block import Block
 from openxlstm.nn.conv import weights_of
 from openxlstm.nn.large import LargeBlock
@@ -15,7 +15,14 @@ from openxlstm.nn.norm import EPS, RMSNorm
 from openxlstm.nn.slstm import SLSTMLayer
 from openxlstm.nn.stack import Stack
 from openxlstm.ops.native import backend as native
-from openxlstm.ops.native.step import LayerPlan, Norms
+from openxlstm.ops.native.step import (
+    BareMLSTMStepWeights,
+    BareSLSTMStepWeights,
+    LargeStepWeights,
+    LayerPlan,
+    MLSTMStepWeights,
+    SLSTMStepWeights,
+)
 from openxlstm.states import LayerState, S, StackState, map_state
 
 
@@ -58,23 +65,33 @@ def in_dtypes(state: S, dtypes: Iterable[torch.dtype]) -> S:
     return map_state(lambda part: part.to(next(each), copy=True), state)
 
 
+@overload
+def wide(x: Tensor) -> Tensor: ...
+@overload
+def wide(x: Tensor | None) -> Tensor | None: ...
 def wide(x: Tensor | None) -> Tensor | None:
-    """What is no matrix, in float32: a copy where a model is in bfloat16, else x itself."""
+    """x in float32, a copy where it is in bfloat16: for weights that are no matrices."""
     return None if x is None else x.detach().float()
 
 
-def is_narrow(stack: Stack) -> bool:
-    """Whether its weights are in bfloat16."""
-    return next(stack.parameters()).dtype == torch.bfloat16
+def matrix_dtype(stack: Stack) -> torch.dtype:
+    """The dtype of its matrices."""
+    return next(stack.parameters()).dtype
 
 
-def norms_of(stack: Stack) -> Norms:
-    """What is to be known of the norms of its rows."""
-    config, norm = stack.config, stack.norm
-    large = config.block == "large"
-    weight = None if isinstance(norm, nn.Identity) else wide(norm.weight)
-    bias = wide(norm.bias) if isinstance(norm, RMSNorm) else None
-    return Norms(large, config.large_norm_eps if large else EPS, weight, bias)
+def norm_options(stack: Stack) -> dict[str, Any]:
+    """The kind and the epsilon of the norms of its rows, as a `StepPlan` takes them."""
+    is_large = stack.config.block == "large"
+    return {"rms_norm": is_large, "norm_eps": stack.config.large_norm_eps if is_large else EPS}
+
+
+def norm_weights(stack: Stack) -> dict[str, Tensor | None]:
+    """Weight and bias of its last norm, as `ModelStepWeights` takes them."""
+    norm = stack.norm
+    return {
+        "norm": None if isinstance(norm, nn.Identity) else wide(norm.weight),
+        "norm_bias": wide(norm.bias) if isinstance(norm, RMSNorm) else None,
+    }
 
 
 def _plans(stack: Stack, state: StackState) -> Iterator[LayerPlan]:
@@ -90,89 +107,101 @@ def _plans(stack: Stack, state: StackState) -> Iterator[LayerPlan]:
 
 def _bare_plan(block: BareBlock, state: LayerState) -> LayerPlan:
     layer, proj = block.layer, block.proj
-    options: dict[str, Any] = {
-        "norm": None, "head_norm": None, "state": state.cell,
-        "proj": (None, None) if proj is None else (proj.weight, wide(proj.bias)),
-    }  # fmt: skip
+    before = (None, None) if proj is None else (proj.weight, wide(proj.bias))
     if isinstance(layer, SLSTMLayer):
-        weights = (layer.input_weight, wide(layer.bias), layer.recurrent_weight)
-        option = int(layer.forget_gate == "exp")
-        return LayerPlan("slstm", 0, weights=weights, option=option, **options)
-    qkvo, DH = layer.qkvo_proj, layer.head_dim
-    weights = (qkvo.weight, wide(qkvo.bias), layer.gate_weight, wide(layer.gate_bias))
-    dims = {"inner": layer.num_heads * DH, "head_dims": (DH, DH), "eps": layer.eps}
-    return LayerPlan("mlstm", weights=weights, **dims, **options)
+        weights = BareSLSTMStepWeights(
+            *before,
+            input=layer.input_weight,
+            bias=wide(layer.bias),
+            recurrent=layer.recurrent_weight,
+        )
+        return LayerPlan(weights, state.cell, exp_forget_gate=layer.forget_gate == "exp")
+    assert isinstance(layer, BareMLSTMLayer)
+    weights = BareMLSTMStepWeights(
+        *before,
+        qkvo=layer.qkvo_proj.weight,
+        qkvo_bias=wide(layer.qkvo_proj.bias),
+        gate=layer.gate_weight,
+        gate_bias=wide(layer.gate_bias),
+    )
+    return LayerPlan(weights, state.cell, eps=layer.eps)
 
 
 def _large_plan(block: LargeBlock, state: LayerState) -> LayerPlan:
     layer, ff = block.layer, block.ff
-    projections = layer.q_proj, layer.k_proj, layer.v_proj, layer.o_proj
-    halves = ff.gate_proj, ff.up_proj, ff.down_proj
-    return LayerPlan(
-        kind="large",
-        inner=ff.down_proj.weight.shape[1],
-        head_dims=layer.head_dims,
-        eps=layer.eps,
-        gate_soft_cap=layer.gate_soft_cap,
+    weights = LargeStepWeights(
         norm=wide(block.norm.weight),
         norm_bias=wide(block.norm.bias),
+        q=layer.q_proj.weight,
+        k=layer.k_proj.weight,
+        v=layer.v_proj.weight,
+        o=layer.o_proj.weight,
+        gate=layer.gate_weight,
+        q_bias=wide(layer.q_proj.bias),
+        k_bias=wide(layer.k_proj.bias),
+        v_bias=wide(layer.v_proj.bias),
+        o_bias=wide(layer.o_proj.bias),
+        gate_bias=wide(layer.gate_bias),
         head_norm=wide(layer.norm.weight),
         head_norm_bias=wide(layer.norm.bias),
-        weights=(
-            *(projection.weight for projection in projections),
-            layer.gate_weight,
-            *(wide(projection.bias) for projection in projections),
-            wide(layer.gate_bias),
-            layer.out_proj.weight,
-            wide(layer.out_proj.bias),
-            wide(block.ff_norm.weight),
-            wide(block.ff_norm.bias),
-            *(half.weight for half in halves),
-            *(wide(half.bias) for half in halves),
-        ),
-        state=state.cell,
+        out=layer.out_proj.weight,
+        out_bias=wide(layer.out_proj.bias),
+        ff_norm=wide(block.ff_norm.weight),
+        ff_norm_bias=wide(block.ff_norm.bias),
+        ff_gate=ff.gate_proj.weight,
+        ff_up=ff.up_proj.weight,
+        ff_down=ff.down_proj.weight,
+        ff_gate_bias=wide(ff.gate_proj.bias),
+        ff_up_bias=wide(ff.up_proj.bias),
+        ff_down_bias=wide(ff.down_proj.bias),
     )
+    return LayerPlan(weights, state.cell, eps=layer.eps, gate_soft_cap=layer.gate_soft_cap)
 
 
 def _paper_plan(block: Block, state: LayerState) -> LayerPlan:
     layer = block.layer
-    conv_weight, conv_bias = weights_of(layer.conv)
-    shared: dict[str, Any] = {
-        "kernel_size": 0 if conv_weight is None else conv_weight.shape[1],
-        "norm": wide(block.norm.weight),
-        "conv": (wide(conv_weight), wide(conv_bias)),
-        "head_norm": None if layer.norm is None else wide(layer.norm.weight),
-        "window": None if state.conv is None else state.conv.x,
-        "state": state.cell,
-    }
+    conv, conv_bias = weights_of(layer.conv)
+    window = None if state.conv is None else state.conv.x
     if isinstance(layer, MLSTMLayer):
-        projections, DH = (layer.q_proj, layer.k_proj, layer.v_proj), layer.head_dim
-        weights = (
-            layer.up_proj.weight,
-            wide(layer.up_proj.bias),
-            *(wide(projection.weight) for projection in projections),
-            *(wide(projection.bias) for projection in projections),
-            layer.gate_weight,
-            wide(layer.gate_bias),
-            wide(layer.skip),
-            layer.down_proj.weight,
-            wide(layer.down_proj.bias),
+        weights = MLSTMStepWeights(
+            norm=wide(block.norm.weight),
+            conv=wide(conv),
+            conv_bias=wide(conv_bias),
+            up=layer.up_proj.weight,
+            up_bias=wide(layer.up_proj.bias),
+            q=wide(layer.q_proj.weight),
+            k=wide(layer.k_proj.weight),
+            v=wide(layer.v_proj.weight),
+            q_bias=wide(layer.q_proj.bias),
+            k_bias=wide(layer.k_proj.bias),
+            v_bias=wide(layer.v_proj.bias),
+            gate=layer.gate_weight,
+            gate_bias=wide(layer.gate_bias),
+            head_norm=wide(layer.norm.weight),
+            skip=wide(layer.skip),
+            down=layer.down_proj.weight,
+            down_bias=wide(layer.down_proj.bias),
         )
-        dims = {"inner": layer.num_heads * DH, "head_dims": (DH, DH), "eps": layer.eps}
-        side = layer.q_proj.weight.shape[-1]
-        return LayerPlan("mlstm", weights=weights, option=side, **dims, **shared)
+        return LayerPlan(weights, state.cell, window, eps=layer.eps)
     assert isinstance(layer, SLSTMLayer)
-    ff, ff_norm = block.ff, block.ff_norm
-    feedforward = ()
+    assert layer.norm is not None
+    ff, ff_norm, feedforward = block.ff, block.ff_norm, dict[str, Tensor | None]()
     if ff is not None and ff_norm is not None:
-        up, down = ff.up_proj, ff.down_proj
-        feedforward = (
-            wide(ff_norm.weight), up.weight, wide(up.bias), down.weight, wide(down.bias)
-        )  # fmt: skip
-    return LayerPlan(
-        kind="slstm",
-        inner=0 if ff is None else ff.down_proj.weight.shape[1],
-        option=int(layer.forget_gate == "exp"),
-        weights=(layer.input_weight, wide(layer.bias), layer.recurrent_weight, *feedforward),
-        **shared,
+        feedforward = {
+            "ff_norm": wide(ff_norm.weight),
+            "ff_up": ff.up_proj.weight,
+            "ff_up_bias": wide(ff.up_proj.bias),
+            "ff_down": ff.down_proj.weight,
+            "ff_down_bias": wide(ff.down_proj.bias),
+        }
+    weights = SLSTMStepWeights(
+        norm=wide(block.norm.weight),
+        conv=wide(conv),
+        conv_bias=wide(conv_bias),
+        input=layer.input_weight,
+        bias=wide(layer.bias),
+        recurrent=layer.recurrent_weight,
+        head_norm=wide(layer.norm.weight),
+        **feedforward,
     )
+    return LayerPlan(weights, state.cell, window, exp_forget_gate=layer.forget_gate == "exp")

@@ -11,8 +11,16 @@ import torch
 from torch import Tensor, nn
 
 from openxlstm.nn.stack import Stack
-from openxlstm.nn.step_plan import in_dtypes, is_narrow, layer_plans, norms_of, own, refuses, wide
-from openxlstm.ops.native.step import StepPlan, step
+from openxlstm.nn.step_plan import (
+    in_dtypes,
+    layer_plans,
+    norm_options,
+    norm_weights,
+    own,
+    refuses,
+    wide,
+)
+from openxlstm.ops.native.step import ModelStepWeights, StepPlan, step
 from openxlstm.states import StackState, XLSTMState, map_state, tensors
 
 
@@ -32,7 +40,7 @@ class Stepper:
         D = stack.config.embedding_dim
         self._features = D if in_proj is None else in_proj.in_features
         self._dtype, self._device = weight.dtype, weight.device
-        self._y = torch.empty(self._size, D)
+        self._y = torch.empty(self._size, D, dtype=torch.float32, device="cpu")
         self._dtypes = [part.dtype for part in tensors(state)]
         self._plan = self._packed = None
         native = refuses(stack, in_proj) is None
@@ -47,16 +55,16 @@ class Stepper:
             batch_size=self._size,
             dim=config.embedding_dim,
             num_heads=config.num_heads,
-            norms=norms_of(self._stack),
-            tokens=None,
-            positions=None,
-            position=None,
+            weights=ModelStepWeights(
+                proj=None if proj is None else proj.weight,
+                proj_bias=None if proj is None else wide(proj.bias),
+                **norm_weights(self._stack),
+            ),
             num_features=self._features,
-            proj=(None, None) if proj is None else (proj.weight, wide(proj.bias)),
-            head=None,
             layers=layer_plans(self._stack, self._state),
             out=self._y,
-            narrow=is_narrow(self._stack),
+            dtype=self._dtype,
+            **norm_options(self._stack),
         )
 
     @torch.no_grad()

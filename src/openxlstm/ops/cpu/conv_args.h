@@ -5,6 +5,9 @@
 
 namespace openxlstm {
 
+// The most steps that a convolution may read: its weights are held in registers.
+constexpr int64_t kMaxKernel = 8;
+
 struct Conv {
   int64_t B, T, D, K;
   bool silu;                   // whether SiLU follows

@@ -3,8 +3,6 @@
 // A window holds the K-1 rows before a tile and then the tile's own. Weights are (K, width), the
 // newest step's last; a row that a reset hides is not read.
 
-constexpr int64_t kMaxKernel = 8;
-
 // How many rows before each step of a tile it sees: up to K-1, not beyond the last reset.
 inline void compute_reach(const bool* reset, int64_t t0, int64_t steps, int64_t K, int64_t* reach) {
   for (int64_t s = 0; s < steps; ++s) {

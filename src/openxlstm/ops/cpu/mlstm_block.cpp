@@ -5,6 +5,7 @@
 #include <tuple>
 
 #include "arena.h"
+#include "conv_args.h"
 #include "isa.h"
 #include "mlstm_args.h"
 #include "mlstm_block_args.h"

@@ -8,6 +8,7 @@
 
 #include "arena.h"
 #include "block_parts.h"
+#include "conv_args.h"
 #include "isa.h"
 #include "slstm_block_args.h"
 #include "tensors.h"

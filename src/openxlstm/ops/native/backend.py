@@ -46,6 +46,11 @@ if _MISSING is None:
     torch.empty(31 << 18, dtype=torch.float32)
 
 
+def extension() -> Any:
+    """The extension module `_native`, which must not be missing."""
+    return importlib.import_module("openxlstm.ops._native")
+
+
 def missing() -> str | None:
     """Why the extension is not there, or None where it is."""
     return _MISSING

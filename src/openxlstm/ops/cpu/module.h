@@ -1,0 +1,12 @@
+// The functions that the extension offers Python besides torch's operators.
+#pragma once
+
+#include <Python.h>
+
+namespace openxlstm {
+
+PyObject* step(PyObject* module, PyObject* arguments);         // step.cpp
+PyObject* step_layout(PyObject* module, PyObject* nothing);    // step.cpp
+PyObject* is_unchanged(PyObject* module, PyObject* snapshot);  // unchanged.cpp
+
+}  // namespace openxlstm
