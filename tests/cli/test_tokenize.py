@@ -79,7 +79,7 @@ def test_a_run_on_tokens_goes_on(
     path.write_bytes(path.read_bytes()[:-1] + b"\0")
     result = cli("train", "--resume", "--out", run, "--steps", 6, "--quiet")
     assert (result.code, result.err.count("\n")) == (2, 1)
-    assert f"{path} is not what manifest.json says" in result.err
+    assert f"{path} has changed since manifest.json was written" in result.err
     again = ("train", "--resume", "--out", run, "--steps", 6, "--quiet", "--verify", "sizes")
     assert cli(*again).code == 0
     (tokens / "manifest.json").write_text((tokens / "manifest.json").read_text() + " ")
@@ -148,7 +148,7 @@ def test_json_lines(cli: Cli, name: str, tiny: tuple[str, ...], tmp_path: Path) 
     options = ("--data", tmp_path / name, "--out", tmp_path / "run", "--steps", 2, *tiny)
     result = cli("train", *options)
     assert (result.code, result.out) == (2, "")
-    assert "line 1 has no field 'text'; say which with --field: body" in result.err
+    assert "line 1 has no field 'text'; choose one with --field: body" in result.err
     assert cli("train", *options, "--field", "body", "--quiet").code == 0
     assert cli("eval", tmp_path / "run", "--json").code == 0
 
@@ -183,7 +183,7 @@ def test_a_folder_that_is_not_finished(cli: Cli, tokens: Path, tmp_path: Path) -
     (tokens / "manifest.json").rename(tokens / "unfinished.json")
     result = cli("train", "--data", tokens, "--out", tmp_path / "run")
     assert (result.code, result.err.count("\n")) == (2, 1)
-    assert "is not finished: run the openxlstm tokenize that began it once more" in result.err
+    assert "is not finished: run the same openxlstm tokenize command again" in result.err
 
 
 @pytest.mark.parametrize("workers", [1, 2])

@@ -106,9 +106,9 @@ class TestBoth:
     @pytest.mark.parametrize(
         ("tokens", "batch_size", "window", "reason"),
         [
-            (torch.rand(50), 2, 5, "whole numbers, not float32"),
-            (torch.ones(50, dtype=torch.bool), 2, 5, "whole numbers, not bool"),
-            (torch.arange(50)[None], 2, 5, "one row of whole numbers"),
+            (torch.rand(50), 2, 5, "one-dimensional integers, not float32"),
+            (torch.ones(50, dtype=torch.bool), 2, 5, "one-dimensional integers, not bool"),
+            (torch.arange(50)[None], 2, 5, "one-dimensional integers"),
             (torch.arange(50), 0, 5, "batch_size must be positive, not 0"),
             (torch.arange(50), 2, 0, "window must be positive, not 0"),
         ],
@@ -235,7 +235,7 @@ class TestMixtures:
         with pytest.raises(UserError, match="a batch of 1 has no row for each of 2 corpora"):
             Streams(self.corpora(50, 50), 1, 4)
         for weights in [(1.0,), (1.0, 0.0), (1.0, 2.0, 3.0)]:
-            with pytest.raises(UserError, match="give each corpus one that is positive"):
+            with pytest.raises(UserError, match="give one positive weight per corpus"):
                 RandomWindows(self.corpora(50, 50), 1, 4, weights=weights)
         with pytest.raises(UserError, match="part of corpus 2 has 3 tokens"):
             RandomWindows(self.corpora(50, 3), 1, 4)

@@ -101,7 +101,7 @@ def test_what_has_changed_is_named(folder: Path, name: str, how: str):
     ("content", "reason"),
     [
         ("{", "damaged"),
-        ("{}", "not a manifest of tokens"),
+        ("{}", "no folder of tokens"),
         ('{"format": "openxlstm-tokens", "version": 2}', "install a newer openxlstm"),
         ('{"format": "openxlstm-tokens", "version": 1}', "damaged"),
         ('{"format": "openxlstm-tokens", "version": 1, "shards": [3]}', "damaged"),
@@ -117,7 +117,7 @@ def test_a_folder_that_is_not_finished(folder: Path):
     assert find_token_folder(str(folder)) == folder
     (folder / "manifest.json").rename(folder / "unfinished.json")
     assert find_token_folder(str(folder)) == folder
-    with pytest.raises(UserError, match="is not finished: run the openxlstm tokenize that began"):
+    with pytest.raises(UserError, match="is not finished: run the same openxlstm tokenize"):
         open_token_folder(folder)
     (folder / "unfinished.json").unlink()
     for other in (str(folder), "shakespeare", "x" * 5000, "~nobody-is-called-this", "\0"):

@@ -80,7 +80,7 @@ class TestFormats:
         assert load_documents(str(tmp_path)) == SET_APART, "as part of a folder"
         path.write_bytes(COMPRESS[suffix](json_lines(DOCUMENTS, "body")))
         assert load_documents(str(path), field="body") == SET_APART
-        assert f"{path} line 1 has no field 'text'; say which with --field: id, body" in message(
+        assert f"{path} line 1 has no field 'text'; choose one with --field: id, body" in message(
             Span(str(path))
         )
 
@@ -122,23 +122,23 @@ class TestParquet:
         assert sum(read) == path.stat().st_size
 
     def test_mistakes(self, path: Path):
-        wrong = "has no field 'body'; say which with --field: text, number"
+        wrong = "has no field 'body'; choose one with --field: text, number"
         assert f"{path} {wrong}" in message(Span(str(path)), field="body")
-        assert f"{path} has no text in 'number', but int64" in message(
+        assert f"{path} holds int64 in 'number', not text" in message(
             Span(str(path)), field="number"
         )
         path.write_bytes(path.read_bytes()[:-20])
-        assert f"{path} is damaged or no Parquet file" in message(Span(str(path)))
+        assert f"{path} is damaged or not a Parquet file" in message(Span(str(path)))
 
 
 class TestJsonLines:
     @pytest.mark.parametrize(
         ("line", "reason"),
         [
-            ("{", "is no JSON"),
-            ('{"text": "a"} x', "is no JSON"),
-            ("[" * 100_000, "is no JSON"),
-            ("3", "is no record of JSON: 3"),
+            ("{", "is not JSON"),
+            ('{"text": "a"} x', "is not JSON"),
+            ("[" * 100_000, "is not JSON"),
+            ("3", "is not a JSON object: 3"),
             ('{"text": 3}', "has no text in 'text': 3"),
         ],
     )
@@ -153,7 +153,7 @@ class TestJsonLines:
     def test_not_utf8(self, tmp_path: Path):
         path = tmp_path / "a.jsonl"
         path.write_bytes(b'{"text": "gr\xf6\xdfer"}')
-        assert f"{path} line 1 is no JSON" in message(Span(str(path)))
+        assert f"{path} line 1 is not JSON" in message(Span(str(path)))
 
 
 class TestParts:

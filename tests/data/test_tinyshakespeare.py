@@ -87,9 +87,9 @@ class TestTinyShakespeare:
         ("reply", "reason"),
         [
             ("404/10/10", "HTTP status 404"),
-            ("200/1000/183000", "broke off after 1000 of 183000 bytes"),
-            ("200/1000/0", "broke off after 1000 of 183000 bytes"),
-            ("200/0/0", "broke off after 0 of 183000 bytes"),
+            ("200/1000/183000", "ended after 1000 of 183000 bytes"),
+            ("200/1000/0", "ended after 1000 of 183000 bytes"),
+            ("200/0/0", "ended after 0 of 183000 bytes"),
         ],
     )
     def test_a_failed_download_leaves_nothing(
@@ -124,7 +124,7 @@ class TestTinyShakespeare:
     def test_a_cache_that_is_no_folder(self, server: str, cache: Path):
         cache.write_text("a file where a folder should be")
         size = len(self.TEXT)
-        with pytest.raises(UserError, match="take it away"):
+        with pytest.raises(UserError, match="remove it"):
             tinyshakespeare.tinyshakespeare(f"{server}/200/{size}/{size}")
 
     def test_a_full_disk_leaves_nothing(

@@ -287,7 +287,7 @@ class TestMistakes:
     ):
         monkeypatch.setattr(tokenizing, "_write_unit", _die)
         job = TokenizingJob(sources=(str(texts),), tokenizer="byte", shard_mb=SHARD)
-        with pytest.raises(UserError, match="a process was ended from outside"):
+        with pytest.raises(UserError, match="a worker process was killed"):
             tokenize(job, tmp_path / "out", workers=2)
 
 

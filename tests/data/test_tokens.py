@@ -62,7 +62,7 @@ def test_memory_is_mapped_and_shared(tmp_path: Path):
 
 @pytest.mark.parametrize("piece", [np.zeros((2, 2), np.int64), [0.5], [True]])
 def test_what_is_no_row_of_ids(piece: object):
-    with pytest.raises(UserError, match="one row of whole numbers"):
+    with pytest.raises(UserError, match="one-dimensional integers"):
         Tokens(np.arange(3), piece)
 
 

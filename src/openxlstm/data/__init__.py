@@ -1,1 +1,1 @@
-"""What a run reads: text by name or by path, its tokens, and batches of them."""
+"""Data: text by name or path, tokenizers, folders of tokens, and batches to train on."""

@@ -1,10 +1,10 @@
-"""Batches of token ids to train on and to evaluate with.
+"""Batches of token ids for training and evaluation.
 
-An iterator is resumable: its state is a few whole numbers, and what comes after `load_state_dict`
-is bit for bit what would have come without a break.
+Iterators are resumable: their state is a few integers, and after `load_state_dict` they yield the
+same batches, bit for bit, as without the interruption.
 
-Several processes share a batch: each reads its own rows, and no others, of the batch that one
-process would have read. The state knows nothing of that, so that another number can go on.
+Several processes share a batch: each reads its own rows of the batch that a single process would
+have read. The state does not depend on the processes, so a run can resume on another number.
 
 B batch · T window · N tokens in a part of a corpus
 """
@@ -22,18 +22,18 @@ from openxlstm.errors import UserError
 
 
 class Batch(NamedTuple):
-    """What goes into a model, and what should come out."""
+    """Inputs and targets of a model."""
 
     x: Tensor
     """Token ids, (B, T) int64."""
     y: Tensor
-    """The token after each one in `x`, (B, T) int64."""
+    """Targets: the token after each one in `x`, (B, T) int64."""
     reset: Tensor | None = None
-    """Where the state must be emptied before a token is read, (B, T) bool; None for nowhere."""
+    """True where the state is emptied before the token is read, (B, T) bool; None for nowhere."""
 
 
 class _Batches:
-    """What random windows and streams have in common: corpora, and the sizes of a batch."""
+    """Base of random windows and streams: the corpora and the sizes of a batch."""
 
     def __init__(
         self,
@@ -50,17 +50,17 @@ class _Batches:
         """
         Args:
             tokens: a corpus, or several to be mixed.
-            batch_size: sequences in a batch, B, of all processes together.
-            window: tokens of each of them in a batch, T; the last one has a target too.
-            weights: the share of each corpus, on any scale; none for shares by size.
-            first_window: T when the run starts, to be doubled by `advance`; None for `window`.
-            rank: which of the processes this is.
-            world_size: processes that share a batch: each has B / world_size of the rows.
-            part: what error messages call `tokens`.
+            batch_size: sequences in a batch, B, over all processes.
+            window: tokens per sequence, T; the last one has a target, too.
+            weights: the share of each corpus, on any scale; empty for shares by size.
+            first_window: T at the start of the run, doubled by `advance`; None for `window`.
+            rank: index of this process.
+            world_size: number of processes that share a batch; each has B / world_size rows.
+            part: name of `tokens` in error messages.
 
         Raises:
-            UserError: if a corpus is shorter than T + 1, a size or a weight is not positive, there
-                are more or fewer weights than corpora, or B cannot be shared equally.
+            UserError: if a corpus is shorter than T + 1, a size or a weight is not positive, the
+                numbers of weights and corpora differ, or B is not a multiple of world_size.
         """
         _check_sizes(batch_size, window)
         self.corpora = _as_corpora(tokens)
@@ -73,8 +73,8 @@ class _Batches:
                 )
         if weights and (len(weights) != len(self.corpora) or min(weights) <= 0):
             raise UserError(
-                f"there are {len(self.corpora)} corpora, and the weights {list(weights)}: "
-                "give each corpus one that is positive"
+                f"there are {len(self.corpora)} corpora and the weights are {list(weights)}: "
+                "give one positive weight per corpus"
             )
         if batch_size % world_size:
             raise UserError(
@@ -92,25 +92,25 @@ class _Batches:
         return self
 
     def advance(self, share: float) -> None:
-        """Sets T for the batches to come, from the share of the run that is done, in [0, 1].
+        """Sets T for the next batches, from the completed share of the run, in [0, 1].
 
-        Each of T = first_window, twice that, and so on up to `window` has an equal share.
+        T = first_window, twice that, and so on up to `window` each have an equal share.
         """
         doublings = math.ceil(math.log2(self._last_window / self._first_window))
         self.window = min(self._first_window << int(share * (doublings + 1)), self._last_window)
 
     def _own(self, rows: int) -> slice:
-        """Which of a batch's rows are this process's."""
+        """The rows of a batch that this process reads."""
         each = rows // self._world_size
         return slice(self._rank * each, (self._rank + 1) * each)
 
 
 class RandomWindows(_Batches):
-    """Batches of windows at random places, without end.
+    """Infinite batches of windows at random places.
 
-    The places depend on the seed and on the number of the batch alone. While windows are shorter
-    than they will be there are more of them: as many times B as fit into the last window. Of
-    several corpora, each window picks one by weight, and then a place in it.
+    The places depend only on the seed and the number of the batch. While windows are shorter than
+    the last ones, a batch has more of them: B times the number that fits into the last window. With
+    several corpora, each window picks one by weight and then a place in it.
     """
 
     def __init__(
@@ -123,16 +123,16 @@ class RandomWindows(_Batches):
     ) -> None:
         """
         Args:
-            seed: what the places are drawn with.
-            options: and all others as for every kind of batches.
+            seed: seed of the random places.
+            options: those of `_Batches`.
         """
         super().__init__(tokens, batch_size, window, **options)
         self.seed = seed
         self.step = 0
 
     def __next__(self) -> Batch:
-        # Philox makes a stream of its own out of each (seed, step). torch.Generator would not do:
-        # it heeds 32 bits of a seed, so that of 100,000 steps some two would draw the same places.
+        # Philox has a separate stream for each (seed, step). torch.Generator uses only 32 bits of a
+        # seed, so that among 100,000 steps about two would draw the same places.
         key = np.array([self.seed % 2**64, self.step], np.uint64)
         random = np.random.Generator(np.random.Philox(key=key))
         self.step += 1
@@ -151,20 +151,20 @@ class RandomWindows(_Batches):
         return _gather([(self.corpora[int(k)], place) for k, place in chosen], self.window)
 
     def state_dict(self) -> dict[str, int]:
-        """Where the iterator is."""
+        """The position of the iterator."""
         return {"seed": self.seed, "step": self.step}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Goes to where the iterator was that gave `state`, which had the same tokens and sizes."""
+        """Restores a position; the tokens and sizes must be the same."""
         self.seed, self.step = int(state["seed"]), int(state["step"])
 
 
 class Streams(_Batches):
-    """Batches in which each row reads on where it stopped, so that the state can be carried.
+    """Batches in which each row continues where it stopped, so that the state can be carried.
 
-    The rows are dealt out to the corpora by weight. Of a corpus's R rows, row r starts at token
-    r × (N - 1) / R. At the end a row goes on with the first token again, and `reset` is true there:
-    in a lap it has read every token, with every target, once.
+    The rows are divided among the corpora by weight. Row r of a corpus's R rows starts at token
+    r × (N - 1) / R. At the end, a row continues with the first token, and `reset` is true there. In
+    one pass, a row reads every token, with every target, once.
     """
 
     read = 0
@@ -174,10 +174,10 @@ class Streams(_Batches):
     ) -> None:
         """
         Args:
-            options: as for every kind of batches.
+            options: those of `_Batches`.
 
         Raises:
-            UserError: if there are more corpora than rows, besides.
+            UserError: as `_Batches`, and if there are more corpora than rows.
         """
         super().__init__(tokens, batch_size, window, **options)
         places: list[tuple[Tokens, int]] = [
@@ -188,25 +188,25 @@ class Streams(_Batches):
         self._first = places[self._own(batch_size)]
 
     def __next__(self) -> Batch:
-        # A corpus's last token is a target alone.
+        # The last token of a corpus is only a target.
         rows = [(corpus, (first + self.read) % (len(corpus) - 1)) for corpus, first in self._first]
         self.read += self.window
         return _gather(rows, self.window, laps=True)
 
     def state_dict(self) -> dict[str, int]:
-        """Where the iterator is: tokens that each row has read."""
+        """The position of the iterator: tokens that each row has read."""
         return {"read": self.read}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Goes to where the iterator was that gave `state`, which had the same tokens and rows."""
+        """Restores a position; the tokens and rows must be the same."""
         self.read = int(state["read"])
 
 
 def deal(rows: int, weights: Sequence[float]) -> list[int]:
-    """How many of `rows` each corpus gets: by weight and largest remainder, but at least one.
+    """Divides rows among corpora by weight and largest remainder, with at least one row each.
 
     Raises:
-        UserError: if there are not enough for that.
+        UserError: if there are fewer rows than corpora.
     """
     if rows < len(weights):
         raise UserError(
@@ -227,19 +227,18 @@ def deal(rows: int, weights: Sequence[float]) -> list[int]:
 def windows_in_order(
     tokens: Tokens | Sequence[Tokens], window: int, batch_size: int
 ) -> Iterator[Batch]:
-    """A whole corpus as windows side by side: each token but the first is a target exactly once.
+    """A corpus as adjacent windows, for evaluation. Each token but the first is a target once.
 
-    The last batch may have fewer rows. What is left after the last whole window comes as a batch of
-    its own, of shape (1, less than T). Several corpora come one after another, each from an empty
-    state. For evaluation.
+    The last batch may have fewer rows. The tokens after the last complete window form a batch of
+    shape (1, less than T). Several corpora follow one another, each from an empty state.
 
     Args:
         tokens: a corpus, or several.
-        window: tokens in a window, T.
-        batch_size: windows in a batch, B.
+        window: tokens per window, T.
+        batch_size: windows per batch, B.
 
     Raises:
-        UserError: if there are fewer than two tokens in one, or a size is not positive.
+        UserError: if a corpus has fewer than two tokens, or a size is not positive.
     """
     _check_sizes(batch_size, window)
     corpora = _as_corpora(tokens)
@@ -261,10 +260,10 @@ def _in_order(corpora: Sequence[Tokens], window: int, batch_size: int) -> Iterat
 
 
 def _gather(rows: Sequence[tuple[Tokens, int]], window: int, *, laps: bool = False) -> Batch:
-    """The batch that reads `window` tokens of each row's corpus, from the row's place on.
+    """The batch of `window` tokens from each row's corpus and place on.
 
-    The state is emptied where a document begins. Where only the last token is left, which is a
-    target alone, a row goes on with the first; with `laps`, the state is emptied at that too.
+    `reset` is true where a document begins. After the last token, which is only a target, a row
+    continues with the first token; with `laps`, `reset` is true there as well.
     """
     ids = np.empty((2, len(rows), window), np.int64)
     reset = np.zeros((len(rows), window), np.bool_)
@@ -280,7 +279,7 @@ def _gather(rows: Sequence[tuple[Tokens, int]], window: int, *, laps: bool = Fal
 
 
 def _gather_at_once(corpus: Tokens, places: np.ndarray, window: int) -> Batch:
-    """The same for many places in one corpus, (R,), none of which comes to its end."""
+    """`_gather` for many places (R,) in one corpus, none of which reaches its end."""
     ids = np.empty((len(places), window + 1), np.int64)
     reset = np.zeros(ids.shape, np.bool_)
     corpus.read_rows(places, ids, reset)

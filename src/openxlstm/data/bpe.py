@@ -1,4 +1,4 @@
-"""Pieces of words as tokens, by the package `tokenizers`, in its own files."""
+"""Byte-pair encoding and any other tokenizer of the package `tokenizers`, in its file format."""
 
 import json
 import re
@@ -16,45 +16,42 @@ from openxlstm.data.tokens import checked_ids
 from openxlstm.errors import UserError
 
 SAMPLE_MB = 100
-"""Million characters that are learned from, if nothing else is said."""
+"""Millions of characters to learn from, by default."""
 
 _PIECE = 1 << 18
-"""Characters that are encoded at a time, about."""
+"""Approximate number of characters per chunk of encoding."""
 
 _REMEMBERED = 1 << 17
-"""Words whose tokens are remembered, at most."""
+"""Most words whose tokens are cached."""
 
 _S, _N = r"[^\S\x1c-\x1f]", r"[\S\x1c-\x1f]"
-"""A space, and no space, as tokenizers has them."""
+"""A whitespace and a non-whitespace character, as `tokenizers` defines them."""
 
 _WORDS = re.compile(
-    # A word, before a space or a sign; not an apostrophe, nor a letter that is not ASCII.
+    # An ASCII word before a space or a sign, but not before an apostrophe or a non-ASCII letter.
     r" ?[A-Za-z]+(?=[\s!-&(-@\[-`{-~]|\Z)"
-    # All spaces but the last, which belongs to the word; a word of any kind, perhaps after spaces
-    # that do not; the spaces at the end.
+    # Spaces before the one that belongs to a word; any other word, with a space or after other
+    # whitespace; the spaces at the end.
     rf"|{_S}+(?= {_N})| ?{_N}+|{_S}+{_N}+|{_S}+"
 )
-"""What a text may be cut into before GPT-2's regular expression sees it, without a difference."""
+"""Splits a text so that GPT-2's regular expression finds the same words in the parts."""
 
 
 class BPETokenizer:
-    """Byte-pair encoding: what often stands together is one token; any text can be encoded.
-
-    It may also be any other tokenizer that `tokenizers` reads.
-    """
+    """Byte-pair encoding, which can encode any text, or any other tokenizer of `tokenizers`."""
 
     def __init__(self, tokenizer: Any) -> None:
         """
         Args:
             tokenizer: a `tokenizers.Tokenizer`.
         """
-        tokenizer.no_truncation()  # which a file can ask for
+        tokenizer.no_truncation()  # a file can enable both
         tokenizer.no_padding()
         self._tokenizer = tokenizer
         self._known: dict[str, bytearray] = {}  # the ids of words, as int32
         self.vocab_size: int = max(tokenizer.get_vocab().values(), default=-1) + 1
         spec = json.loads(tokenizer.to_str())
-        # GPT-2's way of telling words apart.
+        # Whether words are separated as in GPT-2.
         self._by_words = spec["normalizer"] is None and spec["pre_tokenizer"] in (
             {
                 "type": "ByteLevel",
@@ -72,15 +69,15 @@ class BPETokenizer:
     def from_texts(
         cls, texts: Iterable[str], vocab_size: int = 4096, sample_mb: float = SAMPLE_MB
     ) -> Self:
-        """Learns the tokens that are most use for some texts, in bounded memory.
+        """Learns a vocabulary from texts, in bounded memory.
 
         Args:
-            texts: are read once; an iterator will do.
+            texts: an iterable, read once.
             vocab_size: number of different tokens, 256 of which are the bytes.
-            sample_mb: million characters to learn from, at most, taken evenly from all over.
+            sample_mb: millions of characters to learn from at most, sampled evenly.
 
         Raises:
-            UserError: if the package is missing, or something in the text is half a character.
+            UserError: if the package is missing, or the text contains half of a character.
         """
         tokenizers = import_extra("tokenizers", "tokenizers")
         learned = tokenizers.Tokenizer(tokenizers.models.BPE())
@@ -95,15 +92,15 @@ class BPETokenizer:
 
     @classmethod
     def from_json(cls, text: str) -> Self:
-        """The tokenizer in a tokenizer.json of `tokenizers`.
+        """The tokenizer in the content of a `tokenizer.json`.
 
         Raises:
-            UserError: if the package is missing, or cannot read it.
+            UserError: if the package is missing or cannot read it.
         """
         tokenizers = import_extra("tokenizers", "tokenizers")
         try:
             return cls(tokenizers.Tokenizer.from_str(text))
-        except Exception as error:  # it raises nothing more particular
+        except Exception as error:  # the package raises plain Exceptions
             raise UserError(f"the package tokenizers cannot read it ({error!s:.200})") from error
 
     def encode(self, text: str) -> np.ndarray:
@@ -113,7 +110,7 @@ class BPETokenizer:
         return np.frombuffer(bytearray().join(pieces), np.int32)
 
     def _encoded_words(self, text: str) -> bytes:
-        """Words come again and again: to look one up takes a fifth of the time to encode it."""
+        """The ids of a text, int32. Cached words take a fifth of the time of encoding them."""
         words = _WORDS.findall(text)
         new = list(set(words).difference(self._known))
         if len(new) + len(self._known) > _REMEMBERED:
@@ -127,8 +124,8 @@ class BPETokenizer:
         try:
             found = self._tokenizer.encode_batch_fast(texts, add_special_tokens=False)
         except (UnicodeEncodeError, TypeError) as error:
-            raise UserError("the text has half a character in it: read it as UTF-8") from error
-        except Exception as error:  # nothing more particular, for what has no token
+            raise UserError("the text contains half a character: read it as UTF-8") from error
+        except Exception as error:  # a plain Exception for text without a token
             raise UserError(f"the tokenizer cannot encode the text ({error!s:.200})") from error
         return [bytearray(array("i", one.ids)) for one in found]
 
@@ -144,7 +141,7 @@ class BPETokenizer:
 
 
 def _cut(text: str) -> Iterable[str]:
-    """A text in short pieces that each end where a word does."""
+    """Splits a text into short pieces that end where words end."""
     start = 0
     while len(text) - start > _PIECE:
         found = BREAK.search(text, start + _PIECE)
@@ -157,9 +154,9 @@ def _cut(text: str) -> Iterable[str]:
 
 
 def sampled(pieces: Iterable[str], limit: int) -> list[str]:
-    """Every piece, or every 2nd, 4th, … : so many that they have at most `limit` characters.
+    """Every piece, or every 2nd, 4th, …, so that at most `limit` characters remain.
 
-    The first is always there.
+    The first piece is always kept.
     """
     kept: list[str] = []
     size, stride = 0, 1

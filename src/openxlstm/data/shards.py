@@ -1,9 +1,9 @@
-"""A folder of tokens: shards, which are mapped into memory, and the manifest they are checked by.
+"""A folder of tokens: memory-mapped shards, and the manifest that they are checked against.
 
-manifest.json       what there is, with sizes and SHA-256; it is written last
+manifest.json       counts, and size and SHA-256 of each file; written last
 tokenizer.json
 00000.ids.npy       (N,) uint8, uint16 or uint32, the ids of a shard
-00000.starts.npy    (D,) int64, the places in it at which a document begins
+00000.starts.npy    (D,) int64, the positions in the shard at which a document begins
 """
 
 import struct
@@ -26,27 +26,27 @@ MANIFEST, PLAN = "manifest.json", "unfinished.json"
 FORMAT, VERSION = "openxlstm-tokens", 1
 
 Verify = Literal["hashes", "sizes"]
-"""What of a shard is compared with the manifest."""
+"""hashes: compare the SHA-256 of every file with the manifest. sizes: compare sizes only."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class TokenFolder:
-    """A folder of tokens that is open."""
+    """An open folder of tokens."""
 
     tokens: Tokens
     tokenizer: Tokenizer
     characters: int
-    """That all tokens stand for."""
+    """Characters of the text that was tokenized."""
     sha256: str
-    """Of the manifest, which has the hashes of all the rest."""
+    """SHA-256 of the manifest, which contains the hashes of all other files."""
 
 
 def find_token_folder(source: str) -> Path | None:
-    """The path of a source, if it is that of a folder of tokens, be it finished or not."""
+    """The path of a source that is a folder of tokens, finished or not; None for other sources."""
     try:
         folder = Path(source).expanduser()
         names = {name for name in (PLAN, MANIFEST, FILE_NAME) if (folder / name).is_file()}
-    except (OSError, RuntimeError):  # a name too long; a ~name that nobody has
+    except (OSError, RuntimeError):  # the name is too long; the user of a ~name is unknown
         return None
     return folder if PLAN in names or names == {MANIFEST, FILE_NAME} else None
 
@@ -54,14 +54,14 @@ def find_token_folder(source: str) -> Path | None:
 def open_token_folder(
     folder: Path, verify: Verify = "hashes", report: Callable[[int, int], None] = lambda *_: None
 ) -> TokenFolder:
-    """The tokens in a folder, mapped into memory: they are read when they are used.
+    """Opens a folder of tokens, memory-mapped: tokens are read when they are used.
 
     Args:
-        verify: whether every byte is checked, or only that all files are there, of the right size.
-        report: is called with the bytes that are checked, and of how many.
+        verify: "hashes" checks every byte, "sizes" only that all files exist with the right size.
+        report: is called with the bytes checked so far, and their total.
 
     Raises:
-        UserError: that names the file, if one is missing, cut short or not what it was.
+        UserError: if a file is missing, truncated or changed; the message names it.
     """
     manifest = read_manifest(folder)
     try:
@@ -76,12 +76,12 @@ def open_token_folder(
                 _sha256(folder / name) != entry["sha256"]
             ):
                 raise UserError(
-                    f"{folder / name} is not what {MANIFEST} says, it has changed: "
-                    "put the old file back, or tokenize anew"
+                    f"{folder / name} has changed since {MANIFEST} was written: "
+                    "restore the file, or tokenize again"
                 )
             report(done := done + entry["bytes"], total)
         ids, starts = ([_mapped(folder, n, kind) for n in range(len(shards))] for kind in KINDS)
-        several = manifest["documents"] > 1  # one that is alone does not begin, as in a text
+        several = manifest["documents"] > 1  # a single document has no start, like a text file
         return TokenFolder(
             tokens=Tokens(*ids, starts=starts if several else ()),
             tokenizer=load_tokenizer(folder),
@@ -89,26 +89,24 @@ def open_token_folder(
             sha256=_sha256(folder / MANIFEST),
         )
     except (KeyError, TypeError, AttributeError) as error:
-        raise UserError(f"{folder / MANIFEST} is damaged ({error!r}): tokenize anew") from error
+        raise UserError(f"{folder / MANIFEST} is damaged ({error!r}): tokenize again") from error
 
 
 def read_manifest(folder: Path) -> dict[str, Any]:
-    """What `manifest.json` says.
+    """The content of `manifest.json`.
 
     Raises:
-        UserError: if there is none, or one that this version does not understand.
+        UserError: if it is missing, or its version is unknown.
     """
     if not (folder / MANIFEST).is_file() and (folder / PLAN).is_file():
-        raise UserError(
-            f"{folder} is not finished: run the openxlstm tokenize that began it once more"
-        )
+        raise UserError(f"{folder} is not finished: run the same openxlstm tokenize command again")
     manifest = read_json(folder / MANIFEST)
     if manifest.get("format") != FORMAT:
-        raise UserError(f"{folder / MANIFEST} is not a manifest of tokens: give another folder")
+        raise UserError(f"{folder / MANIFEST} describes no folder of tokens: give another folder")
     if manifest.get("version") != VERSION:
         raise UserError(
             f"{folder / MANIFEST} has version {manifest.get('version')!r}, and this openxlstm "
-            f"reads {VERSION}: install a newer openxlstm"
+            f"reads version {VERSION}: install a newer openxlstm"
         )
     return manifest
 
@@ -122,16 +120,16 @@ def shard_file(folder: Path, number: int, kind: str) -> Path:
 
 
 def shard_record(folder: Path, number: int) -> Path:
-    """The file that says, until there is a manifest, that a shard is finished."""
+    """The file that marks a shard as finished until the manifest is written."""
     return folder / f"{number:05}.json"
 
 
 def write_shard(
     folder: Path, number: int, pieces: Iterable[Piece], tokenizer: Tokenizer
 ) -> dict[str, Any]:
-    """Writes a shard piece by piece, and returns its entry in the manifest.
+    """Writes a shard piece by piece, and returns its entry for the manifest.
 
-    It is there whole or not at all: its record is written last.
+    The record of the shard is written last, so that an unfinished shard is never used.
     """
     dtype = np.dtype(next(t for t in (np.uint8, np.uint16, np.uint32) if _fits(tokenizer, t)))
     entry: dict[str, Any] = dict.fromkeys(("tokens", "documents", "characters", "bytes"), 0)
@@ -170,7 +168,7 @@ def write_shard(
 def write_manifest(
     folder: Path, shards: list[dict[str, Any]], tokenizer: Tokenizer, **facts: Any
 ) -> dict[str, Any]:
-    """Writes what makes a folder of shards complete, and returns it."""
+    """Writes the manifest, which completes a folder of shards, and returns it."""
     sums = {
         name: sum(shard[name] for shard in shards)
         for name in ("tokens", "documents", "characters", "bytes")
@@ -202,13 +200,13 @@ def _check_size(path: Path, size: int) -> None:
         raise UserError(_missing(path)) from None
     if found != size:
         raise UserError(
-            f"{path} has {found} bytes, and {MANIFEST} says {size}: "
-            "put the old file back, or tokenize anew"
+            f"{path} has {found} bytes, but {MANIFEST} says {size}: "
+            "restore the file, or tokenize again"
         )
 
 
 def _missing(path: Path) -> str:
-    return f"{path} is missing, which {MANIFEST} names: put it back, or tokenize anew"
+    return f"{path} is missing, but {MANIFEST} names it: restore it, or tokenize again"
 
 
 def _mapped(folder: Path, number: int, kind: str) -> np.ndarray:
@@ -216,7 +214,7 @@ def _mapped(folder: Path, number: int, kind: str) -> np.ndarray:
     try:
         return np.load(path, mmap_mode="r")
     except ValueError as error:
-        raise UserError(f"{path} is damaged ({error}): tokenize anew") from error
+        raise UserError(f"{path} is damaged ({error}): tokenize again") from error
 
 
 def _fits(tokenizer: Tokenizer, dtype: type[np.unsignedinteger]) -> bool:
@@ -224,6 +222,6 @@ def _fits(tokenizer: Tokenizer, dtype: type[np.unsignedinteger]) -> bool:
 
 
 def _header(dtype: np.dtype, length: int) -> bytes:
-    """The start of a .npy file: 128 bytes whatever the length, which is known at the end alone."""
+    """The header of a .npy file, always 128 bytes: the length is only known at the end."""
     about = {"descr": dtype.str, "fortran_order": False, "shape": (length,)}
     return b"\x93NUMPY\x01\x00" + struct.pack("<H", 118) + f"{about!r:<117}\n".encode()

@@ -1,7 +1,7 @@
-"""Files of text, read in pieces of bounded size: plain, JSON lines, Parquet, and compressed ones.
+"""Reads text files in pieces of bounded size: plain, JSON lines, Parquet, and compressed files.
 
-A document is a plain text file, a line of JSON or a row of Parquet. Pieces end where a word does,
-so that no tokenizer reads a text in pieces otherwise than as a whole.
+A document is a plain text file, a line of JSON or a row of Parquet. Pieces end where a word ends,
+so that tokenizing the pieces gives the same tokens as tokenizing the whole text.
 """
 
 import codecs
@@ -21,19 +21,19 @@ from openxlstm.data.compression import COMPRESSED, compression, import_extra, un
 from openxlstm.errors import UserError
 
 PLAIN, RECORDS = (".md", ".txt"), (".jsonl", ".parquet")
-"""What counts as text in a folder, compressed or not."""
+"""Suffixes of the files that are read in a folder; a suffix of compression may follow."""
 
 BLOCK = 1 << 20
-"""Bytes that are read at a time."""
+"""Bytes per read."""
 
 LONGEST = 1 << 22
-"""Characters without a space that are held back, so as not to cut a word."""
+"""Most characters without a space that are buffered, so that no word is split."""
 
 BREAK = re.compile(r"(?<=\S)[ \t\n\r]")
-"""Where a text may be cut: no tokenizer has a token that goes on with the space after a word."""
+"""Where a text may be split: no token spans the end of a word and the space after it."""
 
 Report = Callable[[int], None]
-"""Is told how many bytes of a file were read since the last time."""
+"""Receives the number of bytes of a file that were read since the last call."""
 
 
 class Piece(NamedTuple):
@@ -41,17 +41,17 @@ class Piece(NamedTuple):
 
     text: str
     begins: bool
-    """Whether the document begins with it."""
+    """Whether the piece is the first of its document."""
     ends: bool
-    """Whether the document ends with it."""
+    """Whether the piece is the last of its document."""
 
 
 @dataclass(frozen=True)
 class Span:
     """A file, or a part of one: from about byte `start` to about byte `stop`, None for its end.
 
-    The true places are where a word or a line ends next, so that parts side by side leave nothing
-    out. Only what `can_be_cut` has parts.
+    The exact limits are the next ends of a word or line, so that adjacent parts cover everything.
+    Only a file that `can_be_cut` has parts.
     """
 
     path: str
@@ -60,7 +60,7 @@ class Span:
 
     @property
     def kind(self) -> str:
-        """text, .jsonl or .parquet: what is in it once it is uncompressed."""
+        """The format of the uncompressed content: text, .jsonl or .parquet."""
         path = Path(self.path)
         inner = Path(path.stem) if compression(self.path) else path
         suffix = inner.suffix.lower()
@@ -72,17 +72,17 @@ class Span:
 
 
 def find_files(source: str, names: Iterable[str] = ()) -> list[Path]:
-    """The files that a path, a folder or a glob pattern stands for, in order; at least one.
+    """The files of a path, a folder or a glob pattern, sorted by path; at least one.
 
-    A folder stands for the texts anywhere below it, a pattern (`**` for folders at any depth) for
-    the files that match. Both leave hidden ones out.
+    A folder means all text files below it, a pattern (`**` for folders at any depth) the files that
+    match. Both skip hidden files.
 
     Args:
-        names: what else could have been meant, for the error message.
+        names: other possible sources, for the suggestion in the error message.
 
     Raises:
-        UserError: if there are none.
-        OSError, RuntimeError: if the place cannot be read, or is in the home of a ~name unknown.
+        UserError: if there are no such files.
+        OSError, RuntimeError: if the folder cannot be read, or the user of a ~name is unknown.
     """
     if not source:
         raise UserError(_unknown(source, names))
@@ -94,7 +94,7 @@ def find_files(source: str, names: Iterable[str] = ()) -> list[Path]:
     elif path.exists():
         return [path]
     elif glob.has_magic(source):
-        # Not Path.glob, which takes no absolute pattern and lets hidden files in.
+        # Not Path.glob, which rejects absolute patterns and includes hidden files.
         found = [Path(file) for file in glob.iglob(str(path), recursive=True)]  # noqa: PTH207
     else:
         raise UserError(_unknown(source, names))
@@ -127,17 +127,17 @@ def _unknown(source: str, names: Iterable[str]) -> str:
 def read_pieces(
     span: Span, field: str = "text", report: Report = lambda _: None
 ) -> Iterator[Piece]:
-    """The text of a file in pieces of about a megabyte, or a document if that is more.
+    """The text of a file in pieces of about a megabyte; a record is one piece, whatever its size.
 
-    Line ends become `\\n`, and a byte order mark goes.
+    Line ends become `\\n`, and a byte order mark is removed.
 
     Args:
-        span: the file, or the part of it.
-        field: which field of JSON lines or column of Parquet is the text.
-        report: is told of the bytes that were read, as the file has them.
+        span: the file, or a part of it.
+        field: the field of JSON lines or the column of Parquet that holds the text.
+        report: is called with the number of bytes read, before decompression.
 
     Raises:
-        UserError: if the file is not what its name says, or has no such field.
+        UserError: if the content does not match the file's suffix, or there is no such field.
         OSError: if it cannot be read.
     """
     if span.kind == ".parquet":
@@ -166,11 +166,11 @@ def read_pieces(
 
 
 def set_apart(pieces: Iterable[Piece]) -> Iterator[Piece]:
-    """The same documents without line ends around them, and with a blank line after each.
+    """The same documents without surrounding line ends, and with a blank line after each.
 
-    Blank ones are left out.
+    Blank documents are skipped.
     """
-    held, text_before, new = "", True, False  # a part of a file goes on with a document
+    held, text_before, new = "", True, False  # a part of a file may start within a document
     for text, begins, ends in pieces:
         if begins:
             held, text_before, new = "", False, True
@@ -186,7 +186,7 @@ def set_apart(pieces: Iterable[Piece]) -> Iterator[Piece]:
 
 
 def _cut(file: IO[bytes], place: int, kind: str) -> int:
-    """The first place from `place` on where a file may be cut."""
+    """The first position from `place` on at which a file may be split."""
     if not place:
         return 0
     file.seek(place - 1)
@@ -201,7 +201,7 @@ def _cut(file: IO[bytes], place: int, kind: str) -> int:
 
 
 def _reporter(raw: IO[bytes], report: Report) -> Callable[[], None]:
-    """Reports how far a file has been read since it was last called."""
+    """A function that reports the bytes read from `raw` since its last call."""
     before = raw.tell()
 
     def tell() -> None:
@@ -214,7 +214,7 @@ def _reporter(raw: IO[bytes], report: Report) -> Callable[[], None]:
 
 
 def _blocks(file: IO[bytes], limit: int | None, tell: Callable[[], None]) -> Iterator[bytes]:
-    """What is in a file from here on, at most `limit` bytes of it."""
+    """The content of a file from its current position, at most `limit` bytes."""
     left = sys.maxsize if limit is None else limit
     while block := file.read(min(BLOCK, left)):
         left -= len(block)
@@ -223,7 +223,7 @@ def _blocks(file: IO[bytes], limit: int | None, tell: Callable[[], None]) -> Ite
 
 
 def _decoded(blocks: Iterable[bytes], path: str, offset: int) -> Iterator[str]:
-    """Bytes from an offset in a file on as text."""
+    """Decodes UTF-8 blocks that start at byte `offset` of the file `path`."""
     newlines = io.IncrementalNewlineDecoder(None, translate=True)
     at_start, rest = not offset, b""
     for block in chain(blocks, [b""]):
@@ -247,7 +247,7 @@ def _decoded(blocks: Iterable[bytes], path: str, offset: int) -> Iterator[str]:
 
 
 def _words(texts: Iterable[str]) -> Iterator[str]:
-    """The same text, cut where a word ends."""
+    """The same text, split where words end."""
     held = ""
     for text in texts:
         held += text
@@ -268,7 +268,7 @@ def _json_lines(
     field: str,
     tell: Callable[[], None],
 ) -> Iterator[Piece]:
-    """A document from each line, but for lines that are empty or have null."""
+    """One document per line, except for lines that are empty or hold null."""
     left = sys.maxsize if limit is None else limit
     number = 0
     while left > 0 and (line := file.readline()):
@@ -280,9 +280,9 @@ def _json_lines(
         try:
             record = json.loads(line)
         except (ValueError, RecursionError) as error:
-            raise UserError(f"{_line(span, start, number)} is no JSON ({error})") from error
+            raise UserError(f"{_line(span, start, number)} is not JSON ({error})") from error
         if not isinstance(record, dict):
-            raise UserError(f"{_line(span, start, number)} is no record of JSON: {record!r:.50}")
+            raise UserError(f"{_line(span, start, number)} is not a JSON object: {record!r:.50}")
         if field not in record:
             raise UserError(_no_field(_line(span, start, number), field, record))
         text = record[field]
@@ -294,7 +294,7 @@ def _json_lines(
 
 
 def _line(span: Span, start: int, number: int) -> str:
-    """What to call a line in an error: `number` counts from byte `start` on."""
+    """The name of a line in errors; `number` counts lines from byte `start`."""
     with Path(span.path).open("rb") as file:
         left = start
         while left and (block := file.read(min(BLOCK, left))):
@@ -304,7 +304,7 @@ def _line(span: Span, start: int, number: int) -> str:
 
 
 def _parquet_rows(path: Path, field: str, report: Report) -> Iterator[Piece]:
-    """A document from each row, but for rows that have null."""
+    """One document per row, except for rows that hold null."""
     parquet, arrow = import_extra("pyarrow.parquet", "data"), import_extra("pyarrow", "data")
     size = path.stat().st_size
     try:
@@ -314,7 +314,9 @@ def _parquet_rows(path: Path, field: str, report: Report) -> Iterator[Piece]:
                 raise UserError(_no_field(str(path), field, schema.names))
             kind = schema.field(field).type
             if not (arrow.types.is_string(kind) or arrow.types.is_large_string(kind)):
-                raise UserError(f"{path} has no text in {field!r}, but {kind}")
+                raise UserError(
+                    f"{path} holds {kind} in {field!r}, not text: choose another --field"
+                )
             rows = max(file.metadata.num_rows, 1)
             for batch in file.iter_batches(batch_size=256, columns=[field]):
                 report(size * len(batch) // rows)
@@ -324,7 +326,7 @@ def _parquet_rows(path: Path, field: str, report: Report) -> Iterator[Piece]:
     except (arrow.ArrowException, OSError) as error:
         if isinstance(error, OSError) and error.errno:
             raise
-        raise UserError(f"{path} is damaged or no Parquet file ({error!s:.200})") from error
+        raise UserError(f"{path} is damaged or not a Parquet file ({error!s:.200})") from error
 
 
 def _with_newlines(text: str) -> str:
@@ -332,4 +334,4 @@ def _with_newlines(text: str) -> str:
 
 
 def _no_field(place: str, field: str, fields: Iterable[str]) -> str:
-    return f"{place} has no field {field!r}; say which with --field: {', '.join(fields):.200}"
+    return f"{place} has no field {field!r}; choose one with --field: {', '.join(fields):.200}"

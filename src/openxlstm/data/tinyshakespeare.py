@@ -1,4 +1,4 @@
-"""The corpus `tinyshakespeare`: the file of Karpathy's char-rnn, byte for byte, kept in a cache."""
+"""The corpus `tinyshakespeare`: the file of Karpathy's char-rnn, byte for byte, cached on disk."""
 
 import hashlib
 import http.client
@@ -15,24 +15,24 @@ URL = "https://raw.githubusercontent.com/karpathy/char-rnn/master/data/tinyshake
 SHA256 = "86c4e6aa9db7c042ec79f339dcb96d42b0075e16b8fc2e86bf0ca57e2dc565ed"
 NUM_BYTES = 1_115_394
 FILE = Path("tinyshakespeare", "input.txt")
-"""Where the file lies below OPENXLSTM_DATA, and below the cache."""
+"""Path of the file inside $OPENXLSTM_DATA and inside the cache."""
 
 Progress = Callable[[int, int | None], None]
-"""Is told how many bytes have come, and of how many: None if the server does not say."""
+"""Receives the bytes downloaded so far, and their total or None if the server does not say."""
 
 
 def tinyshakespeare(url: str = URL, progress: Progress | None = None, timeout: float = 30) -> str:
-    """The text: from $OPENXLSTM_DATA, else from the cache, else from `url` and cached from then on.
+    """The text, from $OPENXLSTM_DATA, or else the cache, or else `url`, which is then cached.
 
-    Nothing but the right file is ever returned or kept.
+    Only a file with the right checksum is returned or cached.
 
     Args:
         url: where to download from.
-        progress: is called as the download goes on.
-        timeout: seconds of silence after which the server is given up.
+        progress: is called during the download.
+        timeout: seconds without data after which the download fails.
 
     Raises:
-        UserError: if a file found is not the right one, or none can be had.
+        UserError: if a file found has the wrong checksum, or the download fails.
     """
     cached = cache_folder() / FILE
     by_hand = [Path(folder) / FILE] if (folder := os.environ.get("OPENXLSTM_DATA")) else []
@@ -51,7 +51,7 @@ def tinyshakespeare(url: str = URL, progress: Progress | None = None, timeout: f
 
 
 def cache_folder() -> Path:
-    """Where downloads are kept: $XDG_CACHE_HOME/openxlstm, or ~/.cache/openxlstm."""
+    """The folder for downloads: $XDG_CACHE_HOME/openxlstm, or ~/.cache/openxlstm."""
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "openxlstm"
 
 
@@ -63,7 +63,7 @@ def _read(path: Path) -> str | None:
         return None
     except OSError as error:
         raise UserError(
-            f"cannot read {path} ({error.strerror}): make it readable, or take it away"
+            f"cannot read {path} ({error.strerror}): make it readable, or remove it"
         ) from error
     if not _is_right(content):
         raise UserError(
@@ -78,12 +78,12 @@ def _is_right(content: bytes) -> bool:
 
 
 def _download(url: str, progress: Progress | None, timeout: float) -> bytes:
-    """The file at `url`, checked before it gets anywhere near the disk: it is only 1.1 MB."""
+    """The file at `url` (1.1 MB), checked before it is written to disk."""
     content = b""
     try:
         with urllib.request.urlopen(url, timeout=timeout) as reply:
             size = reply.headers.get("Content-Length")
-            # One byte more than there should be is enough to know a wrong file by.
+            # One byte more than expected is enough to detect a wrong file.
             while chunk := reply.read(min(1 << 16, NUM_BYTES + 1 - len(content))):
                 content += chunk
                 if progress:
@@ -94,14 +94,14 @@ def _download(url: str, progress: Progress | None, timeout: float) -> bytes:
     except (OSError, http.client.HTTPException, ValueError) as error:
         raise UserError(_failed(url, str(getattr(error, "reason", error)))) from error
     if len(content) < NUM_BYTES:
-        raise UserError(_failed(url, f"it broke off after {len(content)} of {NUM_BYTES} bytes"))
+        raise UserError(_failed(url, f"it ended after {len(content)} of {NUM_BYTES} bytes"))
     if not _is_right(content):
-        raise UserError(_failed(url, "what came has the wrong SHA-256"))
+        raise UserError(_failed(url, "the content has the wrong SHA-256"))
     return content
 
 
 def _failed(url: str, reason: str) -> str:
     return (
         f"the download of {url} failed ({reason}): try again, or save the file "
-        f"as {FILE} in a folder of yours and set OPENXLSTM_DATA to that folder"
+        f"as {FILE} in a folder and set OPENXLSTM_DATA to that folder"
     )

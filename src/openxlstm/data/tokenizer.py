@@ -1,7 +1,7 @@
-"""Text to token ids and back. A tokenizer is saved with the model it belongs to, as JSON.
+"""Tokenizers: text to token ids and back. A tokenizer is saved as JSON with its model.
 
-Characters and bytes are ours, and need no package; bpe.py has all else that `tokenizers` reads. The
-file of each is one of `tokenizers`.
+The character and byte tokenizers need no package; bpe.py handles everything else that the package
+`tokenizers` reads. All of them use its file format.
 """
 
 import json
@@ -26,51 +26,51 @@ from openxlstm.data.tokens import Tokens, checked_ids
 from openxlstm.errors import UserError
 
 FORMAT = "openxlstm-tokenizer"
-"""Of files that were written before openxlstm wrote those of `tokenizers`. They are still read."""
+"""The format of older files, before openxlstm used that of `tokenizers`; it can still be read."""
 VERSION = 1
 
 _CHUNK = 1 << 16
-"""Characters encoded at a time, so that no pass over them leaves the processor's cache."""
+"""Characters per chunk of encoding, so that a chunk stays in the processor's cache."""
 
 
 class Tokenizer(Protocol):
-    """What every kind of tokenizer does."""
+    """The interface of all tokenizers."""
 
     @property
     def vocab_size(self) -> int:
-        """Number of different ids: they are 0 to vocab_size - 1."""
+        """Number of different ids, which are 0 to vocab_size - 1."""
         ...
 
     def encode(self, text: str) -> np.ndarray:
-        """The ids of `text`, 1-D: uint8 where the vocabulary fits it, else int32, to save memory.
+        """The ids of `text`, 1-D: uint8 if the vocabulary fits, else int32, to save memory.
 
-        A model wants int64: `torch.from_numpy(ids).long()`.
+        A model takes int64: `torch.from_numpy(ids).long()`.
 
         Raises:
-            UserError: if something in `text` has no id.
+            UserError: if a part of `text` has no id.
         """
         ...
 
     def decode(self, ids: Iterable[int]) -> str:
-        """The text of a sequence of ids: a list, an iterator, a 1-D array or tensor.
+        """The text of ids, given as a list, an iterator, a 1-D array or a tensor.
 
         Raises:
-            UserError: if something in it is no id.
+            UserError: if an element is not an id.
         """
         ...
 
     def to_json(self) -> str:
-        """What `save` writes. Tokenizers that have it in common are the same."""
+        """The content of the saved file. Two tokenizers are the same if it is equal."""
         ...
 
     def save(self, folder: str | Path) -> None:
-        """Writes `tokenizer.json` to `folder`, for `load_tokenizer` and others, and for
-        transformers `tokenizer_config.json`. The folder may be missing."""
+        """Writes `tokenizer.json`, and `tokenizer_config.json` for transformers, to `folder`, which
+        is created if it does not exist."""
         ...
 
 
 class _Own:
-    """What a tokenizer of ours does with its file."""
+    """Writes the file of the character and byte tokenizers."""
 
     def to_dict(self) -> dict[str, Any]:
         raise NotImplementedError
@@ -83,26 +83,26 @@ class _Own:
 
 
 class CharTokenizer(_Own):
-    """One id for each of some characters, in the order given."""
+    """One id per character, in the given order."""
 
     def __init__(self, characters: str) -> None:
         """
         Args:
-            characters: each of them once; its index is its id.
+            characters: the vocabulary without repetitions; the index of a character is its id.
 
         Raises:
-            UserError: if there are none, one comes twice, or one is half of a surrogate pair.
+            UserError: if it is empty, repeats a character, or has half of a surrogate pair.
         """
         if not characters:
             raise UserError("a tokenizer needs at least one character: give some text")
         if len(set(characters)) < len(characters):
-            raise UserError("a character occurs twice in the tokenizer: name each of them once")
+            raise UserError("a character occurs twice in the tokenizer: give each one once")
         self.characters = characters
         try:
             self._codes = _code_points(characters, errors="strict")
         except UnicodeEncodeError as error:
             raise UserError(_lone_surrogate(error)) from error
-        # From code point to id; -1 stands for no id, and the last entry for all higher code points.
+        # Code point to id; -1 means no id, and the last entry covers all higher code points.
         self._ids = np.full(int(self._codes.max()) + 2, -1, np.int32)
         self._ids[self._codes] = np.arange(len(characters))
 
@@ -124,8 +124,8 @@ class CharTokenizer(_Own):
             if found.min() < 0:
                 unknown = chunk[int(found.argmin())]
                 raise UserError(
-                    f"the tokenizer has never seen {unknown!r} (U+{ord(unknown):04X}): leave it "
-                    "out of the text, or train on text that has it, or with the byte tokenizer"
+                    f"the tokenizer has never seen {unknown!r} (U+{ord(unknown):04X}): remove it "
+                    "from the text, or train on text that has it, or with the byte tokenizer"
                 )
             ids[start : start + _CHUNK] = found
         return ids
@@ -138,7 +138,7 @@ class CharTokenizer(_Own):
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> Self:
-        """The tokenizer in a file of our own format."""
+        """The tokenizer in a file of the older format."""
         characters = values.get("characters")
         if not isinstance(characters, str):
             raise UserError("'characters' is not a string")
@@ -146,7 +146,7 @@ class CharTokenizer(_Own):
 
 
 class ByteTokenizer(_Own):
-    """The 256 bytes of UTF-8: any text at all, at more than one id for most characters."""
+    """The 256 bytes of UTF-8: encodes any text; characters outside ASCII take several ids."""
 
     vocab_size = 256
 
@@ -162,7 +162,7 @@ class ByteTokenizer(_Own):
             raise UserError(_lone_surrogate(error)) from error
 
     def decode(self, ids: Iterable[int]) -> str:
-        """The text; bytes that are not UTF-8, such as the half of a character, become U+FFFD."""
+        """The text; bytes that are not valid UTF-8 become U+FFFD."""
         return checked_ids(ids, 256).astype(np.uint8).tobytes().decode(errors="replace")
 
     def to_dict(self) -> dict[str, Any]:
@@ -170,25 +170,25 @@ class ByteTokenizer(_Own):
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> Self:
-        """The tokenizer in a file of our own format."""
+        """The tokenizer in a file of the older format."""
         return cls()
 
 
 OWN: dict[str, type[CharTokenizer | ByteTokenizer]] = {"char": CharTokenizer, "byte": ByteTokenizer}
-"""What a tokenizer of ours is called in a configuration."""
+"""Tokenizers without a package, by their names in a configuration."""
 
 KINDS = (*OWN, "bpe")
-"""What a new tokenizer is called in one."""
+"""All names that create a new tokenizer."""
 
 
 def make_tokenizer(kind: str, texts: Iterable[str], **options: Any) -> Tokenizer:
-    """A new tokenizer for all of some texts.
+    """Makes a new tokenizer from texts.
 
     Args:
         options: those of `BPETokenizer.from_texts`; other kinds have none.
 
     Raises:
-        UserError: if there is no such kind, or the texts do not do for it.
+        UserError: if the kind is unknown, or the texts are not suitable.
     """
     if kind == "bpe":
         return BPETokenizer.from_texts(texts, **options)
@@ -196,7 +196,7 @@ def make_tokenizer(kind: str, texts: Iterable[str], **options: Any) -> Tokenizer
 
 
 def find_tokenizer(name: str, texts: Iterable[str], **options: Any) -> Tokenizer:
-    """The tokenizer that a configuration names: a new one of a kind, or the one at a path.
+    """The tokenizer that a configuration names: a new one by its kind, or an existing one by path.
 
     Raises:
         UserError: as `make_tokenizer` and `load_tokenizer`.
@@ -206,10 +206,10 @@ def find_tokenizer(name: str, texts: Iterable[str], **options: Any) -> Tokenizer
 
 
 def encode_documents(tokenizer: Tokenizer, documents: Sequence[str]) -> Tokens:
-    """All documents in one row. One that is alone does not count as a document that begins.
+    """The tokens of all documents. A single document has no start, so the state is not reset.
 
     Raises:
-        UserError: if something in the text has no id.
+        UserError: if a part of the text has no id.
     """
     pieces = [tokenizer.encode(document) for document in documents]
     starts = [0, *accumulate(map(len, pieces[:-1]))] if len(pieces) > 1 else None
@@ -218,12 +218,10 @@ def encode_documents(tokenizer: Tokenizer, documents: Sequence[str]) -> Tokens:
 
 
 def load_tokenizer(folder: str | Path) -> Tokenizer:
-    """The tokenizer that was saved to `folder`, ours or of the package `tokenizers`.
-
-    The path of its file does as well.
+    """Loads the tokenizer in `folder`, or in a file, in the format of the package `tokenizers`.
 
     Raises:
-        UserError: if there is none, or its file is damaged; the message names the file.
+        UserError: if the file is missing or damaged; the message names it.
     """
     path = Path(folder)
     path = path if path.is_file() else path / FILE_NAME
@@ -234,14 +232,14 @@ def load_tokenizer(folder: str | Path) -> Tokenizer:
             f"cannot read {path} ({error.strerror}): give the folder of a trained model"
         ) from error
     except (ValueError, RecursionError) as error:
-        raise UserError(f"{path} is damaged (no JSON): restore it from a copy") from error
+        raise UserError(f"{path} is damaged (not JSON): restore it from a copy") from error
     is_own = isinstance(values, dict) and values.get("format") == FORMAT
     if not is_own and (not isinstance(values, dict) or not isinstance(values.get("model"), dict)):
         raise UserError(f"{path} is not a tokenizer of openxlstm: give another folder")
     if is_own and values.get("version") != VERSION:
         raise UserError(
-            f"{path} has version {values.get('version')!r}, and this openxlstm reads {VERSION}: "
-            "install a newer openxlstm"
+            f"{path} has version {values.get('version')!r}; this openxlstm reads version "
+            f"{VERSION}: install a newer openxlstm"
         )
     try:
         if is_own:
@@ -268,10 +266,10 @@ def _dtype(vocab_size: int) -> type[np.generic]:
 
 
 def _code_points(text: str, errors: str) -> np.ndarray:
-    """The Unicode code points of `text`, one for each character."""
+    """The Unicode code points of `text`, one per character."""
     return np.frombuffer(text.encode("utf-32-le", errors), "<u4")
 
 
 def _lone_surrogate(error: UnicodeEncodeError) -> str:
     code = ord(error.object[error.start])
-    return f"the text has U+{code:04X} in it, which is half a character: read it as UTF-8"
+    return f"the text contains U+{code:04X}, which is half a character: read it as UTF-8"

@@ -1,8 +1,8 @@
-"""Tokenizers of ours in the JSON of the package `tokenizers`, written and read without it, so that
-whatever opens a `tokenizer.json`, `transformers` for one, opens that of a run.
+"""Writes and reads the `tokenizer.json` of the package `tokenizers` without that package, so that
+`transformers` and others can open the tokenizer of a run.
 
-A character that a tokenizer has never seen is an error there too: a `WordLevel` model raises one
-where it has no token for what is unknown, and ours has none.
+An unknown character is an error there, too: a `WordLevel` model without an unknown token raises
+one.
 """
 
 import json
@@ -19,10 +19,10 @@ _CONFIG = {
     "model_input_names": ["input_ids", "attention_mask"],
     "padding_side": "left",
 }
-"""For transformers. No token is special that was not before: a run has none."""
+"""Options for transformers. A run has no special tokens."""
 
 _SETTINGS = ("truncation", "padding", "post_processor")
-"""What a file may ask for and ours do not do."""
+"""Settings of a file that the character and byte tokenizers do not apply."""
 
 
 def write_tokenizer(folder: str | Path, content: str) -> None:
@@ -32,12 +32,12 @@ def write_tokenizer(folder: str | Path, content: str) -> None:
 
 
 def to_text(values: dict[str, Any]) -> str:
-    """JSON as in all files of a run."""
+    """JSON, formatted as in all files of a run."""
     return json.dumps(values, indent=2, ensure_ascii=False) + "\n"
 
 
 def describe_characters(characters: str) -> dict[str, Any]:
-    """The tokenizer that has a token for each of some characters, numbered in that order."""
+    """The description of a tokenizer with one token per character, numbered in order."""
     split = {"type": "Split", "pattern": {"Regex": "[\\s\\S]"}}  # each character, newlines too
     vocab = {character: number for number, character in enumerate(characters)}
     return _described(
@@ -48,7 +48,7 @@ def describe_characters(characters: str) -> dict[str, Any]:
 
 
 def describe_bytes() -> dict[str, Any]:
-    """The tokenizer that has a token for each byte: a BPE that has learned nothing."""
+    """The description of a tokenizer with one token per byte: a BPE without merges."""
     by_bytes = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True}
     model = {
         "type": "BPE", "dropout": None, "unk_token": None, "continuing_subword_prefix": None,
@@ -69,15 +69,14 @@ def _described(
 
 
 def byte_tokens() -> dict[str, int]:
-    """What GPT-2 calls each byte: the character of that number where one can see it, else one from
-    U+0100 on."""
+    """GPT-2's name for each byte: its character if that is visible, else one from U+0100 on."""
     visible = {*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)}
     others = iter(range(0x100, 0x200))
     return {chr(byte if byte in visible else next(others)): byte for byte in range(256)}
 
 
 def described_characters(values: dict[str, Any]) -> str | None:
-    """The characters that `describe_characters` described; None if these values are others."""
+    """The characters, if `describe_characters` made this description; else None."""
     vocab = _vocab(values)
     if vocab is None or sorted(vocab.values()) != list(range(len(vocab))):
         return None
@@ -88,7 +87,7 @@ def described_characters(values: dict[str, Any]) -> str | None:
 
 
 def describes_bytes(values: dict[str, Any]) -> bool:
-    """Whether `describe_bytes` described them."""
+    """Whether `describe_bytes` made this description."""
     return _vocab(values) == byte_tokens() and _is(values, describe_bytes())
 
 
@@ -100,6 +99,6 @@ def _vocab(values: dict[str, Any]) -> dict[str, int] | None:
 
 
 def _is(values: dict[str, Any], described: dict[str, Any]) -> bool:
-    """Whether they are the same but for settings that nobody here follows."""
+    """Whether two descriptions are equal, apart from settings that are not applied here."""
     settings = {name: described[name] for name in _SETTINGS}
     return {**values, **settings} == described

@@ -1,7 +1,7 @@
-"""Text to a folder of tokens: planned, worked off by several processes, and resumed.
+"""Turns text into a folder of tokens, with several processes; an interrupted job can resume.
 
-What is read is cut into units by the sizes of the files alone, and each unit becomes a shard. So
-the shards are the same however many processes there are, and what is finished stays finished.
+The input is divided into units by the sizes of the files alone, and each unit becomes a shard. So
+the shards do not depend on the number of processes, and finished shards are kept.
 """
 
 import multiprocessing
@@ -41,49 +41,49 @@ from openxlstm.errors import UserError
 from openxlstm.files import read_json, write_json
 
 ReportProgress = Callable[[str, int, int], None]
-"""Is told what is being done, and how many bytes of the files have been read, of how many."""
+"""Receives the name of the current phase, the bytes of input read so far, and their total."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class TokenizingJob:
-    """All that the tokens depend on."""
+    """Everything that determines the tokens."""
 
     sources: tuple[str, ...]
     """Corpora by name, files, folders and globs."""
     tokenizer: str = "char"
-    """A kind, or the path of one to use."""
+    """A kind of tokenizer, or the path of an existing one."""
     bpe_vocab_size: int = 4096
     bpe_sample_mb: float = SAMPLE_MB
     field: str = "text"
-    """The field of JSON lines and the column of Parquet that is the text."""
+    """The field of JSON lines and the column of Parquet that holds the text."""
     shard_mb: float = 64
-    """Million bytes of files that a shard is made of, about."""
+    """Approximate size of a shard, in millions of bytes of input."""
 
 
 @dataclass(frozen=True)
 class Named(Span):
-    """A corpus that has a name, as a whole."""
+    """A whole named corpus."""
 
 
 @dataclass(frozen=True)
 class Input:
-    """A file, or a corpus that has a name."""
+    """A file, or a named corpus."""
 
     span: Span
     bytes: int
     modified: int = 0
-    """When, in nanoseconds."""
+    """Time of the last modification, in nanoseconds."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Unit:
-    """What becomes a shard: files and parts of files, in order."""
+    """The input of one shard: files and parts of files, in order."""
 
     spans: tuple[Span, ...]
     bytes: int
     field: str
     as_it_is: bool
-    """Whether all there is to read is one text, rather than documents to be set apart."""
+    """Whether the whole input is a single text, whose ends are kept unchanged."""
 
     def read(self, report: Report) -> Iterator[Piece]:
         for span in self.spans:
@@ -96,10 +96,10 @@ class Unit:
 
 
 def find_inputs(sources: Iterable[str]) -> list[Input]:
-    """What some sources stand for, in order.
+    """The files and named corpora that the sources mean, in order.
 
     Raises:
-        UserError: if there is no such thing.
+        UserError: if a source does not exist.
     """
     found: list[Input] = []
     for source in sources:
@@ -118,7 +118,7 @@ def find_inputs(sources: Iterable[str]) -> list[Input]:
 
 
 def plan_units(inputs: Sequence[Input], field: str, size: int) -> list[Unit]:
-    """Units of about `size` bytes: large files are cut if they can be, small ones put together."""
+    """Units of about `size` bytes: large files are split where possible, small ones are joined."""
     as_it_is = len(inputs) == 1 and inputs[0].span.kind == "text"
     units: list[Unit] = []
     spans: list[Span] = []
@@ -156,11 +156,11 @@ def tokenize(
     workers: int = 1,
     progress: ReportProgress = lambda *_: None,
 ) -> dict[str, Any]:
-    """Makes a folder of tokens, or finishes one that the same job began, and returns its manifest.
+    """Writes a folder of tokens, or resumes the same job, and returns the manifest.
 
     Args:
-        workers: processes that work at the same time.
-        progress: is called as it goes on.
+        workers: number of processes.
+        progress: is called while the job runs.
 
     Raises:
         UserError: if the job cannot be done, or the folder holds something else.
@@ -210,7 +210,7 @@ def _make_tokenizer(
     work: Callable[..., list[Any]],
     progress: ReportProgress,
 ) -> Tokenizer:
-    """A new tokenizer for all the text, or the one that the job names."""
+    """A new tokenizer for the whole text, or the existing one that the job names."""
     total, done = sum(unit.bytes for unit in units), 0
     if job.tokenizer == "char":
         found = work("characters", _characters, dict(enumerate(units)), total=total)
@@ -227,7 +227,7 @@ def _make_tokenizer(
 
 
 def _require_same(before: dict[str, Any], now: dict[str, Any], folder: Path) -> None:
-    """Raises a UserError that names what has changed since a folder was begun."""
+    """Raises a UserError that names what has changed since the job started."""
     for name, value in now["options"].items():
         if before.get("options", {}).get(name) != value:
             raise UserError(_changed(folder, f"--{name.replace('_', '-')}"))
@@ -240,13 +240,12 @@ def _require_same(before: dict[str, Any], now: dict[str, Any], folder: Path) -> 
 
 def _changed(folder: Path, what: str) -> str:
     return (
-        f"{folder} was begun otherwise, {what} has changed: "
-        "put it back as it was, or choose another --out"
+        f"{folder} belongs to another job: {what} has changed; restore it, or choose another --out"
     )
 
 
 def _in_words(path: str) -> str:
-    """A path in UTF-8, whatever bytes it has."""
+    """A path as valid text; bytes that are not UTF-8 are replaced."""
     return os.fsencode(path).decode(errors="replace")
 
 
@@ -255,7 +254,7 @@ def _is_foreign(path: Path) -> bool:
 
 
 def _tidy(folder: Path, units: int) -> None:
-    """Removes what a folder with a manifest needs no more."""
+    """Removes files that a finished folder no longer needs."""
     for path in (folder / PLAN, *(shard_record(folder, number) for number in range(units))):
         path.unlink(missing_ok=True)
 
@@ -284,7 +283,7 @@ def _work_off(
     workers: int,
     progress: ReportProgress,
 ) -> list[Any]:
-    """`task` of each unit, by several processes; its results in any order."""
+    """Runs `task` on each unit in several processes; returns the results in any order."""
     done = total - sum(unit.bytes for unit in units.values())
     progress(what, done, total)
     if workers == 1:
@@ -301,7 +300,7 @@ def _work_off(
     results = []
     with ProcessPoolExecutor(workers, context, _start_worker, (read, stop)) as pool:
         try:
-            with _deaf_to_ctrl_c():  # workers are born so, and stop when they are told to
+            with _deaf_to_ctrl_c():  # workers inherit this; `stop` ends them
                 waiting = {pool.submit(_in_worker, task, *item) for item in units.items()}
             while waiting:
                 finished, waiting = wait(waiting, timeout=0.1, return_when=FIRST_COMPLETED)
@@ -309,8 +308,8 @@ def _work_off(
                 progress(what, done + read.value, total)
         except BrokenProcessPool:
             raise UserError(
-                "a process was ended from outside, perhaps because memory ran out: "
-                "run the same command again to go on, with fewer --workers"
+                "a worker process was killed, perhaps because memory ran out: "
+                "run the same command again to resume, with fewer --workers"
             ) from None
         finally:
             stop.set()
@@ -320,9 +319,9 @@ def _work_off(
 
 @contextmanager
 def _deaf_to_ctrl_c() -> Iterator[None]:
-    """Ignores the signal meanwhile, as processes that are started meanwhile always will."""
+    """Ignores SIGINT inside the context; processes started there always ignore it."""
     if threading.current_thread() is not threading.main_thread():
-        yield  # where Python handles no signals
+        yield  # Python handles signals in the main thread only
         return
     before = signal.signal(signal.SIGINT, signal.SIG_IGN)
     try:
@@ -332,7 +331,7 @@ def _deaf_to_ctrl_c() -> Iterator[None]:
 
 
 _shared: tuple[Any, Any]
-"""In a worker: the bytes that all have read, and an event that tells them to stop."""
+"""In a worker: the bytes that all workers have read, and an event that tells them to stop."""
 
 
 def _start_worker(read: Any, stop: Any) -> None:
@@ -343,7 +342,7 @@ def _start_worker(read: Any, stop: Any) -> None:
 
 
 def _end_with_parent() -> None:
-    """Ends this process as soon as its parent is gone, be it killed."""
+    """Ends this process when its parent has ended, even if it was killed."""
     parent = multiprocessing.parent_process()
     if parent is not None:
         wait_for([parent.sentinel])

@@ -1,4 +1,4 @@
-"""A row of token ids, in memory or in files mapped into it, and where in it documents begin."""
+"""A sequence of token ids, in memory or memory-mapped, and the starts of its documents."""
 
 from bisect import bisect_right
 from collections.abc import Sequence
@@ -11,56 +11,56 @@ from openxlstm.errors import UserError
 
 
 class Tokens:
-    """N ids in a row. Any span of them can be read; nothing else is ever copied.
+    """A sequence of N ids. Reading a span copies that span only.
 
-    The row may lie in several pieces, arrays in memory or memory-mapped files, and is read as if it
-    were one. A slice of it is a view.
+    The sequence may consist of several pieces, arrays in memory or memory-mapped files. A slice is
+    a view.
     """
 
     def __init__(self, *pieces: Any, starts: Sequence[Any] = ()) -> None:
         """
         Args:
             pieces: arrays or tensors of ids, each 1-D and of any integer dtype.
-            starts: for each piece the places in it at which a document begins, 1-D, int64 and
-                ascending. Without it, the state is never emptied: all is one document.
+            starts: for each piece, the positions in it at which a document begins, 1-D, int64,
+                ascending. Empty if all tokens are one document, so that the state is never reset.
 
         Raises:
-            UserError: if a piece is no row of whole numbers.
+            UserError: if a piece is not one-dimensional or not of an integer dtype.
         """
-        # As plain arrays: slicing one takes a third of the time that a np.memmap's takes.
+        # Plain arrays: slicing takes a third of the time of an np.memmap.
         self._pieces = tuple(np.asarray(piece) for piece in pieces)
         self._starts = tuple(np.asarray(places, np.int64) for places in starts)
         assert len(starts) in (0, len(pieces))
         for piece in self._pieces:
             if piece.ndim != 1 or piece.dtype.kind not in "iu":
                 raise UserError(
-                    f"tokens must be one row of whole numbers, not {piece.dtype} "
+                    f"tokens must be one-dimensional integers, not {piece.dtype} "
                     f"of shape {piece.shape}"
                 )
         self._ends = tuple(accumulate(map(len, self._pieces)))
-        self._span = range(self._ends[-1] if self._ends else 0)  # of all pieces, what this is
+        self._span = range(self._ends[-1] if self._ends else 0)  # of all pieces
 
     def __len__(self) -> int:
         return len(self._span)
 
     def __getitem__(self, part: slice) -> Self:
-        """The tokens from one place to another, as a view."""
+        """A view of a range of tokens."""
         span = self._span[part]
         if span.step != 1:
             raise ValueError("tokens are sliced in steps of one")
         return self._like(_span=span)
 
     def as_one_document(self) -> Self:
-        """The same tokens, in which no document begins."""
+        """The same tokens without starts of documents."""
         return self._like(_starts=())
 
     def read(self, place: int, ids: np.ndarray, begins: np.ndarray | None = None) -> None:
-        """Copies the tokens from `place` on.
+        """Copies T tokens from position `place` on.
 
         Args:
-            place: the first of them, from 0.
-            ids: (T,), is filled with as many as it holds.
-            begins: (T,) bool, is set to true where a document begins, and else left as it is.
+            place: position of the first token, from 0.
+            ids: (T,), is filled with the tokens.
+            begins: (T,) bool, is set to true where a document begins; other elements are unchanged.
         """
         if not 0 <= place <= len(self) - len(ids):
             raise IndexError(f"{place} to {place + len(ids)} is not within {len(self)} tokens")
@@ -79,9 +79,9 @@ class Tokens:
             number += 1
 
     def read_rows(self, places: np.ndarray, ids: np.ndarray, begins: np.ndarray) -> None:
-        """`read` for many places at once, (R,), into ids (R, T) and begins (R, T).
+        """`read` for many places (R,) at once, into ids (R, T) and begins (R, T).
 
-        The row in one piece, which is the common case, is read without a loop.
+        Tokens in a single piece, the common case, are read without a loop.
         """
         if len(self._pieces) != 1:
             for place, row, begin in zip(places.tolist(), ids, begins, strict=True):
@@ -105,10 +105,10 @@ class Tokens:
 
 
 def checked_ids(ids: Any, vocab_size: int) -> np.ndarray:
-    """`ids`, a list, an iterator, an array or a tensor, as a 1-D array.
+    """Converts ids (a list, an iterator, an array or a tensor) to a 1-D array.
 
     Raises:
-        UserError: if they are not whole numbers from 0 to vocab_size - 1.
+        UserError: if they are not integers from 0 to vocab_size - 1.
     """
     if not isinstance(ids, np.ndarray):
         # A tensor has tolist, which needs no torch here and works on any device.
@@ -117,9 +117,9 @@ def checked_ids(ids: Any, vocab_size: int) -> np.ndarray:
         return ids.astype(np.int64)
     if ids.ndim != 1 or ids.dtype.kind not in "iu":
         raise UserError(
-            f"decode takes one sequence of whole numbers, not {ids.dtype} of shape {ids.shape}"
+            f"decode takes one-dimensional integers, not {ids.dtype} of shape {ids.shape}"
         )
     if ids.min() < 0 or ids.max() >= vocab_size:
         wrong = ids.min() if ids.min() < 0 else ids.max()
-        raise UserError(f"{wrong} is no token id: they are 0 to {vocab_size - 1}")
+        raise UserError(f"{wrong} is not a token id: ids are 0 to {vocab_size - 1}")
     return ids
