@@ -35,7 +35,7 @@ from openxlstm.bench.goals import find_goal
 from openxlstm.bench.limits import Work
 from openxlstm.bench.peers import Absent
 from openxlstm.bench.work import mlstm_work, slstm_work
-from openxlstm.ops.dispatch import Request
+from openxlstm.ops.dispatch import CallContext, Request
 
 MLSTM_SHAPES = ((16, 4, 256, 64), (16, 4, 256, 32), (4, 4, 1024, 96), (1, 4, 4096, 64))
 """B, NH, T, D."""
@@ -168,7 +168,7 @@ def fast_backends(op: str, sizes: dict[str, int]) -> list[str]:
 
     The slow ones, there to be compared with, are left out.
     """
-    request = Request("cpu", torch.float32, tuple(sizes.items()), wants_grad=True)
+    request = Request("cpu", torch.float32, sizes, CallContext.PLAIN)
     return [
         backend.name
         for backend in openxlstm.ops.TABLE[op]

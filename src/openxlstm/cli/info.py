@@ -29,7 +29,7 @@ def run(arguments: list[str]) -> int:
     from rich.table import Table
 
     from openxlstm.ops import TABLE
-    from openxlstm.ops.dispatch import Request
+    from openxlstm.ops.dispatch import CallContext, Request
 
     console = Console(highlight=False)
     if not options.quiet:
@@ -44,7 +44,7 @@ def run(arguments: list[str]) -> int:
         console.print(facts, "")
 
     table = Table("operation", "backend", "float32 on cpu", box=None)
-    request = Request("cpu", torch.float32)
+    request = Request("cpu", torch.float32, sizes=None, context=CallContext.PLAIN)
     for op, backends in TABLE.items():
         chosen = False
         for backend in backends:

@@ -9,7 +9,7 @@ from openxlstm.nn.feedforward import GatedFeedForward
 from openxlstm.nn.mlstm import MLSTMLayer
 from openxlstm.nn.norm import EPS, LayerNorm
 from openxlstm.nn.slstm import SLSTMLayer
-from openxlstm.states import LayerState, MLSTMState
+from openxlstm.states import LayerState
 
 LAYERS = {"s": SLSTMLayer, "m": MLSTMLayer}
 
@@ -41,29 +41,24 @@ class Block(nn.Module):
         if in_parts or not isinstance(layer, SLSTMLayer) or layer.norm is None:
             y, state_after = layer(self.norm(x), state, reset)
             return ff(x + y, ff_norm.weight), state_after
-        conv_state, cell_state = (None, None) if state is None else state
-        assert not isinstance(cell_state, MLSTMState), "the state is an mLSTM's"
-        up, down = ff.up_proj, ff.down_proj
-        y, conv_state, cell_state = ops.slstm_block(
-            x,
-            self.norm.weight,
-            layer.input_weight,
-            layer.bias,
-            layer.recurrent_weight,
-            layer.norm.weight,
-            ff_norm.weight,
-            up.weight,
-            down.weight,
-            up.bias,
-            down.bias,
-            *weights_of(layer.conv),
-            conv_state,
-            cell_state,
-            reset=reset,
-            forget_gate=layer.forget_gate,
-            eps=EPS,
+        conv_weight, conv_bias = weights_of(layer.conv)
+        weights = ops.SLSTMBlockWeights(
+            norm=self.norm.weight,
+            conv_weight=conv_weight,
+            conv_bias=conv_bias,
+            input_weight=layer.input_weight,
+            recurrent_weight=layer.recurrent_weight,
+            bias=layer.bias,
+            head_norm=layer.norm.weight,
+            ff_norm=ff_norm.weight,
+            up=ff.up_proj.weight,
+            down=ff.down_proj.weight,
+            up_bias=ff.up_proj.bias,
+            down_bias=ff.down_proj.bias,
         )
-        return y, LayerState(conv_state, cell_state)
+        return ops.slstm_block(
+            x, weights, state, reset=reset, forget_gate=layer.forget_gate, eps=EPS
+        )
 
 
 def is_watched(module: nn.Module) -> bool:

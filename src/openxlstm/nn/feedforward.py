@@ -25,7 +25,10 @@ class GatedFeedForward(nn.Module):
     def forward(self, x: Tensor, norm_weight: Tensor) -> Tensor:
         """x + feed-forward(norm(x)), norm_weight (D,) the norm's scale less 1."""
         up, down = self.up_proj, self.down_proj
-        weights = up.weight, down.weight, up.bias, down.bias
+        weights = ops.FeedForwardWeights(
+            norm=norm_weight, norm_bias=None, up=up.weight, value=None, down=down.weight,
+            up_bias=up.bias, down_bias=down.bias,
+        )  # fmt: skip
         drops = self.training and self.dropout.p > 0  # what is dropped is not the residual
-        y = ops.gated_feedforward(x, *weights, norm_weight=norm_weight, eps=EPS, residual=not drops)
+        y = ops.gated_feedforward(x, weights, eps=EPS, residual=not drops)
         return x + self.dropout(y) if drops else y

@@ -118,8 +118,9 @@ def _mean(x: Tensor) -> float:
 def _slstm(layer: SLSTMLayer, x: Tensor, reset: Tensor | None) -> Gates:
     convolved = x if layer.conv is None else layer.conv(x, None, reset)[0]
     W, R, bias = layer.input_weight, layer.recurrent_weight, layer.bias
+    weights = ops.SLSTMLayerWeights(W, R, bias)
     h, _ = ops.slstm_layer(
-        convolved, x, W, bias, R, reset=reset, forget_gate=layer.forget_gate
+        convolved, x, weights, reset=reset, forget_gate=layer.forget_gate
     )  # (B, T, NH, DH)
     h_before = F.pad(h[:, :-1], (0, 0, 0, 0, 1, 0))
     if reset is not None:

@@ -68,19 +68,19 @@ class LargeMLSTMLayer(nn.Module):
             q, k, v, log_i, log_f, cell_state, reset=reset, eps=self.eps
         )  # (B, NH, T, DHV)
         out, drops = self.out_proj, self.training and self.dropout.p > 0
-        weights = self.norm.weight, out.weight, self.norm.bias, out.bias
-        y = ops.large_output(h, o, *weights, None if drops else x, eps=self.norm.eps)
+        weights = ops.LargeOutputWeights(self.norm.weight, self.norm.bias, out.weight, out.bias)
+        y = ops.large_output(h, o, weights, None if drops else x, eps=self.norm.eps)
         return x + self.dropout(y) if drops else y, LayerState(None, cell_state)
 
     def inputs(self, x: Tensor, norm: RMSNorm) -> ops.LargeInputs:
         """What the cell reads, and the output gate, of x (B, T, D) before its norm."""
-        projections = self.q_proj, self.k_proj, self.v_proj, self.o_proj
-        q, k, v, o = (projection.weight for projection in projections)
-        biases = tuple(p.bias for p in projections if p.bias is not None) or None
-        return ops.large_input(
-            x, norm.weight, q, k, v, o, self.gate_weight, self.gate_bias, norm.bias, biases,
-            eps=norm.eps, gate_soft_cap=self.gate_soft_cap,
+        q, k, v, o = self.q_proj, self.k_proj, self.v_proj, self.o_proj
+        weights = ops.LargeInputWeights(
+            norm=norm.weight, norm_bias=norm.bias, q=q.weight, k=k.weight, v=v.weight, o=o.weight,
+            gates=self.gate_weight, q_bias=q.bias, k_bias=k.bias, v_bias=v.bias, o_bias=o.bias,
+            gate_bias=self.gate_bias,
         )  # fmt: skip
+        return ops.large_input(x, weights, eps=norm.eps, gate_soft_cap=self.gate_soft_cap)
 
 
 class SwiGLU(nn.Module):
@@ -101,12 +101,12 @@ class SwiGLU(nn.Module):
         """x + feed-forward(norm(x))."""
         gate, up, down = self.gate_proj, self.up_proj, self.down_proj
         drops = self.training and self.dropout.p > 0  # what is dropped is not the residual
-        y = ops.gated_feedforward(
-            x, gate.weight, down.weight, gate.bias, down.bias,
-            value_weight=up.weight, value_bias=up.bias,
-            norm_weight=norm.weight, norm_bias=norm.bias, norm="rms", eps=norm.eps,
-            residual=not drops, activation="silu",
+        weights = ops.FeedForwardWeights(
+            norm=norm.weight, norm_bias=norm.bias, up=gate.weight, value=up.weight,
+            down=down.weight, up_bias=gate.bias, value_bias=up.bias, down_bias=down.bias,
         )  # fmt: skip
+        options = {"eps": norm.eps, "residual": not drops, "activation": "silu"}
+        y = ops.gated_feedforward(x, weights, norm="rms", **options)
         return x + self.dropout(y) if drops else y
 
 

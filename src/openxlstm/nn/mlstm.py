@@ -11,7 +11,7 @@ from openxlstm.nn.dropout import Dropout
 from openxlstm.nn.init import mlstm_forget_bias, small_init_, wang_init_, zero_biases_
 from openxlstm.nn.linear import HeadwiseLinear
 from openxlstm.nn.norm import EPS, HeadNorm
-from openxlstm.states import ConvState, LayerState, MLSTMState, SLSTMState
+from openxlstm.states import ConvState, LayerState, MLSTMState
 
 
 class MLSTMLayer(nn.Module):
@@ -54,49 +54,35 @@ class MLSTMLayer(nn.Module):
     def forward(
         self, x: Tensor, state: LayerState | None = None, reset: Tensor | None = None
     ) -> tuple[Tensor, LayerState]:
-        conv_state, cell_state = (None, None) if state is None else state
-        assert not isinstance(cell_state, SLSTMState), "the state is an sLSTM's"
-        down = self.down_proj
-        y, conv_state, cell_state = ops.mlstm_block(
-            x,
-            *self._weights(),
-            self.norm.weight,
-            self.skip,
-            down.weight,
-            down.bias,
-            *weights_of(self.conv),
-            conv_state,
-            cell_state,
-            reset=reset,
-            biases=self._biases(),
-            eps=self.eps,
-            norm_eps=EPS,
-        )
-        return self.dropout(y), LayerState(conv_state, cell_state)
+        weights = ops.MLSTMBlockWeights(self._input_weights(), self._output_weights())
+        y, state = ops.mlstm_block(x, weights, state, reset=reset, eps=self.eps, norm_eps=EPS)
+        return self.dropout(y), state
 
     def inputs(
         self, x: Tensor, conv_state: ConvState | None, reset: Tensor | None
     ) -> tuple[ops.MLSTMInputs, ConvState | None]:
         """What the cell reads of x (B, T, D), and what joins its output."""
-        return ops.mlstm_input(
-            x,
-            *self._weights(),
-            *weights_of(self.conv),
-            conv_state,
-            reset=reset,
-            biases=self._biases(),
+        return ops.mlstm_input(x, self._input_weights(), conv_state, reset=reset)
+
+    def _input_weights(self) -> ops.MLSTMInputWeights:
+        conv_weight, conv_bias = weights_of(self.conv)
+        return ops.MLSTMInputWeights(
+            up=self.up_proj.weight,
+            q=self.q_proj.weight,
+            k=self.k_proj.weight,
+            v=self.v_proj.weight,
+            gate=self.gate_weight,
+            gate_bias=self.gate_bias,
+            conv_weight=conv_weight,
+            conv_bias=conv_bias,
+            up_bias=self.up_proj.bias,
+            q_bias=self.q_proj.bias,
+            k_bias=self.k_proj.bias,
+            v_bias=self.v_proj.bias,
         )
 
-    def _weights(self) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
-        """Those of the projections up and to query, key and value, and of the gates."""
-        projections = self.up_proj, self.q_proj, self.k_proj, self.v_proj
-        up, q, k, v = (part.weight for part in projections)
-        return up, q, k, v, self.gate_weight, self.gate_bias
-
-    def _biases(self) -> tuple[Tensor, Tensor, Tensor, Tensor] | None:
-        """Those of the projections up and to query, key and value, if there are any."""
-        if self.up_proj.bias is None:
-            return None
-        projections = (self.q_proj, self.k_proj, self.v_proj)
-        q, k, v = (part.bias for part in projections if part.bias is not None)
-        return self.up_proj.bias, q, k, v
+    def _output_weights(self) -> ops.MLSTMOutputWeights:
+        down = self.down_proj
+        return ops.MLSTMOutputWeights(
+            norm=self.norm.weight, skip=self.skip, down=down.weight, down_bias=down.bias
+        )

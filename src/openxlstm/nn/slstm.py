@@ -59,9 +59,7 @@ class SLSTMLayer(nn.Module):
         h, cell_state = ops.slstm_layer(
             convolved,
             x,
-            self.input_weight,
-            self.bias,
-            self.recurrent_weight,
+            ops.SLSTMLayerWeights(self.input_weight, self.recurrent_weight, self.bias),
             cell_state,
             reset=reset,
             forget_gate=self.forget_gate,

@@ -1,4 +1,7 @@
-"""Whether tensors fit together, said in words that name the argument."""
+"""Checks of shapes, dtypes and devices, whose errors name the argument."""
+
+from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -9,25 +12,37 @@ def state_dtype(dtype: torch.dtype) -> torch.dtype:
     return torch.float64 if dtype == torch.float64 else torch.float32
 
 
-def check_tensors(
-    like: Tensor,
-    expected: list[tuple[str, Tensor | None, tuple[int, ...], tuple[torch.dtype, ...]]],
+def check_tensor(
+    name: str, x: Tensor | None, shape: tuple[int, ...], like: Tensor, *dtypes: torch.dtype
 ) -> None:
-    """Raises a ValueError about the first tensor whose shape, dtype or device is not as said.
+    """Raises a ValueError unless x is None, or has this shape, the device of `like`, and one of the
+    dtypes, by default that of `like`."""
+    if x is None:
+        return
+    if x.shape != shape:
+        raise ValueError(f"{name} must have shape {shape}, not {tuple(x.shape)}")
+    if x.dtype not in (dtypes or (like.dtype,)):
+        allowed = " or ".join(str(dtype) for dtype in dict.fromkeys(dtypes or (like.dtype,)))
+        raise ValueError(f"{name} must be {allowed}, not {x.dtype}")
+    if x.device != like.device:
+        raise ValueError(f"{name} must be on {like.device}, not {x.device}")
 
-    Each entry is a name, a tensor, its shape and the dtypes it may have; all must be where `like`
-    is. A tensor that is None passes: it was left out.
+
+def check_parts(
+    name: str,
+    parts: Any,
+    like: Tensor,
+    dtypes: Sequence[torch.dtype] = (),
+    **shapes: tuple[int, ...],
+) -> None:
+    """Checks each field of a named tuple as `check_tensor` does; None in its place passes.
+
+    Args:
+        shapes: the shape of every field.
     """
-    for name, x, shape, dtypes in expected:
-        if x is None:
-            continue
-        if x.shape != shape:
-            raise ValueError(f"{name} must have shape {shape}, not {tuple(x.shape)}")
-        if x.dtype not in dtypes:
-            allowed = " or ".join(str(dtype) for dtype in dict.fromkeys(dtypes))
-            raise ValueError(f"{name} must be {allowed}, not {x.dtype}")
-        if x.device != like.device:
-            raise ValueError(f"{name} must be on {like.device}, not {x.device}")
+    if parts is not None:
+        for field in parts._fields:
+            check_tensor(f"{name}.{field}", getattr(parts, field), shapes[field], like, *dtypes)
 
 
 def check_floating(name: str, x: Tensor, dims: str) -> None:
@@ -39,3 +54,9 @@ def check_floating(name: str, x: Tensor, dims: str) -> None:
         raise ValueError(f"{name} ({dims}) has a dimension of size 0: {tuple(x.shape)}")
     if not x.dtype.is_floating_point:
         raise ValueError(f"{name} must be floating point, not {x.dtype}")
+
+
+def check_choice(name: str, value: str | None, *allowed: str | None) -> None:
+    """Raises a ValueError unless `value` is one of those allowed."""
+    if value not in allowed:
+        raise ValueError(f"{name} must be {' or '.join(map(repr, allowed))}, not {value!r}")

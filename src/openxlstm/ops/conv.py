@@ -3,17 +3,11 @@
 import torch
 from torch import Tensor
 
-from openxlstm.ops.check import check_floating, check_tensors
-from openxlstm.ops.dispatch import Backend, Request, choose, never, plain_only
+from openxlstm.ops.check import check_choice, check_floating, check_parts, check_tensor
+from openxlstm.ops.dispatch import Backend, never, outside_plain, pick
 from openxlstm.ops.native import conv as native_conv
-from openxlstm.ops.plain import conv as torch_conv
+from openxlstm.ops.plain import conv as plain_conv
 from openxlstm.states import ConvState
-
-BACKENDS = (
-    Backend("native", native_conv.refuses, native_conv.causal_conv),
-    Backend("torch", plain_only, torch_conv.causal_conv),
-    Backend("plain", never, torch_conv.plain),
-)
 
 
 def causal_conv(
@@ -26,40 +20,41 @@ def causal_conv(
     activation: str | None = None,
     backend: str | None = None,
 ) -> tuple[Tensor, ConvState]:
-    """y_t = bias + Σ_j weight[:, j] x_{t-K+1+j}, each channel for itself, zeros before the start.
+    """y_t = bias + Σ_j weight[:, j] x_{t-K+1+j}, per channel, with zeros before the start.
 
     Args:
         x: (B, T, D).
         weight: (D, K), the newest step's weight last.
         bias: (D,).
         state: the K-1 inputs before x; None is zeros.
-        reset: (B, T) bool; inputs before a step where it is true are forgotten there.
-        activation: "silu" for SiLU of that, None for none.
-        backend: the name of one of BACKENDS; None takes the first that can run this.
+        reset: (B, T) bool; all inputs before a step where it is true are forgotten.
+        activation: "silu" for SiLU(y), None for y.
+        backend: the name of a backend in BACKENDS; None takes the first that can run this.
 
     Returns:
-        y (B, T, D) and the state after the last step, which has no gradient to weight or bias.
+        y (B, T, D), and the last K-1 inputs as the state after x.
 
     Raises:
-        ValueError: on shapes or dtypes that do not fit together.
+        ValueError: on shapes, dtypes or devices that do not fit together.
         BackendError: if the backend asked for cannot run this.
     """
     check_floating("x", x, "B, T, D")
     check_floating("weight", weight, "D, K")
-    if activation not in (None, "silu"):
-        raise ValueError(f"activation must be 'silu' or None, not {activation!r}")
-    B, T, D = x.shape
-    K = weight.shape[1]
-    check_tensors(
-        x,
-        [
-            ("weight", weight, (D, K), (x.dtype,)),
-            ("bias", bias, (D,), (x.dtype,)),
-            ("state.x", None if state is None else state.x, (B, K - 1, D), (x.dtype,)),
-            ("reset", reset, (B, T), (torch.bool,)),
-        ],
-    )
-    sizes = (("rows", B * T), ("D", D), ("K", K))
-    request = Request(x.device.type, x.dtype, sizes, torch.is_grad_enabled())
-    run = choose("causal_conv", BACKENDS, request, backend)
+    check_choice("activation", activation, "silu", None)
+    (B, T, D), K = x.shape, weight.shape[1]
+    check_tensor("weight", weight, (D, K), x)
+    check_tensor("bias", bias, (D,), x)
+    check_parts("state", state, x, x=(B, K - 1, D))
+    check_tensor("reset", reset, (B, T), x, torch.bool)
+    sizes = {"rows": B * T, "D": D, "K": K}
+    run = pick("causal_conv", BACKENDS, x, sizes, backend)
     return run(x, weight, bias, state, reset=reset, activation=activation)
+
+
+BACKENDS = {
+    "causal_conv": (
+        Backend("native", native_conv.refuses, native_conv.causal_conv),
+        Backend("torch", outside_plain, plain_conv.causal_conv),
+        Backend("plain", never, plain_conv.traceable),
+    )
+}

@@ -1,66 +1,69 @@
-"""The seam between an operation and the code that runs it. Knows no mathematics.
+"""The seam between an op and the code that runs it. It knows no mathematics.
 
-An op owns a tuple of backends in order of preference. Each says, from metadata alone, why it cannot
-take a request; the first that does not refuse runs it. A backend that is asked for by name runs or
-raises with its reason: nothing falls back in silence.
+Each op has a table of backends in order of preference. A backend says, from metadata alone, why it
+cannot run a request; the first that does not refuse runs. A backend asked for by name runs or
+raises its reason: nothing falls back in silence.
 """
 
 import warnings
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from enum import Enum
 from functools import cache
 from typing import Any
 
 import torch
+from torch import Tensor
 from torch.autograd import forward_ad
 
 
-class Surroundings(Enum):
-    """Who calls."""
+class CallContext(Enum):
+    """What is going on around the call of an op."""
 
     PLAIN = "plain"
-    """Python, or `torch.compile`, which sees through every backend."""
+    """Eager mode, or `torch.compile`, which sees through every backend."""
     EXPORT = "export"
-    """`torch.export`, whose program may go to another machine and run for any number of steps."""
+    """`torch.export`, whose program may run on another machine and for any number of steps."""
     TRANSFORM = "transform"
-    """A transform of `torch.func`, or forward-mode differentiation: both take an operation apart
-    and do not see through one that brings its own backward."""
+    """A transform of `torch.func`, or forward-mode differentiation: both take operations apart and
+    do not see through an operation that brings its own backward."""
 
 
-def surroundings() -> Surroundings:
-    """Those of the running call."""
+def call_context() -> CallContext:
+    """The context of the running call."""
     if is_exported():
-        return Surroundings.EXPORT
+        return CallContext.EXPORT
     if is_transformed() or forward_ad._current_level >= 0:
-        return Surroundings.TRANSFORM
-    return Surroundings.PLAIN
+        return CallContext.TRANSFORM
+    return CallContext.PLAIN
 
 
 def is_exported() -> bool:
-    """Whether the call is recorded for a program that outlives it, where no size may be fixed."""
+    """Whether `torch.export` records the call, so that no size may be taken for a constant."""
     return torch.compiler.is_exporting()
 
 
 def is_transformed() -> bool:
-    """Whether a tensor may stand for many, as in `torch.func.vmap`, or for more than its values."""
+    """Whether a transform such as `torch.func.vmap` runs, so that tensors may be wrapped."""
     return torch._C._are_functorch_transforms_active()  # pyright: ignore[reportAttributeAccessIssue]
+
+
+Sizes = Mapping[str, int]
+"""Sizes of a request by name, such as {"T": 256, "DHV": 64}; truth values count as 0 and 1."""
 
 
 @dataclass(frozen=True)
 class Request:
-    """What a backend may look at before it says yes: no values, only metadata."""
+    """The metadata by which a backend decides whether it can run a call."""
 
     device: str
-    """Type of the device, "cpu" or "cuda"."""
+    """Type of the device, such as "cpu" or "cuda"."""
     dtype: torch.dtype
     """Dtype of the inputs."""
-    sizes: tuple[tuple[str, int], ...] = ()
-    """Sizes by name, e.g. (("T", 256), ("DHV", 64))."""
-    wants_grad: bool = False
-    """Whether gradients may be asked for."""
-    place: Surroundings = field(default_factory=surroundings)
-    """What goes on around the call."""
+    sizes: Sizes | None
+    """Sizes of the inputs. None where no sizes are known, as in `openxlstm info`: then no backend
+    refuses because of a size."""
+    context: CallContext
 
 
 @dataclass(frozen=True)
@@ -69,51 +72,68 @@ class Backend:
 
     name: str
     refuses: Callable[[Request], str | None]
-    """Why it cannot run a request, or None."""
+    """Returns the reason why it cannot run a request, or None."""
     run: Callable[..., Any]
-    """Its function, with the signature of the reference's."""
+    """The function; all of an op's backends have the same signature."""
     slow: bool = False
-    """Whether choosing it where nobody asked for it deserves a word of warning."""
+    """Whether a warning is due where it runs without having been asked for."""
+
+
+Table = Mapping[str, Sequence[Backend]]
+"""Backends of each op, in order of preference."""
 
 
 class BackendError(RuntimeError):
-    """No backend runs this request, or the one asked for by name does not."""
+    """No backend can run a call, or the one asked for by name cannot."""
 
 
-def choose(
-    op: str, backends: Sequence[Backend], request: Request, name: str | None
+def pick(
+    op: str, table: Table, x: Tensor, sizes: Sizes, name: str | None = None
 ) -> Callable[..., Any]:
-    """The function of the first backend that does not refuse, or of the one called `name`.
+    """Returns the function of the first backend that can run the call, or of the one named.
 
-    It computes in the dtypes that it is given, whether autocast is on around it or not: what casts
-    the products of a backend, but not its sums, would leave it with tensors that do not fit.
+    Backends run with autocast off: it would cast matmuls but not accumulations, and mix dtypes.
+
+    Args:
+        op: the name of the op, a key of `table`.
+        x: an input of the call, whose device and dtype count.
+        sizes: every size that one of the backends asks for.
+        name: the name of a backend; None takes the first that does not refuse.
 
     Raises:
         ValueError: if no backend has that name.
-        BackendError: if the named backend, or every one, refuses.
+        BackendError: if the named backend, or every backend, refuses.
+        KeyError: if a backend asks for a size that is not given.
     """
-    if name is None:
-        for backend in backends:
-            if backend.refuses(request) is None:
-                if backend.slow and not torch.compiler.is_compiling():
-                    _announce(op, backend.name, _reasons(backends, request))
-                return _without_autocast(backend.run, request.device)
-        raise BackendError(f"no backend runs {op} here: {_reasons(backends, request)}")
+    device, backends = x.device.type, table[op]
+    request = Request(device, x.dtype, sizes, call_context())
+    chosen = _first(op, backends, request) if name is None else _named(op, backends, request, name)
+    if device in ("cpu", "cuda") and torch.is_autocast_enabled(device):
+        return _without_autocast(chosen.run, device)
+    return chosen.run
+
+
+def _first(op: str, backends: Sequence[Backend], request: Request) -> Backend:
+    for backend in backends:
+        if backend.refuses(request) is None:
+            if backend.slow and not torch.compiler.is_compiling():
+                _announce(op, backend.name, _reasons(backends, request))
+            return backend
+    raise BackendError(f"no backend runs {op} here: {_reasons(backends, request)}")
+
+
+def _named(op: str, backends: Sequence[Backend], request: Request, name: str) -> Backend:
     for backend in backends:
         if backend.name == name:
             reason = backend.refuses(request)
             if reason is not None:
                 raise BackendError(f"the backend {name!r} cannot run {op} here: {reason}")
-            return _without_autocast(backend.run, request.device)
-    raise ValueError(
-        f"{op} has no backend {name!r}; it has: {', '.join(backend.name for backend in backends)}"
-    )
+            return backend
+    names = ", ".join(backend.name for backend in backends)
+    raise ValueError(f"{op} has no backend {name!r}; it has: {names}")
 
 
 def _without_autocast(run: Callable[..., Any], device: str) -> Callable[..., Any]:
-    if device not in ("cpu", "cuda") or not torch.is_autocast_enabled(device):
-        return run
-
     def run_as_given(*arguments: Any, **options: Any) -> Any:
         with torch.autocast(device, enabled=False):
             return run(*arguments, **options)
@@ -130,25 +150,35 @@ def _reasons(backends: Sequence[Backend], request: Request) -> str:
 def _announce(op: str, name: str, reasons: str) -> None:
     warnings.warn(
         f"openxlstm runs {op} with its slow backend {name!r} ({reasons}); see `openxlstm info`",
-        stacklevel=4,
+        stacklevel=5,
     )
 
 
 def never(request: Request) -> None:
-    """For a backend that takes everything."""
+    """Refuses nothing: for a backend that runs everything."""
 
 
-def plain_only(request: Request) -> str | None:
-    """For one that brings its own backward, and else takes everything."""
-    match request.place:
-        case Surroundings.PLAIN:
+def outside_plain(request: Request) -> str | None:
+    """Why a backend with its own backward cannot run a request, or None."""
+    match request.context:
+        case CallContext.PLAIN:
             return None
-        case Surroundings.EXPORT:
+        case CallContext.EXPORT:
             return "an exported program is for any machine and any number of steps"
-        case Surroundings.TRANSFORM:
+        case CallContext.TRANSFORM:
             return "torch.func and forward-mode differentiation do not see through it"
 
 
-def export_only(request: Request) -> str | None:
-    """For one that is written for exported programs."""
-    return None if request.place is Surroundings.EXPORT else "it is for exported programs"
+def outside_export(request: Request) -> str | None:
+    """Why a backend for exported programs cannot run a request, or None."""
+    is_export = request.context is CallContext.EXPORT
+    return None if is_export else "it is for exported programs"
+
+
+def by_sizes(refuses: Callable[[Sizes], str | None]) -> Callable[[Request], str | None]:
+    """A rule about requests from a rule about sizes; it passes where no sizes are known."""
+
+    def refuses_request(request: Request) -> str | None:
+        return None if request.sizes is None else refuses(request.sizes)
+
+    return refuses_request

@@ -1,30 +1,16 @@
-"""mLSTM over a sequence or a step: what goes in, what comes out, and who computes it."""
+"""The mLSTM cell over a sequence or a step."""
 
 import torch
 from torch import Tensor
 
-from openxlstm.ops.check import check_floating, check_tensors, state_dtype
-from openxlstm.ops.dispatch import (
-    Backend,
-    Request,
-    choose,
-    export_only,
-    never,
-    plain_only,
-)
+from openxlstm.ops.check import check_floating, check_parts, check_tensor, state_dtype
+from openxlstm.ops.dispatch import Backend, never, outside_export, outside_plain, pick
 from openxlstm.ops.native import backend as native
 from openxlstm.ops.native import mlstm as native_mlstm
-from openxlstm.ops.plain import export_loop as scan
-from openxlstm.ops.plain import mlstm as torch_mlstm
+from openxlstm.ops.plain import export_loop
+from openxlstm.ops.plain import mlstm as plain_mlstm
 from openxlstm.reference import mlstm as reference
 from openxlstm.states import MLSTMState
-
-BACKENDS = (
-    Backend("native", native.refuses, native_mlstm.mlstm),
-    Backend("scan", export_only, scan.mlstm),
-    Backend("torch", plain_only, torch_mlstm.mlstm),
-    Backend("reference", never, reference.chunkwise, slow=True),
-)
 
 
 def mlstm(
@@ -42,75 +28,56 @@ def mlstm(
 ) -> tuple[Tensor, MLSTMState]:
     """mLSTM with the matrix memory C_t = f_t C_{t-1} + i_t k_t v_tᵀ (arXiv:2405.04517, eqs. 19-21).
 
-    Gradients are the true ones, of every input, of the initial state and of the final state.
-    Inputs may be strided. float64 is computed as float64; everything else as float32, the dtype of
-    the state, with h in the dtype of v.
+    Gradients are the true ones of every input, the initial state and the final state. Inputs may be
+    strided. float64 is computed in float64, everything else in float32, which is the dtype of the
+    state; h has the dtype of v.
 
     Args:
-        q, k: queries and keys (B, NH, T, DQK); q is scaled by 1/√DQK here.
+        q, k: queries and keys (B, NH, T, DQK); the op scales q by 1/√DQK.
         v: values (B, NH, T, DHV).
-        log_i: logarithm of the input gate (B, NH, T), the plain pre-activation for i = exp(ĩ).
-        log_f: logarithm of the forget gate (B, NH, T), log σ(f̃) or f̃. Finite; `reset` forgets all.
-        state: where to start; None is empty.
+        log_i: logarithm of the input gate (B, NH, T): the pre-activation ĩ for i = exp(ĩ).
+        log_f: logarithm of the forget gate (B, NH, T): log σ(f̃) or f̃. It must be finite; `reset`
+            forgets everything.
+        state: the state before the first step; None is empty.
         reset: (B, T) bool; the state is emptied before a step where it is true.
         chunk_size: steps that are computed in parallel; None chooses. It changes speed and memory,
-            never the answer, and T need not be a multiple of it.
+            not the answer, and T need not be a multiple of it.
         eps: added to the denominator of eq. 21; 0 is exact.
-        backend: the name of one of BACKENDS; None takes the first that can run this.
+        backend: the name of a backend in BACKENDS; None takes the first that can run this.
 
     Returns:
         h (B, NH, T, DHV) and the state after the last step.
 
     Raises:
-        ValueError: on shapes or dtypes that do not fit together.
+        ValueError: on shapes, dtypes or devices that do not fit together.
         BackendError: if the backend asked for cannot run this.
     """
-    sizes = _check(q, k, v, log_i, log_f, state, reset, chunk_size)
-    request = Request(q.device.type, q.dtype, tuple(sizes.items()), torch.is_grad_enabled())
-    run = choose("mlstm", BACKENDS, request, backend)
-
+    check_floating("q", q, "B, NH, T, DQK")
+    check_floating("v", v, "B, NH, T, DHV")
+    (B, NH, T, DQK), DHV = q.shape, v.shape[-1]
     dtype, h_dtype = state_dtype(q.dtype), v.dtype
+    check_tensor("k", k, (B, NH, T, DQK), q)
+    check_tensor("v", v, (B, NH, T, DHV), q)
+    check_tensor("log_i", log_i, (B, NH, T), q, q.dtype, dtype)
+    check_tensor("log_f", log_f, (B, NH, T), q, q.dtype, dtype)
+    check_tensor("reset", reset, (B, T), q, torch.bool)
+    check_parts("state", state, q, (dtype,), C=(B, NH, DQK, DHV), n=(B, NH, DQK), m=(B, NH))
+    if chunk_size is not None and chunk_size < 1:
+        raise ValueError(f"chunk_size must be at least 1, not {chunk_size}")
+    sizes = {"B": B, "NH": NH, "T": T, "DQK": DQK, "DHV": DHV}
+    run = pick("mlstm", BACKENDS, q, sizes, backend)
+
     q, k, v, log_i, log_f = (x.to(dtype) for x in (q, k, v, log_i, log_f))
     options = {} if chunk_size is None else {"chunk_size": chunk_size}
     h, final = run(q, k, v, log_i, log_f, state, reset=reset, eps=eps, **options)
     return h.to(h_dtype), final
 
 
-def _check(
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    log_i: Tensor,
-    log_f: Tensor,
-    state: MLSTMState | None,
-    reset: Tensor | None,
-    chunk_size: int | None,
-) -> dict[str, int]:
-    check_floating("q", q, "B, NH, T, DQK")
-    check_floating("v", v, "B, NH, T, DHV")
-    B, NH, T, DQK = q.shape
-    DHV = v.shape[-1]
-    inputs, states = (q.dtype,), (state_dtype(q.dtype),)
-    check_tensors(
-        q,
-        [
-            ("k", k, (B, NH, T, DQK), inputs),
-            ("v", v, (B, NH, T, DHV), inputs),
-            ("log_i", log_i, (B, NH, T), inputs + states),
-            ("log_f", log_f, (B, NH, T), inputs + states),
-            ("reset", reset, (B, T), (torch.bool,)),
-        ],
+BACKENDS = {
+    "mlstm": (
+        Backend("native", native.refuses, native_mlstm.mlstm),
+        Backend("scan", outside_export, export_loop.mlstm),
+        Backend("torch", outside_plain, plain_mlstm.mlstm),
+        Backend("reference", never, reference.chunkwise, slow=True),
     )
-    if state is not None:
-        C, n, m = state
-        check_tensors(
-            q,
-            [
-                ("state.C", C, (B, NH, DQK, DHV), states),
-                ("state.n", n, (B, NH, DQK), states),
-                ("state.m", m, (B, NH), states),
-            ],
-        )
-    if chunk_size is not None and chunk_size < 1:
-        raise ValueError(f"chunk_size must be at least 1, not {chunk_size}")
-    return {"B": B, "NH": NH, "T": T, "DQK": DQK, "DHV": DHV}
+}

@@ -1,21 +1,22 @@
-"""The native CPU backend: whether it is here, and what all of its operators share.
+"""The native CPU backend: whether it was built, and what its operators share.
 
-Importing `_native` registers `torch.ops.openxlstm.…`; each `native_*.py` gives its operators their
-autograd formulas and, for tracing, the shapes of what they return.
+Importing `_native` registers `torch.ops.openxlstm.…`; each module of this folder gives its
+operators their gradients and, for tracing, the shapes of their results.
 """
 
 import importlib
-from collections.abc import Callable, Iterable
+from collections import namedtuple
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from importlib.resources import files
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from openxlstm.ops.dispatch import Request, plain_only
+from openxlstm.ops.dispatch import Request, Sizes, by_sizes, outside_plain
 
 FEW = 8
-"""Rows up to which packing the weights costs more than it saves."""
+"""Most rows for which packing the weights costs more time than it saves."""
 
 
 def refuses(request: Request) -> str | None:
@@ -24,7 +25,7 @@ def refuses(request: Request) -> str | None:
         return f"it runs on the CPU, not on {request.device}"
     if request.dtype == torch.float64:
         return "it computes in float32, and float64 was given"
-    return missing() or plain_only(request)
+    return missing() or outside_plain(request)
 
 
 def _load() -> str | None:
@@ -41,8 +42,8 @@ def _load() -> str | None:
 _MISSING = _load()
 
 if _MISSING is None:
-    # A training step's tensors come and go. glibc gives what is freed back to the system, which
-    # zeroes it before it hands it out anew, unless as large a block was freed before (up to 32 MB).
+    # A training step allocates and frees large tensors. glibc returns freed memory to the system,
+    # which zeroes it before the next use, unless a block as large (up to 32 MB) was freed before.
     torch.empty(31 << 18, dtype=torch.float32)
 
 
@@ -52,66 +53,127 @@ def extension() -> Any:
 
 
 def missing() -> str | None:
-    """Why the extension is not there, or None where it is."""
+    """Why the extension is missing, or None if it is loaded."""
     return _MISSING
 
 
+def arguments_of(operator: str) -> type[Any]:
+    """A named tuple of an operator's arguments, named as its schema in C++ names them."""
+    return namedtuple(operator, (x.name for x in _schema(operator).arguments))  # pyright: ignore
+
+
+def returns_of(operator: str) -> type[Any]:
+    """A named tuple of what an operator returns; a single result is called `result`."""
+    return namedtuple(operator, (x.name or "result" for x in _schema(operator).returns))  # pyright: ignore
+
+
+def _schema(operator: str) -> Any:
+    return getattr(torch.ops.openxlstm, operator).default._schema
+
+
 def register(
-    name: str, fake: Callable[..., Any], setup: Callable[..., None], backward: Callable[..., Any],
-    grad_fake: Callable[..., Any],
-) -> None:  # fmt: skip
-    """Tells torch about the operators `name` and `name_grad`, if they are here.
+    operator: str,
+    arguments: Sequence[str],
+    *,
+    fake: Callable[[Any], Any],
+    backward: Callable[[Any, Any, Any], Mapping[str, Tensor | None]],
+    grad_fake: Callable[[Any], Sequence[Tensor]],
+    also_saved: Sequence[str] = (),
+) -> None:
+    """Gives torch the shapes and gradients of `operator`; its C++ schema names everything.
+
+    The forward saves what `<operator>_grad` takes by the same names, which are its first arguments.
+    Where the extension was not built, this does nothing.
 
     Args:
-        fake, grad_fake: from arguments to empty results of the right shapes.
-        setup: what the forward keeps for the backward.
-        backward: from gradients of the results to those of the arguments.
+        arguments: names of the operator's arguments, in the order in which Python passes them.
+        fake: from the arguments, a named tuple, to empty results of the right shapes.
+        backward: from what was saved, the gradients of the results, and whether each argument needs
+            a gradient (named tuples) to gradients of arguments by name; the others have none.
+        grad_fake: as `fake`, for `<operator>_grad`.
+        also_saved: names of further arguments and results to save, after those.
+
+    Raises:
+        AssertionError: if the C++ schema names other arguments or another order.
     """
-    if missing() is None:
-        torch.library.register_fake(f"openxlstm::{name}", fake)
-        torch.library.register_fake(f"openxlstm::{name}_grad", grad_fake)
-        torch.library.register_autograd(f"openxlstm::{name}", backward, setup_context=setup)
-        torch.library.register_autograd(f"openxlstm::{name}_grad", _twice)
+    if missing() is not None:
+        return
+    grad = f"{operator}_grad"
+    Arguments, Returns = arguments_of(operator), returns_of(operator)
+    GradArguments = arguments_of(grad)
+    assert tuple(arguments) == Arguments._fields, (
+        f"Python passes {operator} {tuple(arguments)}, its extension takes {Arguments._fields}; "
+        "build the extension anew: python setup.py build_ext --inplace"
+    )
+    known_names = (*Arguments._fields, *Returns._fields)
+    shared = [name for name in GradArguments._fields if name in known_names]
+    assert shared == list(GradArguments._fields[: len(shared)]), f"{grad} takes gradients last"
+    Saved = namedtuple("Saved", (*shared, *also_saved))  # pyright: ignore
+
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
+        results = output if isinstance(output, tuple) else (output,)
+        known = dict(zip(Returns._fields, results, strict=True))
+        known |= zip(Arguments._fields, inputs, strict=True)
+        saved = [known[name] for name in Saved._fields]
+        ctx.save_for_backward(*(x for x in saved if isinstance(x, Tensor)))
+        ctx.others = [None if isinstance(x, Tensor) else (x,) for x in saved]
+        ctx.set_materialize_grads(False)
+
+    def run_backward(ctx: Any, *upstream: Tensor | None) -> tuple[Tensor | None, ...]:
+        tensors = iter(ctx.saved_tensors)  # read once: activation checkpointing recomputes them
+        saved = Saved(*(next(tensors) if x is None else x[0] for x in ctx.others))
+        grads = backward(saved, Returns(*upstream), Arguments(*ctx.needs_input_grad))
+        return tuple(grads.get(name) for name in Arguments._fields)
+
+    library = torch.library
+    library.register_fake(f"openxlstm::{operator}", lambda *args: fake(Arguments(*args)))
+    library.register_fake(
+        f"openxlstm::{grad}", lambda *args: tuple(grad_fake(GradArguments(*args)))
+    )
+    library.register_autograd(f"openxlstm::{operator}", run_backward, setup_context=setup_context)
+    library.register_autograd(f"openxlstm::{grad}", _refuse_second_derivative)
 
 
-def _twice(ctx: Any, *grads: Tensor) -> None:
+def _refuse_second_derivative(ctx: Any, *grads: Tensor) -> None:
     raise RuntimeError(
         "openxlstm's native operators cannot be differentiated twice; the mathematics in "
         "openxlstm.reference can"
     )
 
 
-def saves(*inputs: Tensor | None) -> bool:
+def needs_saving(*inputs: Tensor | None) -> bool:
     """Whether a forward has to keep what a backward would read."""
     return torch.is_grad_enabled() and any(x is not None and x.requires_grad for x in inputs)
 
 
-def present(grads: Iterable[Tensor], inputs: Iterable[Tensor | None]) -> list[Tensor | None]:
-    """Gradients in the shapes of the inputs, None for an input that is not there.
+def grads_or_none(
+    inputs: Mapping[str, Tensor | None], grads: Iterable[Tensor]
+) -> dict[str, Tensor | None]:
+    """Gradients by name, in the shapes of their inputs; None for an input that was not given.
 
-    An operator returns tensors only, and an empty one in that place.
+    An operator returns a tensor for each input, an empty one where the input was not given.
     """
-    pairs = zip(grads, inputs, strict=False)
-    return [None if x is None else grad.view(x.shape) for grad, x in pairs]
+    pairs = zip(inputs.items(), grads, strict=True)
+    return {name: None if x is None else grad.view(x.shape) for (name, x), grad in pairs}
 
 
-def empties(first: Tensor, *others: Tensor | None) -> list[Tensor]:
+def empty_grads(first: Tensor, *others: Tensor | None) -> list[Tensor]:
     """Gradients of these inputs as an operator returns them, for tracing."""
     return [first.new_empty(0 if x is None else x.shape) for x in (first, *others)]
 
 
-def rows(x: Tensor) -> Tensor:
-    """x itself where its last dimension is dense, else a copy."""
+def dense_rows(x: Tensor) -> Tensor:
+    """x itself where its last dimension is contiguous, else a contiguous copy."""
     return x if x.stride(-1) == 1 else x.contiguous()
 
 
-def dense(x: Tensor | None) -> Tensor | None:
-    """x in one piece; None stays None."""
+def contiguous(x: Tensor | None) -> Tensor | None:
+    """x contiguous; None stays None."""
     return None if x is None else x.contiguous()
 
 
-def narrow(request: Request) -> str | None:
-    """Why an op whose result keeps a low precision is better left to torch, or None."""
+def low_precision(request: Request) -> str | None:
+    """Why an op whose result keeps the dtype of its input is left to torch, or None."""
     if request.dtype != torch.float32:
         return f"it computes in float32, and {request.dtype} was given"
     return None
@@ -121,24 +183,34 @@ MAX_KERNEL = 8
 """The longest convolution that the fused kernels hold in registers."""
 
 
-def long_kernel(request: Request) -> str | None:
+@by_sizes
+def long_kernel(sizes: Sizes) -> str | None:
     """Why a convolution is too long, or None."""
-    K = dict(request.sizes).get("K", 0)
+    K = sizes["K"]
     return f"a convolution over {K} steps is too long for it" if K > MAX_KERNEL else None
 
 
-def odd_inner_width(request: Request) -> str | None:
+def compiled() -> str | None:
+    """Why `torch.compile` takes the unfused ops instead of a fused block, or None."""
+    if torch.compiler.is_compiling():
+        return "how it splits a batch depends on sizes, which a compiled program leaves open"
+    return None
+
+
+@by_sizes
+def odd_inner_width(sizes: Sizes) -> str | None:
     """Why the inner width of an mLSTM block does not fit, or None."""
-    E = dict(request.sizes).get("E", 16)
+    E = sizes["E"]
     return f"the inner width {E} is not a multiple of 16" if E % 16 else None
 
 
-def few_rows(request: Request) -> str | None:
-    """Why so few rows are better left to torch, or None: packing weights would cost more."""
-    rows = dict(request.sizes).get("rows", FEW + 1)
+@by_sizes
+def few_rows(sizes: Sizes) -> str | None:
+    """Why PyTorch is faster for so few rows, or None: packing the weights would cost more."""
+    rows = sizes["rows"]
     return f"{rows} rows are too few to pack weights for" if rows <= FEW else None
 
 
 def refuses_layer(request: Request) -> str | None:
-    """Why a layer, which packs its weights and keeps the dtype of its input, is left to torch."""
-    return refuses(request) or narrow(request) or few_rows(request)
+    """Why an op that packs its weights and keeps its input's dtype cannot run, or None."""
+    return refuses(request) or low_precision(request) or few_rows(request)

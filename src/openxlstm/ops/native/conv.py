@@ -7,7 +7,7 @@ from torch import Tensor
 
 from openxlstm.ops.dispatch import Request
 from openxlstm.ops.native import backend as native
-from openxlstm.ops.native.backend import dense, long_kernel, present, register
+from openxlstm.ops.native.backend import contiguous, grads_or_none, long_kernel, register
 from openxlstm.ops.plain.conv import last_inputs
 from openxlstm.states import ConvState
 
@@ -27,36 +27,25 @@ def causal_conv(
     activation: str | None = None,
 ) -> tuple[Tensor, ConvState]:
     """`openxlstm.ops.causal_conv` for inputs that it has checked."""
-    before = None if state is None else state.x.contiguous()
+    before = None if state is None else state.x
     y = torch.ops.openxlstm.conv(
-        x.contiguous(),
-        weight.contiguous(),
-        dense(bias),
-        before,
-        dense(reset),
-        activation == "silu",
+        *map(contiguous, (x, weight, bias, before, reset)), activation == "silu"
     )
     return y, last_inputs(x, weight.shape[1], state, reset)
 
 
-def _fake(x: Tensor, *rest: Any) -> Tensor:
-    return torch.empty_like(x)
+def _fake(given: Any) -> Tensor:
+    return torch.empty_like(given.x)
 
 
-def _setup(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-    *tensors, ctx.silu = inputs
-    ctx.save_for_backward(*tensors)
+def _backward(saved: Any, upstream: Any, needs_grad: Any) -> dict[str, Tensor | None]:
+    inputs = {name: getattr(saved, name) for name in ("x", "weight", "bias", "before")}
+    grads = torch.ops.openxlstm.conv_grad(*saved, upstream.result.contiguous())
+    return grads_or_none(inputs, grads)
 
 
-def _backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
-    *tensors, reset = ctx.saved_tensors
-    grads = torch.ops.openxlstm.conv_grad(*tensors, reset, ctx.silu, dy.contiguous())
-    return *present(grads, tensors), None, None
-
-
-def _grad_fake(
-    x: Tensor, weight: Tensor, bias: Tensor | None, before: Tensor | None, *rest: Any
-) -> tuple[Tensor, ...]:
+def _grad_fake(given: Any) -> tuple[Tensor, ...]:
+    x, weight, bias, before, *_ = given
     return (
         torch.empty_like(x),
         torch.empty_like(weight),
@@ -65,4 +54,10 @@ def _grad_fake(
     )
 
 
-register("conv", _fake, _setup, _backward, _grad_fake)
+register(
+    "conv",
+    ("x", "weight", "bias", "before", "reset", "silu"),
+    fake=_fake,
+    backward=_backward,
+    grad_fake=_grad_fake,
+)

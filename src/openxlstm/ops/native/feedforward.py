@@ -5,58 +5,52 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from openxlstm.ops.native.backend import dense, empties, present, register, saves
-
-TENSORS = 9
-"""How many of the operator's arguments are tensors; options follow."""
+from openxlstm.ops.native.backend import (
+    contiguous,
+    empty_grads,
+    grads_or_none,
+    needs_saving,
+    register,
+)
+from openxlstm.ops.weights import FeedForwardWeights
 
 
 def gated_feedforward(
     x: Tensor,
-    up_weight: Tensor,
-    down_weight: Tensor,
-    up_bias: Tensor | None = None,
-    down_bias: Tensor | None = None,
+    weights: FeedForwardWeights,
     *,
-    value_weight: Tensor | None = None,
-    value_bias: Tensor | None = None,
-    norm_weight: Tensor | None = None,
-    norm_bias: Tensor | None = None,
-    norm: str = "layer",
-    eps: float = 1e-5,
-    residual: bool = False,
-    activation: str = "gelu",
+    norm: str,
+    eps: float,
+    residual: bool,
+    activation: str,
 ) -> Tensor:
-    """`openxlstm.ops.gated_feedforward` for inputs that it has checked."""
-    tensors = (
-        x.reshape(-1, x.shape[-1]), norm_weight, norm_bias, up_weight, value_weight, down_weight,
-        up_bias, value_bias, down_bias,
-    )  # fmt: skip
-    tensors = tuple(map(dense, tensors))
-    options = activation == "silu", residual, norm == "rms", eps
-    y, _ = torch.ops.openxlstm.feedforward(*tensors, *options, saves(*tensors))
+    """`openxlstm.ops.gated_feedforward` for checked inputs."""
+    tensors = tuple(map(contiguous, (x.reshape(-1, x.shape[-1]), *weights)))
+    y, _ = torch.ops.openxlstm.feedforward(
+        *tensors, activation == "silu", residual, norm == "rms", eps, needs_saving(*tensors)
+    )
     return y.view(x.shape)
 
 
-def _fake(x: Tensor, *rest: Any) -> tuple[Tensor, Tensor]:
-    down, save = rest[4], rest[-1]
-    return torch.empty_like(x), x.new_empty((x.shape[0], 2 * down.shape[1]) if save else (0, 0))
+def _fake(given: Any) -> tuple[Tensor, Tensor]:
+    x, F = given.x, given.down.shape[1]
+    return torch.empty_like(x), x.new_empty((x.shape[0], 2 * F) if given.save else (0, 0))
 
 
-def _setup(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
-    ctx.options = inputs[TENSORS:-1]
-    ctx.save_for_backward(*inputs[:TENSORS], output[1])
-    ctx.set_materialize_grads(False)  # zeros for what was only saved are the widest there are
+def _backward(saved: Any, upstream: Any, needs_grad: Any) -> dict[str, Tensor | None]:
+    inputs = {name: getattr(saved, name) for name in ("x", *FeedForwardWeights._fields)}
+    grads = torch.ops.openxlstm.feedforward_grad(*saved, upstream.y.contiguous())
+    return grads_or_none(inputs, grads)
 
 
-def _backward(ctx: Any, dy: Tensor, _: Any) -> tuple[Tensor | None, ...]:
-    *tensors, preact = ctx.saved_tensors
-    grads = torch.ops.openxlstm.feedforward_grad(*tensors, *ctx.options, preact, dy.contiguous())
-    return *present(grads, tensors), *(None,) * (len(ctx.options) + 1)
+def _grad_fake(given: Any) -> list[Tensor]:
+    return empty_grads(given.x, *(getattr(given, name) for name in FeedForwardWeights._fields))
 
 
-def _grad_fake(*arguments: Any) -> list[Tensor]:
-    return empties(*arguments[:TENSORS])
-
-
-register("feedforward", _fake, _setup, _backward, _grad_fake)
+register(
+    "feedforward",
+    ("x", *FeedForwardWeights._fields, "silu", "residual", "rms", "eps", "save"),
+    fake=_fake,
+    backward=_backward,
+    grad_fake=_grad_fake,
+)

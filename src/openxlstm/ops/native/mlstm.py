@@ -5,7 +5,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from openxlstm.ops.native.backend import register, rows, saves
+from openxlstm.ops.native.backend import contiguous, dense_rows, needs_saving, register
 from openxlstm.ops.plain.mlstm import best_chunk_size
 from openxlstm.ops.plain.stabilizer import segments, through_stabilizer
 from openxlstm.reference.mlstm import initial_state, one
@@ -29,89 +29,60 @@ def mlstm(
 ) -> tuple[Tensor, MLSTMState]:
     """`openxlstm.ops.mlstm` for inputs that it has checked."""
     state = initial_state(q, v) if state is None else state
-    inputs = (rows(q), rows(k), rows(v), log_i.contiguous(), log_f.contiguous())
+    inputs = (*map(dense_rows, (q, k, v)), log_i.contiguous(), log_f.contiguous())
     initial = tuple(part.contiguous() for part in state)
-    save = saves(*inputs, *initial)
+    save = needs_saving(*inputs, *initial)
     L = min(MAX_CHUNK, chunk_size or best_chunk_size(q.shape[-1], v.shape[-1]))
     if not torch.compiler.is_compiling():  # there it would fix T, which may be any number
         L = min(L, q.shape[2])
-    h, C, n, m, *_ = torch.ops.openxlstm.mlstm(
-        *inputs,
-        *initial,
-        None if reset is None else reset.contiguous(),
-        eps,
-        L,
-        save,
-    )
+    h, C, n, m, *_ = torch.ops.openxlstm.mlstm(*inputs, *initial, contiguous(reset), eps, L, save)
     return h, MLSTMState(C, n, m)
 
 
-def _fake(
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    log_i: Tensor,
-    log_f: Tensor,
-    C_0: Tensor,
-    n_0: Tensor,
-    m_0: Tensor,
-    reset: Tensor | None,
-    eps: float,
-    chunk_size: int,
-    save: bool,
-) -> tuple[Tensor, ...]:
-    B, NH, T, DQK = q.shape
-    DHV, NC = v.shape[-1], -(-T // chunk_size)
-    saved = ((B, NH, NC, DQK, DHV), (B, NH, NC, DQK), (B, NH, T), (B, NH, T))
+def _fake(given: Any) -> tuple[Tensor, ...]:
+    q, (B, NH, T, DQK), DHV = given.q, given.q.shape, given.v.shape[-1]
+    NC = -(-T // given.chunk_size)
+    saved = (B, NH, NC, DQK, DHV), (B, NH, NC, DQK), (B, NH, T), (B, NH, T)
     return (
         q.new_empty(B, NH, T, DHV),
-        *(torch.empty_like(part) for part in (C_0, n_0, m_0)),
-        *(q.new_empty(sizes if save else (0,) * len(sizes)) for sizes in saved),
+        *(torch.empty_like(part) for part in (given.C_0, given.n_0, given.m_0)),
+        *(q.new_empty(sizes if given.save else (0,) * len(sizes)) for sizes in saved),
     )
 
 
-def _setup(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
-    *tensors, ctx.eps, ctx.chunk_size, _ = inputs
-    ctx.save_for_backward(*tensors, *output)
-    ctx.set_materialize_grads(False)
-
-
-def _backward(
-    ctx: Any,
-    dh: Tensor | None,
-    dC_T: Tensor | None,
-    dn_T: Tensor | None,
-    dm_T: Tensor | None,
-    *_: Any,
-) -> tuple[Tensor | None, ...]:
-    q, k, v, log_i, log_f, C_0, n_0, m_0, reset, h, C, n, *saved = ctx.saved_tensors
-    _, *saved = saved  # m
-    m_steps, normalizer = saved[-2:]
-    on_state = not (dC_T is None and dn_T is None and dm_T is None)
-    dh = torch.zeros_like(h) if dh is None else rows(dh)
-    dC_T = torch.zeros_like(C) if dC_T is None else dC_T.contiguous()
-    dn_T = torch.zeros_like(n) if dn_T is None else dn_T.contiguous()
+def _backward(saved: Any, upstream: Any, needs_grad: Any) -> dict[str, Tensor | None]:
+    *operands, C_0, n_0, C, n = saved
+    log_i, log_f, m_0, reset, eps = saved.log_i, saved.log_f, saved.m_0, saved.reset, saved.eps
+    on_state = any(grad is not None for grad in (upstream.C, upstream.n, upstream.m))
+    dh = torch.zeros_like(saved.h) if upstream.h is None else dense_rows(upstream.h)
+    dC_T = torch.zeros_like(C) if upstream.C is None else upstream.C.contiguous()
+    dn_T = torch.zeros_like(n) if upstream.n is None else upstream.n.contiguous()
+    initial = needs_grad.C_0 or needs_grad.n_0 or needs_grad.m_0
     dq, dk, dv, dlog_i, dlog_f, dC, dn = torch.ops.openxlstm.mlstm_grad(
-        q, k, v, log_i, log_f, m_0, reset, ctx.eps, ctx.chunk_size, h, *saved, dh, dC_T, dn_T,
-        any(ctx.needs_input_grad[5:8]),
-    )  # fmt: skip
+        *operands, dh=dh, dC_T=dC_T, dn_T=dn_T, initial=initial
+    )
     dm_0 = (C_0 * dC).sum((-2, -1)) + (n_0 * dn).sum(-1)
 
-    # h does not depend on m but for eps.
-    dm = torch.zeros_like(m_steps)
-    if ctx.eps:
-        denominator = torch.maximum(normalizer.abs(), one(m_steps)) + ctx.eps
-        dm -= ctx.eps * (dh * h).sum(-1) / denominator
+    # h depends on m only if eps is not 0.
+    dm = torch.zeros_like(saved.m_steps)
+    if eps:
+        denominator = torch.maximum(saved.normalizer.abs(), one(saved.m_steps)) + eps
+        dm -= eps * (dh * saved.h).sum(-1) / denominator
     if on_state:
-        dm[..., -1] += of_final_m(C, n, dC_T, dn_T, dm_T)
-    if ctx.eps or on_state:
+        dm[..., -1] += grad_of_final_m(C, n, dC_T, dn_T, upstream.m)
+    if eps or on_state:
         more_i, more_f, more_0 = through_m(dm, log_i, log_f, m_0, reset)
         dlog_i, dlog_f, dm_0 = dlog_i + more_i, dlog_f + more_f, dm_0 + more_0
-    return dq, dk, dv, dlog_i, dlog_f, dC, dn, dm_0, None, None, None, None
+    return {
+        "q": dq, "k": dk, "v": dv, "log_i": dlog_i, "log_f": dlog_f, "C_0": dC, "n_0": dn,
+        "m_0": dm_0,
+    }  # fmt: skip
 
 
-def of_final_m(C: Tensor, n: Tensor, dC_T: Tensor, dn_T: Tensor, dm_T: Tensor | None) -> Tensor:
-    """The gradient of the final m: C and n are stored over exp(m)."""
+def grad_of_final_m(
+    C: Tensor, n: Tensor, dC_T: Tensor, dn_T: Tensor, dm_T: Tensor | None
+) -> Tensor:
+    """The gradient of the final m, on which C and n depend: they are stored over exp(m)."""
     dm = -(C * dC_T).sum((-2, -1)) - (n * dn_T).sum(-1)
     return dm if dm_T is None else dm + dm_T
 
@@ -127,13 +98,12 @@ def through_m(
     return [grad.view_as(x) for grad, x in zip(grads, (log_i, log_f, m_0), strict=True)]
 
 
-def _grad_fake(
-    q: Tensor, k: Tensor, v: Tensor, log_i: Tensor, log_f: Tensor, *rest: Any
-) -> tuple[Tensor, ...]:
-    dC_T, dn_T = rest[-3:-1]
-    like = (_empty_like(x) for x in (q, k, v))
-    gates = (x.new_empty(x.shape) for x in (log_i, log_f))
-    return (*like, *gates, torch.empty_like(dC_T), torch.empty_like(dn_T))
+def _grad_fake(given: Any) -> tuple[Tensor, ...]:
+    return (
+        *(_empty_like(x) for x in (given.q, given.k, given.v)),
+        *(x.new_empty(x.shape) for x in (given.log_i, given.log_f)),
+        *(torch.empty_like(x) for x in (given.dC_T, given.dn_T)),
+    )
 
 
 def _empty_like(x: Tensor) -> Tensor:
@@ -143,4 +113,11 @@ def _empty_like(x: Tensor) -> Tensor:
     return x.new_empty(B, T, NH, D).transpose(1, 2) if inside else x.new_empty(x.shape)
 
 
-register("mlstm", _fake, _setup, _backward, _grad_fake)
+register(
+    "mlstm",
+    ("q", "k", "v", "log_i", "log_f", "C_0", "n_0", "m_0", "reset", "eps", "chunk_size", "save"),
+    fake=_fake,
+    backward=_backward,
+    grad_fake=_grad_fake,
+    also_saved=("C_0", "n_0", "C", "n"),
+)

@@ -7,12 +7,12 @@ from torch import Tensor
 
 from openxlstm.ops.dispatch import Request
 from openxlstm.ops.native import backend as native
-from openxlstm.ops.native.backend import dense, empties, present, register
+from openxlstm.ops.native.backend import contiguous, empty_grads, grads_or_none, register
 
 
 def refuses(request: Request) -> str | None:
     """Why it cannot run a request, or None."""
-    return native.refuses(request) or native.narrow(request)
+    return native.refuses(request) or native.low_precision(request)
 
 
 def layer_norm(x: Tensor, weight: Tensor, num_groups: int = 1, *, eps: float = 1e-5) -> Tensor:
@@ -27,28 +27,28 @@ def rms_norm(x: Tensor, weight: Tensor, bias: Tensor | None = None, *, eps: floa
 
 def _norm(x: Tensor, weight: Tensor, bias: Tensor | None, *options: Any) -> Tensor:
     by_row = x.reshape(-1, x.shape[-1]).contiguous()
-    weights = weight.contiguous(), dense(bias)
+    weights = weight.contiguous(), contiguous(bias)
     return torch.ops.openxlstm.norm(by_row, *weights, *options).view(x.shape)
 
 
-def _fake(x: Tensor, *rest: Any) -> Tensor:
-    return torch.empty_like(x)
+def _fake(given: Any) -> Tensor:
+    return torch.empty_like(given.x)
 
 
-def _setup(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-    *tensors, num_groups, rms, eps = inputs
-    ctx.options = num_groups, rms, eps
-    ctx.save_for_backward(*tensors)
+def _backward(saved: Any, upstream: Any, needs_grad: Any) -> dict[str, Tensor | None]:
+    inputs = {"x": saved.x, "weight": saved.weight, "bias": saved.bias}
+    grads = torch.ops.openxlstm.norm_grad(*saved, upstream.result.contiguous())
+    return grads_or_none(inputs, grads)
 
 
-def _backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
-    tensors = ctx.saved_tensors
-    grads = torch.ops.openxlstm.norm_grad(*tensors, *ctx.options, dy.contiguous())
-    return *present(grads, tensors), None, None, None
+def _grad_fake(given: Any) -> list[Tensor]:
+    return empty_grads(given.x, given.weight, given.bias)
 
 
-def _grad_fake(*arguments: Any) -> list[Tensor]:
-    return empties(*arguments[:3])
-
-
-register("norm", _fake, _setup, _backward, _grad_fake)
+register(
+    "norm",
+    ("x", "weight", "bias", "groups", "rms", "eps"),
+    fake=_fake,
+    backward=_backward,
+    grad_fake=_grad_fake,
+)

@@ -43,7 +43,7 @@ def _convolve(
     return y, ConvState(last)
 
 
-def plain(
+def traceable(
     x: Tensor,
     weight: Tensor,
     bias: Tensor | None = None,
@@ -52,7 +52,7 @@ def plain(
     reset: Tensor | None = None,
     activation: str | None = None,
 ) -> tuple[Tensor, ConvState]:
-    """`causal_conv` in operations that every transform and exporter knows."""
+    """`openxlstm.ops.causal_conv` in operations that every transform and exporter knows."""
     T, K = x.shape[1], weight.shape[1]
     before = x.new_zeros(x.shape[0], K - 1, x.shape[2]) if state is None else state.x
     inputs = torch.cat([before, x], dim=1)  # (B, K-1+T, D)
