@@ -1,11 +1,14 @@
 """Fixtures for the whole suite."""
 
 import os
+import random
 from collections.abc import Iterator
+from typing import Any
 
 import pytest
 import torch
 from hypothesis import settings
+from jobs import Jobs, server
 
 os.environ["HF_HUB_OFFLINE"] = "1"  # before anything imports huggingface_hub
 
@@ -22,3 +25,36 @@ def _deterministic() -> Iterator[None]:
     torch.use_deterministic_algorithms(True)
     yield
     torch.use_deterministic_algorithms(False)
+
+
+@pytest.fixture(scope="session")
+def jobs(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Jobs]:
+    """Runs commands in processes of their own."""
+    with server(tmp_path_factory.mktemp("jobs")) as jobs:
+        yield jobs
+
+
+# ---- order ------------------------------------------------------------------------------------
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    about = "number that the order of the tests is drawn with; by default another one each time"
+    parser.addoption("--order", type=int, default=None, help=about)
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    if config.option.order is None:  # one for all processes of pytest-xdist, which copy the options
+        config.option.order = random.SystemRandom().randrange(10**6)
+
+
+def pytest_report_header(config: pytest.Config) -> str:
+    return f"order of the tests: --order {config.option.order}"
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(config: pytest.Config, items: list[Any]) -> None:
+    """Shuffles files, and the tests of each: none may need what another one left."""
+    draw = random.Random(config.option.order)
+    files = {item.path: draw.random() for item in items}
+    keys = {item: (files[item.path], draw.random()) for item in items}
+    items.sort(key=keys.__getitem__)

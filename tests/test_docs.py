@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from jobs import Jobs, server
+from jobs import Jobs
 
 ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -71,12 +71,6 @@ def shortened(arguments: list[str]) -> list[str] | None:
     if "--resume" in arguments:
         return [*arguments, "--quiet"]
     return [*arguments, *added, *([] if "--data" in arguments else ["--data", "my.txt"])]
-
-
-@pytest.fixture(scope="module")
-def jobs(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Jobs]:
-    with server(tmp_path_factory.mktemp("jobs")) as jobs:
-        yield jobs
 
 
 def test_there_are_commands_and_code() -> None:

@@ -61,7 +61,11 @@ def contents(folder: Path) -> dict[str, str]:
 
 @pytest.fixture(autouse=True)
 def _apart(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[None]:
-    """An empty place to work in, no corpora of this machine, and its threads as they were."""
+    """An empty place to work in, no corpora of this machine, and its threads as they were.
+
+    Runs of larger scope than one test draw their loss; others, where it takes most of the time, do
+    not."""
+    monkeypatch.setattr("openxlstm.train.curve.draw_loss", lambda *_: None)
     for name in ("OPENXLSTM_DATA", "FORCE_COLOR", "TTY_COMPATIBLE", "TTY_INTERACTIVE", "COLUMNS"):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))

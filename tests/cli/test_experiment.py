@@ -5,11 +5,13 @@ import os
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Callable, Generator
 from pathlib import Path
 from typing import Any
 
 import pytest
+from jobs import children, gone, needs_proc, started
 
 from openxlstm.experiments import workers
 from openxlstm.experiments.catalogue import EXPERIMENTS
@@ -35,7 +37,7 @@ def quick_runs(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], dict
             folder = tmp_path_factory.mktemp("experiments") / "new" / name
             said = subprocess.run(
                 [sys.executable, "-m", "openxlstm", "experiment", name, "--quick", "--out", folder],
-                capture_output=True, text=True, check=True, timeout=200,
+                capture_output=True, text=True, check=True,
             )  # fmt: skip
             assert sorted(path.name for path in folder.iterdir()) == ["plot.png", "result.json"]
             assert (folder / "plot.png").read_bytes().startswith(PNG)
@@ -149,32 +151,19 @@ def test_a_crash_is_one_line(cli: Cli, monkeypatch: pytest.MonkeyPatch) -> None:
     assert "Traceback: here" in cli("experiment", "parity", "--quiet", "-v").err
 
 
-@pytest.mark.skipif(os.name != "posix", reason="signals")
+@needs_proc
 def test_a_real_ctrl_c(tmp_path: Path) -> None:
     """As a terminal sends it, to every process of the group."""
-    with subprocess.Popen(
-        [sys.executable, "-m", "openxlstm", "experiment", "memory", "--out", tmp_path / "x"],
-        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True,
-    ) as process:  # fmt: skip
-        try:
-            while not (workers_of := children(process.pid)):
-                assert process.poll() is None
-            os.killpg(process.pid, signal.SIGINT)
-            out, err = process.communicate(timeout=60)
-        finally:
-            process.kill()
+    command = [sys.executable, "-m", "openxlstm", "experiment", "memory", "--out", tmp_path / "x"]
+    pipes: dict[str, Any] = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+    with started(*command, **pipes, start_new_session=True) as process:
+        while len(begun := children(process.pid)) < 2:  # one of them keeps track of resources
+            assert process.poll() is None
+            time.sleep(0.01)
+        os.killpg(process.pid, signal.SIGINT)
+        out, err = process.communicate()
     assert (process.returncode, out, err) == (130, "", "")
-    assert not [pid for pid in workers_of if Path(f"/proc/{pid}/cmdline").exists()]
-
-
-def children(pid: int) -> list[str]:
-    done = subprocess.run(
-        ["ps", "-ww", "-o", "pid=,args=", "--ppid", str(pid)],
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    return [line.split()[0] for line in done.stdout.splitlines() if "spawn_main" in line]
+    assert all(map(gone, begun))
 
 
 @pytest.mark.parametrize(

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from jobs import started
 
 from openxlstm import __version__
 from openxlstm.cli.main import COMMANDS
@@ -182,14 +183,11 @@ def test_a_terminal_without_unicode() -> None:
 
 def test_a_reader_who_has_seen_enough(trained: Path) -> None:
     """`openxlstm generate … | head`: no complaint about the pipe."""
-    command = "from openxlstm.cli import main; main()"
-    with subprocess.Popen(
-        [sys.executable, "-c", command, "generate", trained, "--max-tokens", "-1", "--quiet"],
-        stdout=subprocess.PIPE, stderr=subprocess.PIPE,
-    ) as process:  # fmt: skip
+    command = [sys.executable, "-m", "openxlstm", "generate", trained, "--max-tokens", -1, "-q"]
+    with started(*command, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
         assert process.stdout is not None
         assert process.stderr is not None
         assert len(process.stdout.read(20)) == 20
         process.stdout.close()
-        assert process.stderr.read() == b""
-        assert process.wait(timeout=60) == 0
+        assert process.stderr.read() == ""
+        assert process.wait() == 0

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from jobs import started
 
 import openxlstm
 
@@ -186,26 +187,46 @@ def test_a_folder_that_is_not_finished(cli: Cli, tokens: Path, tmp_path: Path) -
     assert "is not finished: run the same openxlstm tokenize command again" in result.err
 
 
+TWO_SHARDS = """
+import os, time
+from openxlstm.cli import main
+from openxlstm.data import tokenizing
+write_shard, written = tokenizing.write_shard, []
+def at_most_two(*arguments):
+    while len(written) == 2 and not os.path.exists(os.environ["GO"]):
+        time.sleep(0.01)
+    written.append(write_shard(*arguments))
+    return written[-1]
+tokenizing.write_shard = at_most_two
+if __name__ == "__main__":
+    main()
+"""
+"""Writes two shards in each process, and the others when it may."""
+
+
 @pytest.mark.parametrize("workers", [1, 2])
 def test_ctrl_c_leaves_what_is_done(
     cli: Cli, text_file: Path, tmp_path: Path, workers: int, tree: Tree
 ) -> None:
-    text, out = tmp_path / "text.txt", tmp_path / "out"
-    text.write_text(text_file.read_text() * 2000)
-    options = ["tokenize", text, "--out", out, "--tokenizer", "byte", "--shard-mb", 0.03]
+    text, script, out, go = (tmp_path / name for name in ("text.txt", "two.py", "out", "go"))
+    text.write_text(text_file.read_text() * 100)
+    script.write_text(TWO_SHARDS)
+    options = ["tokenize", text, "--out", out, "--tokenizer", "byte", "--shard-mb", 0.003]
     options = [*map(str, options), "--workers", str(workers)]
-    command = [sys.executable, "-m", "openxlstm", *options]
+    command = [sys.executable, script, *options]
     # In a session of its own, as a terminal sends Ctrl-C to all the processes of one.
-    with subprocess.Popen(
-        command, stderr=subprocess.PIPE, text=True, start_new_session=True
+    environment = {**os.environ, "GO": str(go)}
+    with started(
+        *command, stderr=subprocess.PIPE, start_new_session=True, env=environment
     ) as process:
-        while len(list(out.glob("0*.json"))) < 3:
+        while len(list(out.glob("0*.json"))) < 2:
             assert process.poll() is None
             time.sleep(0.01)
         os.killpg(process.pid, signal.SIGINT)
+        go.touch()
         assert process.stderr is not None
         said = process.stderr.read()
-        assert process.wait(timeout=60) == 130
+        assert process.wait() == 130
     assert said == "stopped; the same command goes on from here\n"
     assert not list(out.glob(".*"))
     assert cli(*options, "--quiet").code == 0

@@ -1,15 +1,16 @@
 """A run that is killed again and again ends, bit for bit, as one that never was."""
 
+import itertools
 import json
 import random
 import shutil
-from collections.abc import Iterator
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from jobs import Jobs, server
+from jobs import Jobs
 from torch import Tensor, equal
 
 from openxlstm.runs.run_folder import lock
@@ -22,12 +23,6 @@ OPTIONS = (
 )  # fmt: skip
 CARRIES_ALL = ("--sampling", "streams", "--ema-decay", 0.9, "--dropout", 0.1)
 """States, averages and random numbers, besides what every run has."""
-
-
-@pytest.fixture(scope="module")
-def jobs(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Jobs]:
-    with server(tmp_path_factory.mktemp("jobs")) as jobs:
-        yield jobs
 
 
 def tensors(folder: Path) -> dict[str, Tensor]:
@@ -44,23 +39,22 @@ def metrics(folder: Path) -> list[dict[str, Any]]:
 
 
 def kill_again_and_again(
-    jobs: Jobs, text: Path, folder: Path, *options: object, kills: int, longest: float,
-    world_size: int = 1, seed: int = 0,
+    jobs: Jobs, text: Path, folder: Path, *options: object, kills: int, last: Sequence[int],
 ) -> None:  # fmt: skip
-    """Starts a run, kills one of its processes after a random time, and so on; then lets it end.
+    """Starts a run, kills one of its processes at a random moment, and so on; then lets it end.
 
     Args:
-        longest: seconds, below which a run lives before it is killed.
+        last: for each process, the last moment of its life at which it is killed.
     """
-    draw, done = random.Random(seed), 0
+    draw, world_size = random.Random(kills), len(last)
     command = ("train", "--data", text, "--out", folder, *OPTIONS, *options)
-    while done < kills:
-        moment = draw.randrange(world_size), draw.uniform(0, longest)
-        ended = jobs.run(*command, world_size=world_size, kill=moment)
-        assert ended.codes[moment[0]] == -9, "make it longer, so that it cannot end before"
-        # The other one says that it has lost it; where they had not met yet, it is ended.
+    for _ in range(kills):
+        rank = draw.randrange(world_size)
+        kill = rank, draw.randint(1, last[rank])
+        ended = jobs.run(*command, world_size=world_size, kill=kill)
+        assert ended.codes[rank] == -9, (kill, ended)
+        # The others say that they have lost it.
         assert set(ended.codes) <= {-9, 2}, ended.errors
-        done += 1
     ended = jobs.run(*command, world_size=world_size)
     assert ended.codes == [0] * world_size, ended.errors
 
@@ -82,42 +76,58 @@ def assert_same(killed: Path, whole: Path) -> None:
 
 
 def compare(
-    jobs: Jobs, text: Path, folder: Path, *options: object, world_size: int = 1, **how: Any
-) -> None:
+    jobs: Jobs, text: Path, folder: Path, *options: object, kills: int, last: Sequence[int],
+    save_every: int = 1,
+) -> None:  # fmt: skip
+    """Trains as often as it takes, and once without a kill."""
+    # Each checkpoint takes 10 moments of the first process and 1 of another: so long a run cannot
+    # come to its end before its last kill.
+    steps = save_every * kills * max(1 + last[0] // 10, *last[1:], 0)
+    options += ("--steps", steps, "--save-every", save_every)
     command = ("train", "--data", text, "--out", folder / "whole", *OPTIONS, *options)
-    ended = jobs.run(*command, world_size=world_size)
-    assert ended.codes == [0] * world_size, ended.errors
-    kill_again_and_again(jobs, text, folder / "killed", *options, world_size=world_size, **how)
+    ended = jobs.run(*command, world_size=len(last))
+    assert ended.codes == [0] * len(last), ended.errors
+    kill_again_and_again(jobs, text, folder / "killed", *options, kills=kills, last=last)
     assert_same(folder / "killed", folder / "whole")
 
 
-def test_killed_at_random_moments(jobs: Jobs, text_file: Path, tmp_path: Path) -> None:
-    """A checkpoint with each step: most kills come while one is written."""
-    options = (*CARRIES_ALL, "--steps", 400, "--save-every", 1)
-    compare(jobs, text_file, tmp_path, *options, kills=10, longest=0.5)
-
-
-def test_killed_among_two_processes(jobs: Jobs, text_file: Path, tmp_path: Path) -> None:
-    options = (*CARRIES_ALL, "--steps", 200, "--save-every", 2, "--strategy", "fsdp")
-    compare(jobs, text_file, tmp_path, *options, kills=2, longest=4.0, world_size=2)
-
-
-@pytest.mark.slow
-@pytest.mark.timeout(1800)
-@pytest.mark.parametrize("save_every", [1, 7])
-def test_killed_sixty_times(save_every: int, jobs: Jobs, text_file: Path, tmp_path: Path) -> None:
-    options = (*CARRIES_ALL, "--steps", 3000, "--save-every", save_every)
-    compare(jobs, text_file, tmp_path, *options, kills=60, longest=0.6, seed=save_every)
-
-
-@pytest.mark.slow
-@pytest.mark.timeout(1800)
-@pytest.mark.parametrize("strategy", ["ddp", "fsdp"])
-def test_two_processes_killed_twenty_times(
-    strategy: str, jobs: Jobs, text_file: Path, tmp_path: Path
+@pytest.mark.parametrize(
+    ("kills", "save_every"),
+    [(10, 1), *(pytest.param(60, every, marks=pytest.mark.slow) for every in (1, 7))],
+)
+def test_killed_again_and_again(
+    kills: int, save_every: int, jobs: Jobs, text_file: Path, tmp_path: Path
 ) -> None:
-    options = (*CARRIES_ALL, "--steps", 1500, "--save-every", 3, "--strategy", strategy)
-    compare(jobs, text_file, tmp_path, *options, kills=20, longest=4.0, world_size=2)
+    """Its beginning is some 45 moments long, a checkpoint 11, and going on some 20."""
+    compare(jobs, text_file, tmp_path, *CARRIES_ALL, kills=kills, last=[60], save_every=save_every)
+
+
+@pytest.mark.parametrize(
+    ("kills", "strategy"),
+    [(2, "fsdp"), *(pytest.param(20, name, marks=pytest.mark.slow) for name in ("ddp", "fsdp"))],
+)
+def test_killed_among_two_processes(
+    kills: int, strategy: str, jobs: Jobs, text_file: Path, tmp_path: Path
+) -> None:
+    options = (*CARRIES_ALL, "--strategy", strategy)
+    compare(jobs, text_file, tmp_path, *options, kills=kills, last=[60, 4], save_every=2)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1200)
+def test_killed_once_at_each_moment(jobs: Jobs, text_file: Path, tmp_path: Path) -> None:
+    options = (*CARRIES_ALL, "--steps", 5, "--save-every", 2)
+    command = ("train", "--data", text_file, *OPTIONS, *options, "--out")
+    assert jobs.run(*command, tmp_path / "whole").codes == [0]
+    for moment in itertools.count(1):
+        folder = tmp_path / str(moment)
+        codes = jobs.run(*command, folder, kill=(0, moment)).codes
+        if codes == [0]:
+            break
+        assert codes == [-9]
+        assert jobs.run(*command, folder).codes == [0]
+        assert_same(folder, tmp_path / "whole")
+    assert moment > 100
 
 
 # ---- where a checkpoint cannot be written -----------------------------------------------------

@@ -9,13 +9,13 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from jobs import Jobs, server
+from jobs import Jobs, children, needs_proc, started
 from torch import Tensor
 
 import openxlstm
@@ -32,12 +32,6 @@ STRATEGIES = ["ddp", "fsdp"]
 SAMPLINGS = ["windows", "streams"]
 
 Train = Callable[..., Path]
-
-
-@pytest.fixture(scope="module")
-def jobs(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Jobs]:
-    with server(tmp_path_factory.mktemp("jobs")) as jobs:
-        yield jobs
 
 
 @pytest.fixture(scope="module")
@@ -92,9 +86,10 @@ def assert_same(actual: Path, expected: Path, *, but: int | None = None) -> None
 # ---- the same as one --------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("sampling", SAMPLINGS)
-@pytest.mark.parametrize("strategy", STRATEGIES)
-@pytest.mark.parametrize("world_size", [2, 4])
+@pytest.mark.parametrize(
+    ("world_size", "strategy", "sampling"),
+    [(2, "ddp", "windows"), (2, "fsdp", "streams"), (4, "ddp", "streams"), (4, "fsdp", "windows")],
+)
 def test_many_are_as_one(
     world_size: int, strategy: str, sampling: str, train: Train, alone: dict[str, Path],
     tmp_path: Path,
@@ -111,17 +106,15 @@ def test_many_are_as_one(
 
 
 @pytest.mark.parametrize(
-    ("world_size", "options"),
+    ("sampling", "world_size", "options"),
     [
-        (1, ["--accumulate", 4]),
-        (2, ["--accumulate", 2]),
-        (2, ["--accumulate", 2, "--strategy", "fsdp"]),
-        (1, ["--recompute-blocks"]),
-        (2, ["--recompute-blocks", "--strategy", "fsdp"]),
+        ("windows", 1, ["--accumulate", 4]),
+        ("streams", 1, ["--accumulate", 2, "--recompute-blocks"]),
+        ("windows", 2, ["--accumulate", 2, "--strategy", "fsdp", "--recompute-blocks"]),
+        ("streams", 2, ["--accumulate", 2]),
     ],
     ids=str,
 )
-@pytest.mark.parametrize("sampling", SAMPLINGS)
 def test_in_parts_and_with_less_memory(
     sampling: str, world_size: int, options: list[object], train: Train,
     alone: dict[str, Path], tmp_path: Path,
@@ -151,21 +144,27 @@ def test_each_process_drops_other_elements(train: Train, tmp_path: Path) -> None
 # ---- other numbers of processes ---------------------------------------------------------------
 
 
-@pytest.mark.parametrize("sampling", SAMPLINGS)
+@pytest.fixture(scope="module")
+def constant(train: Train, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """As `alone`, at a rate that does not know how long the run will be."""
+    folder, options = tmp_path_factory.mktemp("constant"), ("--schedule", "constant")
+    return {name: train(folder / name, 1, *options, "--sampling", name) for name in SAMPLINGS}
+
+
 @pytest.mark.parametrize(
-    ("before", "after"),
-    [((2, "fsdp"), (4, "fsdp")), ((4, "fsdp"), (1, "ddp")), ((1, "ddp"), (2, "fsdp")),
-     ((2, "ddp"), (4, "ddp")), ((2, "fsdp"), (2, "ddp"))],
+    ("sampling", "before", "after"),
+    [("streams", (2, "fsdp"), (4, "fsdp")), ("windows", (4, "fsdp"), (1, "ddp")),
+     ("streams", (1, "ddp"), (2, "fsdp")), ("windows", (2, "ddp"), (4, "ddp")),
+     ("streams", (2, "fsdp"), (2, "ddp"))],
     ids=str,
 )  # fmt: skip
 def test_a_run_goes_on_at_another_size(
-    before: tuple[int, str], after: tuple[int, str], sampling: str, train: Train,
-    alone: dict[str, Path], jobs: Jobs, text_file: Path, tmp_path: Path,
+    sampling: str, before: tuple[int, str], after: tuple[int, str], train: Train,
+    constant: dict[str, Path], jobs: Jobs, tmp_path: Path,
 ) -> None:  # fmt: skip
     """Stopped in the middle, between two checkpoints; the states of streams move along."""
     folder = tmp_path / "run"
     options = ("--schedule", "constant", "--sampling", sampling)
-    whole = train(tmp_path / "whole", 1, *options)
     train(folder, before[0], *options, "--strategy", before[1], "--steps", 5)
     assert [path.name for path in checkpoints(folder)] == [
         "step-00000005", "step-00000003", "step-00000000",
@@ -175,7 +174,7 @@ def test_a_run_goes_on_at_another_size(
         world_size=after[0],
     )  # fmt: skip
     assert ended.codes == [0] * after[0], ended.errors
-    assert_same(folder, whole, but=5)
+    assert_same(folder, constant[sampling], but=5)
 
 
 @pytest.mark.slow
@@ -262,14 +261,14 @@ def test_a_process_that_dies_ends_the_job_and_costs_nothing(
     folder = tmp_path / "run"
     options = ("--strategy", strategy, "--save-every", 1, "--steps", 10**6, "--eval-every", 10**6)
     arguments = ("train", "--data", text_file, "--out", folder, *OPTIONS, *options)
-    ended = jobs.run(*arguments, world_size=2, kill=(dead, 2.0))
+    ended = jobs.run(*arguments, world_size=2, kill=(dead, [60, 4][dead]))
     assert ended.codes[dead] == -9
     assert ended.codes[1 - dead] == 2, ended.errors
     (line,) = ended.errors[1 - dead].splitlines()
     assert f"process {1 - dead} of 2 lost another one" in line
     assert "go on with --resume" in line
     path = newest(folder)
-    assert path is not None, "which took two seconds"
+    assert path is not None
     step = int(path.name.removeprefix("step-"))
     resume = ("train", "--resume", "--out", folder, "--steps", step + 2, "--quiet")
     assert jobs.run(*resume, world_size=1).codes == [0]
@@ -281,9 +280,9 @@ def test_one_that_is_told_to_stop_stops_all(
     told: int, jobs: Jobs, text_file: Path, tmp_path: Path
 ) -> None:
     folder = tmp_path / "run"
-    options = ("--steps", 10**6, "--eval-every", 10**6, "--save-every", 10**6)
+    options = ("--steps", 10**6, "--eval-every", 10**6, "--save-every", 2)
     arguments = ("train", "--data", text_file, "--out", folder, *OPTIONS, *options)
-    ended = jobs.run(*arguments, world_size=2, send=(told, 2.0))
+    ended = jobs.run(*arguments, world_size=2, terminate=(told, [60, 4][told]))
     assert ended.codes == [130, 130], ended.errors
     assert "stopping after this step\n" in ended.errors[told]
     step = json.loads((folder / "train.json").read_text())["result"]["step"]
@@ -298,7 +297,7 @@ def test_torchrun(text_file: Path, alone: dict[str, Path], tmp_path: Path) -> No
     torchrun = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2"]
     command = ["-m", "openxlstm", "train", "--data", text_file, "--out", folder, *OPTIONS]
     done = subprocess.run(
-        [*torchrun, *map(str, command)], capture_output=True, text=True, timeout=120,
+        [*torchrun, *map(str, command)], capture_output=True, text=True,
         env={**os.environ, "OMP_NUM_THREADS": "1"},
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
@@ -306,32 +305,24 @@ def test_torchrun(text_file: Path, alone: dict[str, Path], tmp_path: Path) -> No
 
 
 @pytest.mark.slow
-@pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="looks for processes in /proc")
+@needs_proc
 def test_torchrun_starts_again_what_has_died(text_file: Path, tmp_path: Path) -> None:
     """One worker is killed; torchrun stops the other, and the same command goes on."""
     folder = tmp_path / "run"
     torchrun = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2"]
     command = ["-m", "openxlstm", "train", "--data", text_file, "--out", folder, *OPTIONS,
                "--steps", 600, "--save-every", 1, "--eval-every", 600, "--auto-resume"]  # fmt: skip
-    with subprocess.Popen(
-        [*torchrun, "--max-restarts", "1", *map(str, command)], stderr=subprocess.PIPE, text=True,
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
-    ) as job:  # fmt: skip
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    command = [*torchrun, "--max-restarts", "1", *command]
+    with started(*command, stderr=subprocess.PIPE, env=environment) as job:
         while len(checkpoints(folder)) < 3:
             assert job.poll() is None
             time.sleep(0.1)
         os.kill(children(job.pid)[1], signal.SIGKILL)
-        _, said = job.communicate(timeout=200)
+        _, said = job.communicate()
         assert job.returncode == 0, said
     assert json.loads((folder / "train.json").read_text())["result"]["step"] == 600
     assert [record["step"] for record in read_metrics(folder)] == [0, *range(10, 601, 10), 600]
-
-
-def children(parent: int) -> list[int]:
-    """The processes that a process has started, from the first on."""
-    stats = [path.read_text() for path in Path("/proc").glob("[0-9]*/stat")]
-    found = [(text.split()[0], text.rpartition(")")[2].split()[1]) for text in stats]
-    return sorted(int(pid) for pid, of in found if int(of) == parent)
 
 
 def test_minutes_are_those_of_the_first_process(
@@ -343,5 +334,5 @@ def test_minutes_are_those_of_the_first_process(
     del arguments[at : at + 2]
     assert jobs.run(*arguments, world_size=2).codes == [0, 0]
     result = json.loads((folder / "train.json").read_text())["result"]
-    assert 0.6 <= result["seconds"] < 30
+    assert result["seconds"] >= 0.6
     assert math.isfinite(result["best_loss"])

@@ -3,7 +3,7 @@
 import json
 from collections.abc import Callable, Iterator
 from itertools import islice
-from time import perf_counter
+from time import process_time
 
 import pytest
 import torch
@@ -129,10 +129,10 @@ class TestBoth:
         batches = kind(Tokens(torch.zeros(1_000_000, dtype=torch.uint8)), 12, 64)
         seconds = []
         for _ in range(10):
-            start = perf_counter()
+            start = process_time()
             list(islice(batches, 100))
-            seconds.append((perf_counter() - start) / 100)
-        assert min(seconds) < 200e-6  # 30 to 70 µs are usual
+            seconds.append((process_time() - start) / 100)
+        assert min(seconds) < 500e-6  # 30 to 70 µs of this process are usual
 
 
 class TestRanks:

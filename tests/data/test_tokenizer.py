@@ -3,7 +3,7 @@
 import json
 import sys
 from pathlib import Path
-from time import perf_counter
+from time import process_time
 from typing import Any
 
 import numpy as np
@@ -226,9 +226,9 @@ def test_is_fast(kind: str):
     tokenizer: Tokenizer = make_tokenizer(kind, [LONG])
     seconds = []
     for _ in range(5):
-        start = perf_counter()
+        start = process_time()
         tokenizer.encode(LONG)
-        seconds.append(perf_counter() - start)
+        seconds.append(process_time() - start)
     assert len(LONG) / min(seconds) > 50e6
 
 

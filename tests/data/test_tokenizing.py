@@ -16,6 +16,7 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from jobs import started
 
 from openxlstm.data import shards, tokenizing
 from openxlstm.data.corpora import load_documents
@@ -223,10 +224,10 @@ class TestResuming:
     def test_killed_in_the_middle(self, job: TokenizingJob, tmp_path: Path, workers: int):
         """By a signal that no program hears; its workers end too."""
         out, slow = tmp_path / "out", tmp_path / "slow.py"
-        slow.write_text(SLOW)
+        slow.write_text(TWO_SHARDS)
         command = [sys.executable, str(slow), job.sources[0], str(out), str(SHARD), str(workers)]
-        with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
-            while len(list(out.glob("0*.json"))) < 3:
+        with started(*command, stdout=subprocess.PIPE) as process:
+            while len(list(out.glob("0*.json"))) < 2:
                 assert process.poll() is None
                 time.sleep(0.01)
             process.send_signal(signal.SIGKILL)
@@ -239,16 +240,20 @@ class TestResuming:
         assert contents(out) == contents(tmp_path / "whole")
 
 
-SLOW = """
+TWO_SHARDS = """
 import os, sys, time
 from pathlib import Path
 from openxlstm.data import tokenizing
 write_shard = tokenizing.write_shard
-def slowly(*arguments):
+parent, written = os.getppid(), []
+def at_most_two(*arguments):
+    # No more as long as the process that started this one lives.
     print(os.getpid(), flush=True)
-    time.sleep(0.05)
-    return write_shard(*arguments)
-tokenizing.write_shard = slowly
+    while len(written) == 2 and os.getppid() == parent:
+        time.sleep(0.01)
+    written.append(write_shard(*arguments))
+    return written[-1]
+tokenizing.write_shard = at_most_two
 if __name__ == "__main__":
     source, out, size, workers = sys.argv[1:]
     job = tokenizing.TokenizingJob(sources=(source,), shard_mb=float(size))

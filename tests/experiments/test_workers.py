@@ -1,13 +1,12 @@
 """Processes side by side: their results, their crashes, and their end."""
 
-import os
 import signal
 import subprocess
 import sys
 import time
 from multiprocessing import active_children
 
-import pytest
+from jobs import children, gone, needs_proc, started
 
 from openxlstm.experiments.claims import ContenderResult
 from openxlstm.experiments.workers import ALL, ContenderJob, Crash, ending, jobs_of, run_jobs
@@ -67,39 +66,17 @@ def test_whoever_stops_listening_leaves_nobody_behind() -> None:
     assert active_children() == []
 
 
-@pytest.mark.skipif(os.name != "posix", reason="signals")
+@needs_proc
 def test_nobody_outlives_a_parent_that_was_killed() -> None:
-    with subprocess.Popen(
-        [sys.executable, "-c", "import sys; exec(sys.stdin.read())"],
-        stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
-    ) as parent:  # fmt: skip
+    command = [sys.executable, "-c", "import sys; exec(sys.stdin.read())"]
+    with started(*command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as parent:
         assert parent.stdin is not None
         assert parent.stdout is not None
         parent.stdin.write(PARENT)
         parent.stdin.close()
         assert parent.stdout.readline() == "working\n"
-        children = [int(pid) for pid in children_of(parent.pid)]
-        assert children
+        begun = children(parent.pid)
+        assert begun
         parent.send_signal(signal.SIGKILL)
-    deadline = time.monotonic() + 20
-    while any(is_alive(pid) for pid in children) and time.monotonic() < deadline:
-        time.sleep(0.1)
-    assert not any(is_alive(pid) for pid in children)
-
-
-def children_of(pid: int) -> list[str]:
-    done = subprocess.run(
-        ["ps", "-ww", "-o", "pid=", "--ppid", str(pid)], capture_output=True, text=True, check=False
-    )
-    return done.stdout.split()
-
-
-def is_alive(pid: int) -> bool:
-    try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return False
-    status = subprocess.run(
-        ["ps", "-ww", "-o", "stat=", "-p", str(pid)], capture_output=True, text=True, check=False
-    ).stdout
-    return bool(status.strip()) and not status.startswith("Z")
+    while not all(map(gone, begun)):
+        time.sleep(0.01)

@@ -429,7 +429,7 @@ def test_a_real_clock_ends_a_run_too(
 ) -> None:
     progress = run(make_model(), tokens, make_config(steps=None, minutes=0.002, eval_every=10**6))
     assert progress.step >= 1
-    assert 0.12 <= progress.seconds < 30
+    assert progress.seconds >= 0.12
 
 
 # ---- what must not be lost --------------------------------------------------------------------

@@ -1,5 +1,6 @@
 """Speed of late, and memory."""
 
+import subprocess
 import sys
 
 import pytest
@@ -59,3 +60,11 @@ def test_peak_memory_is_of_this_process() -> None:
     torch.ones(20_000_000).sum()
     assert 50e6 < before <= peak_memory() < 1e12
     assert peak_memory() >= 80e6
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="inherited there alone")
+def test_peak_memory_is_not_of_the_parent() -> None:
+    code = "from openxlstm.train.meter import peak_memory; print(peak_memory())"
+    parent = torch.ones(500_000_000, dtype=torch.uint8)
+    said = subprocess.run([sys.executable, "-c", code], capture_output=True, check=True).stdout
+    assert int(said) < len(parent)

@@ -3,6 +3,7 @@
 import math
 import sys
 from collections import deque
+from pathlib import Path
 
 
 class Meter:
@@ -47,6 +48,11 @@ def peak_memory() -> int:
 
     if torch.cuda.is_initialized():
         return torch.cuda.max_memory_allocated()
+    try:  # On Linux, ru_maxrss may be the peak of the process that started this one.
+        status = Path("/proc/self/status").read_text(encoding="ascii", errors="replace")
+        return 1024 * int(status.partition("VmHWM:")[2].split(maxsplit=1)[0])
+    except (OSError, IndexError):
+        pass
     try:
         import resource
     except ImportError:  # Windows
