@@ -82,7 +82,7 @@ def test_what_is_no_state_is_not_read(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="is damaged"):
         load_state(path)
     save_file({"h": torch.zeros(1)}, path)
-    with pytest.raises(UserError, match="holds no state that save_state wrote"):
+    with pytest.raises(UserError, match="was not written by save_state"):
         load_state(path)
 
 

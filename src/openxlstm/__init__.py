@@ -1,7 +1,7 @@
 """openxlstm: xLSTM for PyTorch that installs anywhere and is fast on a plain CPU.
 
-The public names below are imported when they are first used, so that `import openxlstm`, and with
-it `openxlstm --help`, costs neither torch nor matplotlib.
+The public names below are imported on first use, so that `import openxlstm` and `openxlstm --help`
+load neither torch nor matplotlib.
 """
 
 import importlib

@@ -1,4 +1,4 @@
-"""Where a run happens: device, threads, seeds."""
+"""Device, memory, threads and seeds of a run."""
 
 import os
 import random
@@ -11,10 +11,10 @@ from openxlstm.errors import UserError
 
 
 def get_device(name: str | None = None) -> torch.device:
-    """The device called `name`; None is the CPU, openxlstm's home.
+    """The device with this name; None means the CPU.
 
     Raises:
-        UserError: if there is no such device here.
+        UserError: if this machine has no such device.
     """
     try:
         device = torch.device(name or "cpu")
@@ -26,8 +26,8 @@ def get_device(name: str | None = None) -> torch.device:
 
 
 def memory_bytes() -> int | None:
-    """Memory that this machine has for a process, or None where the system does not say: what is
-    built in, or what a container is held to (cgroup 2)."""
+    """Memory available to a process in bytes: the machine's, or the limit of a container (cgroup
+    2). None if the system does not say."""
     limits = []
     if hasattr(os, "sysconf") and {"SC_PHYS_PAGES", "SC_PAGE_SIZE"} <= set(os.sysconf_names):
         limits.append(os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE"))
@@ -38,8 +38,8 @@ def memory_bytes() -> int | None:
 
 
 def free_memory_bytes() -> int | None:
-    """Memory that a process can still have without another one losing its own, or None where the
-    system does not say. What the system holds of files for later counts as free."""
+    """Memory that a process can still allocate without swapping, in bytes, the file cache included;
+    None if the system does not say."""
     limits = []
     known, words = Path("/proc/meminfo"), {}
     if known.is_file():

@@ -1,9 +1,9 @@
-"""The one exception that means: the person at the keyboard can put this right."""
+"""The exception for mistakes that a user can correct."""
 
 
 class UserError(ValueError):
-    """A mistake in what a user gave: a path, a size, a name, a file's content.
+    """An invalid input from the user: a path, a size, a name, the content of a file.
 
-    Its message is one line that says what was wrong and what to do. The command line prints that
-    line and exits with code 2; a library caller can treat it as the `ValueError` it is.
+    The message is one line that says what is wrong and what to do. The command line prints it and
+    exits with code 2. For users of the library it is a `ValueError`.
     """

@@ -1,4 +1,4 @@
-"""Files written so that a reader, or a kill, never meets half of one."""
+"""Atomic writing of files and folders: a reader or a crash never meets a partial file."""
 
 import contextlib
 import hashlib
@@ -14,20 +14,20 @@ from openxlstm.errors import UserError
 
 
 def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
-    """Lets `write` fill a new file beside `path`, then puts that in the place of `path`.
+    """Calls `write` with the path of a temporary file, and then renames that file to `path`.
 
-    The folder is made if it is missing. Whoever reads, and whatever is killed, finds the old file
-    or the new one, whole.
+    The folder is created if it is missing. A reader finds either the complete old file or the
+    complete new one, even after a crash.
 
     Raises:
-        OSError: if the folder or the file cannot be written; nothing is left behind then.
+        OSError: if the folder or the file cannot be written; the temporary file is then removed.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    # Not tempfile: its files are readable by their owner alone, and would stay so.
+    # Not tempfile, whose files only their owner may read.
     unfinished = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
     try:
         unfinished.touch()
-        mode = unfinished.stat().st_mode  # what the user's umask says; some writers say otherwise
+        mode = unfinished.stat().st_mode  # by the user's umask; some writers change it
         write(unfinished)
         unfinished.chmod(mode)
         with unfinished.open("rb+") as file:
@@ -40,11 +40,12 @@ def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
 
 @contextlib.contextmanager
 def new_folder(path: Path) -> Iterator[Path]:
-    """A folder to fill, which takes the place of `path`, new or empty, when it is left whole.
+    """Yields a temporary folder, and renames it to `path` at the end of the context.
+
+    `path` must be missing or empty. After an error, the temporary folder is removed.
 
     Raises:
-        OSError: if `path` holds something by then, or cannot be written. Nothing is left behind
-            then, as after any error inside.
+        OSError: if `path` is not empty at the end, or cannot be written.
     """
     path = path.absolute()
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -67,15 +68,15 @@ def write_text(path: Path, text: str) -> None:
 
 
 def write_json(path: Path, values: dict[str, Any]) -> None:
-    """Writes a table as JSON, atomically."""
+    """Writes an object as JSON, atomically."""
     write_text(path, json.dumps(values, indent=2, ensure_ascii=False) + "\n")
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """The table in a JSON file.
+    """Reads the object in a JSON file.
 
     Raises:
-        UserError: if the file is missing or does not hold one.
+        UserError: if the file is missing or does not hold a JSON object.
     """
     try:
         values = json.loads(path.read_text(encoding="utf-8"))
@@ -89,13 +90,13 @@ def read_json(path: Path) -> dict[str, Any]:
 
 
 def file_sha256(path: Path) -> str:
-    """The SHA-256 of what a file holds, read piece by piece."""
+    """The SHA-256 of a file, read in pieces."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def sync(folder: Path) -> None:
-    """Makes a rename in `folder` survive a power cut, where the system can."""
+    """Makes a rename in `folder` survive a power failure, where the system supports it."""
     if os.name == "posix":
         descriptor = os.open(folder, os.O_RDONLY)
         try:

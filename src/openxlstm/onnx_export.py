@@ -1,4 +1,4 @@
-"""A layer as an ONNX file: a step, or sequences of any length, with the state in and out."""
+"""Exports a layer to ONNX: a step, or sequences of any length, with the state in and out."""
 
 import warnings
 from importlib.util import find_spec
@@ -19,7 +19,7 @@ OF_TORCH = (
     r"`isinstance\(treespec, LeafSpec\)` is deprecated",
     "# The axis name: (batch|time) will not be used",
 )
-"""Warnings that torch's exporter gives of what it does itself."""
+"""Warnings that torch's exporter raises about its own code."""
 
 
 def export_onnx(
@@ -32,20 +32,20 @@ def export_onnx(
 ) -> None:
     """Writes a layer or a cell, in evaluation mode, as an ONNX model that runs without openxlstm.
 
-    Inputs are `x`, one `state.…` for each tensor of the state and, if asked for, `reset`; outputs
-    are `y` and one `next_state.…` for each, in the same order. Shapes are those of the module's own
-    call; an empty state is all zeros.
+    The inputs are `x`, one `state.…` per tensor of the state and, with `reset=True`, `reset`. The
+    outputs are `y` and one `next_state.…` per state input, in the same order. Shapes are those of
+    the module's own call; an empty state is all zeros.
 
     Args:
-        module: what to export; a recurrent layer from `num_steps` on, a cell always by the step.
-        path: where the file goes. Weights beyond 2 GB go beside it, into `path`.data.
-        num_steps: steps of a sequence; None for any number, 1 for a smaller and faster model of
-            a single step.
-        batch_size: samples; None for any number.
-        reset: whether the model of a layer has an input for resets.
+        module: the layer or cell to export. A cell is always exported as a single step.
+        path: the file to write. Weights beyond 2 GB are written to `path`.data.
+        num_steps: length of the sequences; None for any length, 1 for a smaller and faster model
+            of a single step.
+        batch_size: number of samples; None for any number.
+        reset: whether the exported layer has an input for resets.
 
     Raises:
-        UserError: if a package is missing, or `module` or an option is none that can be exported.
+        UserError: if a package is missing, or `module` or an option cannot be exported.
     """
     if missing := [name for name in PACKAGES if find_spec(name) is None]:
         raise UserError(
@@ -54,18 +54,18 @@ def export_onnx(
     if not isinstance(module, XLSTM | SLSTMCell | MLSTMCell):
         raise UserError(
             f"export_onnx takes an XLSTM, an SLSTMCell or an MLSTMCell, not a "
-            f"{type(module).__name__}; of a compiled module give it the one that was compiled"
+            f"{type(module).__name__}; for a compiled module, pass the original module"
         )
     for name, size in (("num_steps", num_steps), ("batch_size", batch_size)):
         if size is not None and size < 1:
             raise UserError(f"{name} must be at least 1 or None for any number, not {size}")
     is_cell = not isinstance(module, XLSTM)
     if is_cell and (reset or num_steps not in (None, 1)):
-        raise UserError("a cell reads one step and has no resets: give it a state of zeros instead")
+        raise UserError("a cell reads one step and has no resets: pass a state of zeros instead")
 
     was_training = module.training
     try:
-        # With gradients the loop would be recorded with what its backward needs.
+        # With gradients, the exported loop would contain tensors saved for the backward pass.
         with torch.no_grad(), warnings.catch_warnings():
             for message in OF_TORCH:
                 warnings.filterwarnings("ignore", message)
@@ -77,7 +77,7 @@ def export_onnx(
 def _export(
     module: Any, path: str | Path, num_steps: int | None, batch_size: int | None, reset: bool
 ) -> None:
-    # Sizes to record with: those that may vary must not be 1, which would be taken for a constant.
+    # Example sizes. A variable size must not be 1, which torch would treat as a constant.
     B, T = batch_size or 3, num_steps or 5
     batch = torch.export.Dim("batch") if batch_size is None else None
     time = torch.export.Dim("time") if num_steps is None else None
@@ -110,12 +110,12 @@ def _export(
     assert program is not None
     for graph in (program.model.graph, *program.model.functions.values()):
         for node in graph.all_nodes():
-            node.metadata_props.clear()  # where the code stood on this machine
+            node.metadata_props.clear()  # paths on this machine
     program.save(path)
 
 
 class _Flat(nn.Module):
-    """The module with its state as a list of tensors, and None nowhere."""
+    """The module with its state as a flat list of tensors, without None."""
 
     def __init__(self, module: nn.Module, like: Any) -> None:
         super().__init__()

@@ -1,4 +1,4 @@
-"""A state as a file: what was read so far, to go on with tomorrow or elsewhere."""
+"""States as safetensors files, to continue later or on another machine."""
 
 import json
 from pathlib import Path
@@ -19,12 +19,12 @@ def save_state(state: Any, path: str | Path) -> None:
     """Writes a state of any kind to a safetensors file, atomically.
 
     Raises:
-        ValueError: if it is none.
+        ValueError: if `state` is not a state.
         OSError: if the file cannot be written.
     """
     metadata = {"format": FORMAT, "state": json.dumps(_described(state))}
     parts = zip(names(state), tensors(state), strict=True)
-    # Copies, for safetensors refuses tensors that share memory.
+    # Copies, because safetensors rejects tensors that share memory.
     found = {name: part.detach().contiguous().clone() for name, part in parts}
     try:
         write_atomically(Path(path), lambda unfinished: save_file(found, unfinished, metadata))
@@ -33,10 +33,10 @@ def save_state(state: Any, path: str | Path) -> None:
 
 
 def load_state(path: str | Path) -> Any:
-    """The state that `save_state` wrote, on the CPU; its `to` moves it.
+    """Loads a state that `save_state` wrote, on the CPU; `state.to` moves it.
 
     Raises:
-        UserError: if the file is missing or damaged, or holds no state.
+        UserError: if the file is missing or damaged, or does not hold a state.
     """
     if not Path(path).is_file():
         raise UserError(f"{path} does not exist")
@@ -44,7 +44,7 @@ def load_state(path: str | Path) -> Any:
         with safe_open(path, framework="pt") as file:
             metadata = file.metadata() or {}
             if metadata.get("format") != FORMAT:
-                raise UserError(f"{path} holds no state that save_state wrote")
+                raise UserError(f"{path} was not written by save_state: give another file")
             found = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
         return _made(json.loads(metadata["state"]), "", found)
     except UserError:
@@ -56,7 +56,7 @@ def load_state(path: str | Path) -> Any:
 
 
 def _described(part: Any) -> Any:
-    """How `part` is put together, as JSON."""
+    """The structure of `part`, as JSON."""
     if part is None:
         return None
     if isinstance(part, Tensor):
@@ -69,7 +69,7 @@ def _described(part: Any) -> Any:
 
 
 def _made(described: Any, name: str, found: dict[str, Tensor]) -> Any:
-    """What `_described` described, of the tensors of `names`."""
+    """Rebuilds the state that `_described` describes, from its tensors by name."""
     if described is None:
         return None
     if described == "tensor":

@@ -1,8 +1,8 @@
-"""The memory of a recurrent model as plain values: named tuples of tensors, batch first.
+"""States of recurrent models as plain values: named tuples of tensors, batch first.
 
-State goes into a call as an argument and comes out as a return value; nothing keeps it on a module.
-`None` in place of a state means empty. Every tensor has the batch as its first dimension, so that
-picking samples from a state, or joining the states of several requests, never asks what is inside.
+A state is an argument and a return value of a call; no module keeps one. `None` in place of a state
+means empty. The first dimension of every tensor is the batch, so that samples of any state can be
+selected, and states joined, without knowing their contents.
 
 B batch · NH heads · DQK, DHV key and value width of a head · DH width of an sLSTM head · D channels
 """
@@ -18,7 +18,7 @@ S = TypeVar("S")
 
 
 def map_state(function: Callable[..., Tensor], state: S, *others: S) -> S:
-    """Applies `function` to each tensor of `state` (and of `others`, in step); None stays None."""
+    """Applies `function` to each tensor of `state`, with those of `others`; None stays None."""
     if state is None:
         return state
     if isinstance(state, Tensor):
@@ -29,14 +29,14 @@ def map_state(function: Callable[..., Tensor], state: S, *others: S) -> S:
 
 
 def detach(state: S) -> S:
-    """The same state, cut from the autograd graph: where truncated backpropagation stops."""
+    """The same state, detached from the autograd graph, for truncated backpropagation."""
     return map_state(Tensor.detach, state)
 
 
 def to(state: S, *args: Any, **kwargs: Any) -> S:
-    """The same state on another device or in another dtype; the arguments are `Tensor.to`'s.
+    """The same state on another device or in another dtype; takes the arguments of `Tensor.to`.
 
-    A dtype reaches floating-point parts only."""
+    A dtype changes floating-point tensors only."""
 
     def move(part: Tensor) -> Tensor:
         moved = part.to(*args, **kwargs)
@@ -46,7 +46,7 @@ def to(state: S, *args: Any, **kwargs: Any) -> S:
 
 
 def select(state: S, samples: Tensor | Sequence[int]) -> S:
-    """The state of some samples, by index, in the order given; an index may repeat."""
+    """The states of some samples, by index, in the given order; an index may repeat."""
 
     def pick(part: Tensor) -> Tensor:
         index = torch.as_tensor(samples, dtype=torch.long, device=part.device)
@@ -56,7 +56,7 @@ def select(state: S, samples: Tensor | Sequence[int]) -> S:
 
 
 def stack(states: Sequence[S]) -> S:
-    """One state of a batch made of the states of smaller batches, in order."""
+    """Joins the states of several batches into the state of one batch, in order."""
     return map_state(lambda *parts: torch.cat(parts), *states)
 
 
@@ -68,7 +68,7 @@ def tensors(state: Any) -> list[Tensor]:
 
 
 def names(state: Any, name: str = "") -> list[str]:
-    """A name for each of `tensors(state)`: the way to it, as in `blocks.0.cell.h`."""
+    """The names of `tensors(state)`, by their path: `blocks.0.cell.h`."""
     if isinstance(state, Tensor):
         return [name]
     if state is None:
@@ -79,12 +79,12 @@ def names(state: Any, name: str = "") -> list[str]:
 
 
 def state_bytes(state: Any) -> int:
-    """Bytes of memory that a state's tensors take."""
+    """Size of the tensors of a state, in bytes."""
     return sum(part.numel() * part.element_size() for part in tensors(state))
 
 
 class MLSTMState(NamedTuple):
-    """State of an mLSTM cell. `m` is a gauge: the memory's content is C·exp(m) and n·exp(m)."""
+    """State of an mLSTM cell. `m` is a gauge: the true memory is C·exp(m) and n·exp(m)."""
 
     C: Tensor
     """Matrix memory, key by value (B, NH, DQK, DHV)."""
@@ -95,7 +95,7 @@ class MLSTMState(NamedTuple):
 
     @classmethod
     def empty(cls, B: int, NH: int, DQK: int, DHV: int, **options: Any) -> "MLSTMState":
-        """Of a memory that holds nothing; the options are those of `torch.zeros`."""
+        """The empty state; the options are those of `torch.zeros`."""
         sizes = (B, NH, DQK, DHV), (B, NH, DQK), (B, NH)
         return cls(*(torch.zeros(size, **options) for size in sizes))
 
@@ -105,10 +105,10 @@ class MLSTMState(NamedTuple):
 
 
 class SLSTMState(NamedTuple):
-    """State of an sLSTM cell, each (B, NH, DH). Where n is 0 the memory is empty."""
+    """State of an sLSTM cell, each part (B, NH, DH). Elements with n = 0 are empty."""
 
     h: Tensor
-    """Hidden state, which the recurrent weights read."""
+    """Hidden state, the input of the recurrent weights."""
     c: Tensor
     """Cell state."""
     n: Tensor
@@ -122,7 +122,7 @@ class SLSTMState(NamedTuple):
 
 
 class ConvState(NamedTuple):
-    """The inputs that a causal convolution still needs."""
+    """State of a causal convolution."""
 
     x: Tensor
     """The last K-1 inputs, oldest first (B, K-1, D)."""
@@ -144,7 +144,7 @@ class LayerState(NamedTuple):
 
 
 class StackState(NamedTuple):
-    """State of a stack: one LayerState a block, from the input up."""
+    """State of a stack: one LayerState per block, from the input up."""
 
     blocks: tuple[LayerState, ...]
 
@@ -157,9 +157,9 @@ class XLSTMState(NamedTuple):
     """State of `openxlstm.XLSTM`."""
 
     forward: StackState
-    """Of the stack that reads from the first step on."""
+    """State of the stack that reads from the first step to the last."""
     reverse: StackState | None
-    """Of the one that reads from the last step back, None where there is none."""
+    """State of the stack that reads from the last step to the first; None if unidirectional."""
 
     detach = detach
     to = to
@@ -179,8 +179,8 @@ class ModelState(NamedTuple):
 
 
 KINDS = (ConvState, LayerState, MLSTMState, ModelState, SLSTMState, StackState, XLSTMState)
-"""Every kind of state: what a file may hold, ours or torch's."""
+"""Every type of state. `load_state` and `torch.load` accept these."""
 
-for _kind in KINDS:  # by these names `torch.export.save` writes them
+for _kind in KINDS:  # the names that `torch.export.save` writes
     _register_namedtuple(_kind, serialized_type_name=f"openxlstm.states.{_kind.__name__}")
-torch.serialization.add_safe_globals(list(KINDS))  # `torch.load` makes them: they run no code
+torch.serialization.add_safe_globals(list(KINDS))  # for `torch.load(weights_only=True)`

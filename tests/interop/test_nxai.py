@@ -177,10 +177,10 @@ def test_rounding_down() -> None:
     values["mlstm_block"]["mlstm"]["proj_factor"] = 1.9
     assert config_of(values).mlstm_inner_dim == 64
     values["embedding_dim"] = 63
-    assert "inner width 64" not in complaint({**values, "num_blocks": 0})
+    assert "inner width of 64" not in complaint({**values, "num_blocks": 0})
     values["mlstm_block"]["mlstm"] |= {"round_proj_up_to_multiple_of": 60}
     message = complaint({**values, "embedding_dim": 64})
-    assert "mlstm_block.mlstm.round_proj_up_to_multiple_of=60 makes the inner width 120" in message
+    assert "mlstm_block.mlstm.round_proj_up_to_multiple_of=60 gives an inner width of 120" in message
 
 
 @pytest.mark.parametrize(
@@ -192,10 +192,10 @@ def test_rounding_down() -> None:
         ("slstm_at", "first", "slstm_at='first' must be 'all'"),
         ("_block_map", "0,0,1", "_block_map='0,0,1' does not fit slstm_at and num_blocks=3"),
         ("bias", "yes", "bias='yes' must be of type bool"),
-        ("vocab_size", "${dataset.size}", "points to an option that is not there"),
+        ("vocab_size", "${dataset.size}", "refers to an option that does not exist"),
         ("vocab_size", 0, "vocab_size=0 must be a whole number of 1 or more"),
         ("mlstm_block", "mlstm", "mlstm_block='mlstm' must be a table of options"),
-        ("slstm_block", None, "has sLSTM blocks and no slstm_block"),
+        ("slstm_block", None, "has sLSTM blocks but no table slstm_block"),
         ("mlstm_block.mlstm.num_heads", 2, "mlstm_block.mlstm.num_heads=2 and slstm_block"),
         ("mlstm_block.mlstm.proj_factor", float("nan"), "proj_factor=nan must be positive"),
         ("slstm_block.slstm.function", "lstm", "slstm_block.slstm.function='lstm' has no counte"),

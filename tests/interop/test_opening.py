@@ -49,7 +49,7 @@ def test_formats_are_told_apart(
 @pytest.mark.parametrize(
     ("content", "says"),
     [
-        (None, "has neither a config.json, a config.yaml nor weights"),
+        (None, "has no config.json, config.yaml or weights"),
         ({"model_type": "gpt2"}, "holds a model of the type 'gpt2', not xlstm"),
     ],
 )
@@ -88,7 +88,7 @@ def test_weights_are_mapped_or_copied(hugging_face: Path) -> None:
 def test_a_file_with_its_configuration_elsewhere(nxai: Path, tmp_path: Path) -> None:
     tensors = {f"model.{k}": v for k, v in load_file(nxai / "model.safetensors").items()}
     torch.save({"state_dict": tensors}, tmp_path / "last.ckpt")
-    assert "name the configuration with --config" in complaint(tmp_path / "last.ckpt")
+    assert "give the configuration with --config" in complaint(tmp_path / "last.ckpt")
     opened = open_foreign(tmp_path / "last.ckpt", "nxai", config=nxai / "config.yaml")
     assert_same(opened.tensors, weights_of(random_model(ModelConfig(**PAPER))))
 
@@ -148,7 +148,7 @@ def test_a_tied_head_must_be_the_embedding(tmp_path: Path) -> None:
     edit(tmp_path, lambda tensors: tensors.pop("lm_head.weight"))
     assert_same(load(tmp_path).state_dict(), random_model(config).state_dict())
     edit(tmp_path, lambda tensors: tensors.update({"lm_head.weight": torch.zeros(11, 16)}))
-    assert "has a lm_head.weight that is not token_embedding.weight" in complaint(tmp_path)
+    assert "has a lm_head.weight that differs from token_embedding.weight" in complaint(tmp_path)
 
 
 # ---- what is wrong ----------------------------------------------------------------------------
@@ -200,7 +200,7 @@ def test_tensors_that_do_not_fit(
 def test_unknown_tensors_can_be_allowed(nxai: Path) -> None:
     edit(nxai, lambda tensors: tensors.update({"extra": torch.ones(1)}))
     opened = open_foreign(nxai, "nxai", allow_unknown=True)
-    assert opened.notes == ["extra, which the model does not have, was left out"]
+    assert opened.notes == ["extra, which the model does not have, was skipped"]
     assert_same(opened.tensors, weights_of(random_model(ModelConfig(**PAPER))))
 
 

@@ -163,7 +163,7 @@ def test_what_cannot_be_written(options: dict[str, Any], says: str) -> None:
 def test_what_is_different_there_is_said() -> None:
     config = ModelConfig(**{**LARGE, "dropout": 0.1})
     values, notes = write_hugging_face(config, "bfloat16", {"eos_token_id": 5})
-    assert "dropout=0.1 is left out" in notes[0]
+    assert "dropout=0.1 is lost" in notes[0]
     assert "keys are 8 channels wide and values 16" in notes[1]
     assert values["use_cache"] is False
     assert (values["bos_token_id"], values["eos_token_id"]) == (None, 5)

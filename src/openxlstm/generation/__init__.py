@@ -1,1 +1,1 @@
-"""Text out of a model: a token picked, a state kept, characters streamed."""
+"""Generation: sampling, prefill and decoding, and streaming of text."""

@@ -1,8 +1,7 @@
-"""From logits to tokens.
+"""Sampling: from logits to tokens.
 
-One uniform number picks a token, by its place in the running sum of the probabilities. That costs
-the same few operations with every option, and makes all randomness a single number a token, drawn
-on the CPU: a seed picks alike on every device.
+One uniform number per token selects it by its position in the cumulative sum of the probabilities.
+The number is drawn on the CPU, so that a seed selects the same tokens on every device.
 
 B batch
 """
@@ -17,7 +16,7 @@ from torch import Tensor
 from openxlstm.errors import UserError
 
 GREEDY_BELOW = 1e-6
-"""Temperatures below this only blow up the rounding errors of float32 logits: they are greedy."""
+"""Lower temperatures are greedy: they would only amplify rounding errors of float32 logits."""
 
 ROW_STRIDE = 0x9E3779B9
 """Distance between the seeds of neighbouring rows; odd, so that no two rows share a seed."""
@@ -25,20 +24,20 @@ ROW_STRIDE = 0x9E3779B9
 
 @dataclass(frozen=True, kw_only=True)
 class Sampling:
-    """How a token is picked from the logits: temperature first, then top-k, then top-p.
+    """Options of sampling, applied in the order temperature, top-k, top-p.
 
-    Raises UserError for a value that makes no sense.
+    Raises UserError for an invalid value.
     """
 
     temperature: float = 1.0
-    """Divides the logits: below 1 the likely becomes likelier; 0 always takes the likeliest."""
+    """Divides the logits: below 1 sharpens the distribution; 0 always takes the likeliest token."""
     top_k: int | None = None
-    """Picks among exactly this many of the likeliest tokens. Where several are equally likely at
-    the edge, which of them stays is open. More than there are means all."""
+    """Samples from exactly this many of the likeliest tokens, or from all if there are fewer. Which
+    of equally likely tokens at the limit are kept is not specified."""
     top_p: float | None = None
-    """Picks among the fewest of the likeliest tokens that reach this probability together."""
+    """Samples from the fewest likeliest tokens whose probabilities add up to at least this."""
     vocab_size: int | None = None
-    """Picks among the first so many ids only, for a model whose vocabulary was padded."""
+    """Samples from this many first ids only, for a model with a padded vocabulary."""
 
     def __post_init__(self) -> None:
         if not 0 <= self.temperature < math.inf:
@@ -59,11 +58,11 @@ def sample(
     top_p: float | None = None,
     generator: torch.Generator | None = None,
 ) -> Tensor:
-    """Picks one token a row: logits (B, vocab) → ids (B,) int64, on the device of the logits.
+    """Samples one token per row: logits (B, vocab) → ids (B,) int64, on the device of the logits.
 
     Temperature 0 takes the likeliest token, the first of several; the other options are those of
-    `Sampling`. `generator` is one on the CPU; None uses torch's own. -inf rules a token out.
-    Raises UserError for an option that makes no sense and for logits that are NaN or +inf.
+    `Sampling`. `generator` is a CPU generator; None uses torch's default. -inf excludes a token.
+    Raises UserError for an invalid option and for logits that are NaN or +inf.
     """
     return draw(logits, Sampling(temperature=temperature, top_k=top_k, top_p=top_p), generator)
 
@@ -73,7 +72,7 @@ def draw(
     sampling: Sampling,
     generator: torch.Generator | Sequence[torch.Generator] | None = None,
 ) -> Tensor:
-    """`sample` with its options in one value, and with one generator for all rows or one a row."""
+    """`sample` with its options as one value, and one generator for all rows or one per row."""
     scores = logits.detach()[:, : sampling.vocab_size].float().cpu()  # (B, V)
     if sampling.temperature < GREEDY_BELOW:
         best, ids = scores.max(-1)
@@ -86,7 +85,7 @@ def draw(
         num_tokens = scores.shape[-1]
         scores, order = scores.topk(min(sampling.top_k or num_tokens, num_tokens))
 
-    # In float64, or the sum of a large vocabulary would swallow its rare tokens.
+    # In float64, because a float32 sum over a large vocabulary would lose its rare tokens.
     cumulative = scores.softmax(-1).cumsum(-1, dtype=torch.float64)
     total = cumulative[:, -1:]
     check_logits(total)
@@ -101,7 +100,7 @@ def draw(
 
 
 def uniform(num_rows: int, generator: torch.Generator | Sequence[torch.Generator] | None) -> Tensor:
-    """Numbers in [0, 1), one a row (B, 1), float64."""
+    """Random numbers in [0, 1), one per row (B, 1), float64."""
     if generator is None or isinstance(generator, torch.Generator):
         return torch.rand((num_rows, 1), dtype=torch.float64, generator=generator)
     assert len(generator) == num_rows
@@ -110,7 +109,7 @@ def uniform(num_rows: int, generator: torch.Generator | Sequence[torch.Generator
 
 
 def check_logits(values: Tensor) -> None:
-    """Raises UserError if one of `values` is not finite, since then their sum is not either."""
+    """Raises UserError if the sum of `values`, and so one of them, is not finite."""
     if not math.isfinite(values.sum().item()):
         raise UserError(
             "the model's logits are not finite: its weights are damaged or its training diverged; "
@@ -119,9 +118,9 @@ def check_logits(values: Tensor) -> None:
 
 
 def row_generators(seed: int | None, num_rows: int) -> list[torch.Generator]:
-    """Generators that depend on the seed and their row alone; without a seed, on chance.
+    """One generator per row, seeded by the seed and the row; by chance if the seed is None.
 
-    The first row's is the one that `seed` itself stands for.
+    The generator of the first row is seeded with `seed` itself.
     """
     first = torch.Generator().seed() if seed is None else seed
     return [

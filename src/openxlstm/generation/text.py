@@ -1,4 +1,4 @@
-"""From a prompt to text, piece by piece."""
+"""Generates text from a prompt, in pieces."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ if TYPE_CHECKING:
     from openxlstm.lm.model import LanguageModel
 
 REPLACEMENT = "\ufffd"
-"""What decoders write for bytes that are not, or not yet, a character."""
+"""The character that decoders write for incomplete or invalid bytes."""
 
 
 class TokenizerLike(Protocol):
-    """What generation needs of a tokenizer."""
+    """The part of a tokenizer that generation uses."""
 
     @property
     def vocab_size(self) -> int:
@@ -45,14 +45,15 @@ def generate(
     seed: int | None = None,
     stop: str | None = None,
 ) -> Iterator[str]:
-    """Continues `prompt`, and yields the new text in pieces as it comes.
+    """Continues `prompt` and yields the new text in pieces, each once its characters are complete.
 
-    The pieces joined are the tokenizer's text of all the new tokens: a piece waits until its
-    characters are whole. An empty prompt starts from a newline, or from token 0 if the tokenizer
-    has none. Ends after `max_tokens` (None: never), or before the string `stop` first occurs in
-    the new text. `seed` None differs every time; the other options are those of `Sampling`.
-    Raises UserError, when called, for an argument that makes no sense or a tokenizer with more
-    tokens than the model; while running, if the model's logits are not finite.
+    Joined, the pieces are the tokenizer's text of all new tokens. An empty prompt starts from a
+    newline, or from token 0 if the tokenizer has none. Generation ends after `max_tokens` (None:
+    never), or before the string `stop` first occurs in the new text. With `seed` None, every call
+    differs. The other options are those of `Sampling`.
+
+    Raises UserError when called with an invalid argument or with a tokenizer that has more tokens
+    than the model, and while running if the model's logits are not finite.
     """
     if tokenizer.vocab_size > model.config.vocab_size:
         raise UserError(
@@ -71,7 +72,7 @@ def generate(
 
 
 def first_token(tokenizer: TokenizerLike) -> Ids:
-    """What to start from without a prompt."""
+    """The tokens to start from without a prompt."""
     try:
         ids = tokenizer.encode("\n")
     except (KeyError, ValueError):
@@ -80,21 +81,21 @@ def first_token(tokenizer: TokenizerLike) -> Ids:
 
 
 def whole_characters(tokenizer: TokenizerLike, tokens: Iterable[int]) -> Iterator[str]:
-    """The text of tokens, each of which may be a part of a character, such as a byte of UTF-8.
+    """The text of tokens, where a token may be a part of a character, such as a byte of UTF-8.
 
-    Bytes at the end that are not yet a character read as one replacement character. It waits for
-    the next token, and all before it is final. Joined, the pieces are the tokenizer's text of all
-    the tokens, provided that how it reads a token depends on the bytes of a character that is not
-    whole, and on which token, if any, is before it: some leave out a space at the start of a text.
+    Incomplete bytes at the end decode to one replacement character, which is held back until the
+    next token; all text before it is final. Joined, the pieces are the tokenizer's text of all
+    tokens. This holds for tokenizers whose decoding of a token depends only on the bytes of an
+    incomplete character and on the token before it (some drop a space at the start of a text).
     """
-    before: list[int] = []  # the last tokens that are out, for those to come to be read after
+    before: list[int] = []  # the last tokens that were yielded, as context for the next ones
 
     def read(ids: list[int]) -> str:
         return tokenizer.decode([*before, *ids])[len(before_text) :]
 
     before_text = ""
     held: list[int] = []  # tokens whose text ends in a replacement character
-    held_text = ""  # their text; all but that last character is out
+    held_text = ""  # their text; all but that last character was yielded
     for token in tokens:
         text = read([*held, token])
         out = max(len(held_text) - 1, 0)
@@ -106,8 +107,8 @@ def whole_characters(tokenizer: TokenizerLike, tokens: Iterable[int]) -> Iterato
         else:
             piece = text[out:-1]
             alone = read([token])
-            # Where the parts read as the whole, no character spans them. Forgetting the first
-            # keeps what is held short, however long a model babbles invalid bytes.
+            # If the parts decode to the same text as the whole, no character spans them. Dropping
+            # the first part keeps `held` short when a model generates many invalid bytes.
             if held_text + alone == text:
                 held, held_text = [token], alone
             else:
@@ -119,7 +120,7 @@ def whole_characters(tokenizer: TokenizerLike, tokens: Iterable[int]) -> Iterato
 
 
 def until(pieces: Iterable[str], stop: str) -> Iterator[str]:
-    """The text before `stop` first occurs; an end that could be the start of it waits."""
+    """The text before the first `stop`. An end that could be the start of `stop` is held back."""
     held = ""
     for piece in pieces:
         held += piece
@@ -135,6 +136,6 @@ def until(pieces: Iterable[str], stop: str) -> Iterator[str]:
 
 
 def overlap(text: str, stop: str) -> int:
-    """Length of the longest end of `text` with which `stop` begins, short of all of it."""
+    """Length of the longest end of `text` that is a proper prefix of `stop`."""
     lengths = range(min(len(text), len(stop) - 1), 0, -1)
     return next((n for n in lengths if text.endswith(stop[:n])), 0)

@@ -1,5 +1,5 @@
-"""openxlstm in the library `transformers`: importing this registers what follows with its Auto
-classes, so that `AutoModelForCausalLM.from_pretrained` opens the folder of any run."""
+"""openxlstm in `transformers`. Importing this package registers its classes with the Auto classes,
+so that `AutoModelForCausalLM.from_pretrained` opens the folder of any run."""
 
 try:
     from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, PreTrainedTokenizerFast

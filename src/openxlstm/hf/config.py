@@ -1,4 +1,4 @@
-"""A model's configuration, as transformers keeps it: our `config.json`, as it is."""
+"""The configuration of a model in transformers, stored in the same `config.json`."""
 
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -14,12 +14,12 @@ class OpenXLSTMConfig(PreTrainedConfig):
     """Configuration of an openxlstm language model.
 
     Args:
-        model: the fields of `openxlstm.ModelConfig`, as the table "model" of `config.json` has
-            them. They may also be given one by one: `OpenXLSTMConfig(vocab_size=65, layers="ms")`.
-        use_cache: whether a model that does not train returns its state.
+        model: the fields of `openxlstm.ModelConfig`, as in the table "model" of `config.json`.
+            They may also be given one by one: `OpenXLSTMConfig(vocab_size=65, layers="ms")`.
+        use_cache: whether the model returns its state in evaluation mode.
 
     Raises:
-        UserError: on a field that there is not, or a value that makes no sense.
+        UserError: on an unknown field or an invalid value.
     """
 
     model_type = "openxlstm"
@@ -43,8 +43,8 @@ class OpenXLSTMConfig(PreTrainedConfig):
         known = ModelConfig.names()
         options = {name: kwargs.pop(name) for name in known if name in kwargs}
         if self.model is None:
-            # Somebody wrote these, and may have misspelt one; what a file has beside its table is
-            # between versions of transformers.
+            # A user wrote these options and may have misspelt one. Unknown options in a file come
+            # from other versions of transformers and are accepted.
             super().__post_init__(**kwargs)
             unknown = [name for name in kwargs if name in self.__dict__]
             if unknown:
@@ -55,14 +55,14 @@ class OpenXLSTMConfig(PreTrainedConfig):
 
     @property
     def model_config(self) -> ModelConfig:
-        """The same for `openxlstm.LanguageModel`."""
+        """The configuration of the same `openxlstm.LanguageModel`."""
         return ModelConfig.from_dict(self._table())
 
     def _table(self) -> dict[str, Any]:
         assert self.model is not None
         return self.model
 
-    # By the names that transformers has for them.
+    # The names that transformers uses.
 
     @property
     def vocab_size(self) -> int:

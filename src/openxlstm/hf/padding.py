@@ -1,4 +1,4 @@
-"""Attention masks: padding at either side of a sequence changes nothing that is computed for it.
+"""Attention masks: padding before or after a sequence does not change its results.
 
 B batch · T columns of this call · D features
 """
@@ -11,20 +11,20 @@ from openxlstm.states import ModelState, map_state
 
 
 def real_tokens(mask: Tensor | None, B: int, T: int, seen: int) -> Tensor | None:
-    """Which tokens are no padding (B, T); None if all of them are none.
+    """True for tokens that are not padding (B, T); None if there is no padding.
 
     Args:
-        mask: attention_mask, of these T columns or of all that were ever seen, these included;
-            false or 0 at padding. None for no padding.
-        seen: columns of calls before.
+        mask: attention_mask, of these T columns or of all columns so far, these included; false or
+            0 at padding. None for no padding.
+        seen: number of columns in previous calls.
 
     Raises:
-        ValueError: if the mask is of another shape, or has padding within a sequence.
+        ValueError: if the mask has another shape, or padding inside a sequence.
     """
     if mask is None:
         return None
     if mask.shape not in ((B, T), (B, seen + T)):
-        also = f" or {(B, seen + T)}, with those before," if seen else ""
+        also = f" or, with the columns before, {(B, seen + T)}," if seen else ""
         raise ValueError(f"attention_mask must be {(B, T)}{also} not {tuple(mask.shape)}")
     real = mask[:, -T:].bool()
     if bool(real.all()):
@@ -34,17 +34,17 @@ def real_tokens(mask: Tensor | None, B: int, T: int, seen: int) -> Tensor | None
     if int(parts.max()) > 1:
         row = int(parts.argmax())
         raise ValueError(
-            "attention_mask may have padding before a sequence and after it, not within: row "
+            "attention_mask may have padding before and after a sequence, not within: row "
             f"{row} has {int(parts[row])} parts"
         )
     return real
 
 
 def restarts(position_ids: Tensor | None, real: Tensor | None, B: int, T: int) -> Tensor | None:
-    """Where a document begins anew (B, T): at a position of 0 right after another token. None if
+    """True where a new document begins (B, T): at position 0 right after another token. None if
     nowhere.
 
-    At the first token of a call and after padding it is the cache that says what was before.
+    At the first token of a call and after padding, the cache determines the state instead.
 
     Raises:
         ValueError: if position_ids is neither (B, T) nor (1, T).
@@ -67,11 +67,11 @@ def run_real(
     reset: Tensor | None,
     real: Tensor | None,
 ) -> tuple[Tensor, ModelState]:
-    """`run` for the real tokens (B, T) alone: y (B, T, D'), and the state of each sample after its
-    own last token.
+    """Calls `run` on the real tokens (B, T) only: y (B, T, D'), and the state of each sample after
+    its own last token.
 
-    Padding after a sequence has the y of its last token, so that the last column is what comes
-    next for each; padding before it, that of the first.
+    Padding after a sequence gets the y of its last token, so that the last column predicts the next
+    token of every sample. Padding before a sequence gets the y of its first token.
     """
     if real is None:
         return run(x, state, reset)
@@ -80,7 +80,7 @@ def run_real(
     lengths, first = real.sum(1), real.int().argmax(1)
     from_left = (steps + first[:, None]).clamp(max=T - 1)
     moved_reset = None if reset is None else take(reset, from_left)
-    sizes = lengths.clamp(min=1)  # what has no token at all reads one, and forgets it below
+    sizes = lengths.clamp(min=1)  # an empty sample reads one token; its state is restored below
     y, after = run_padded(run, take(x, from_left), state, moved_reset, sizes)
     nothing = lengths == 0
     if bool(nothing.any()):

@@ -1,4 +1,4 @@
-"""Checkpoints of others: NX-AI's `xlstm` and `xlstm_large`, and Hugging Face's xLSTM."""
+"""Checkpoints of other libraries: NX-AI's `xlstm` and `xlstm_large`, and Hugging Face's xLSTM."""
 
 from openxlstm.interop.opening import load, load_nxai_stack
 

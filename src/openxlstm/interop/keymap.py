@@ -1,9 +1,9 @@
-"""What every tensor is called, and how it lies, in the checkpoints of others and here.
+"""Names and layouts of all tensors, in the checkpoints of other libraries and in openxlstm.
 
-A table has one row for each tensor of ours, or for several that the others keep in one. On the
-left stands their name, on the right ours, and between them how one becomes the other: `SAME` where
-only the name differs. Every form is a rearrangement, so that there and back gives the same bits.
-Names in the table of a block stand below these, where `{l}` is the number of the block:
+A table has one row per tensor of openxlstm, or per group of tensors that the other library stores
+in one. Each row has the other library's name, the conversion (`SAME` if only the name differs) and
+openxlstm's name. Every conversion is a rearrangement, so that converting back gives the same bits.
+Names in the table of a block follow these prefixes, where `{l}` is the index of the block:
 
 | | theirs | ours |
 |---|---|---|
@@ -24,14 +24,14 @@ from torch import Tensor
 
 Shape = tuple[int, ...]
 Layout = Literal["vanilla", "cuda"]
-"""How an sLSTM's recurrent weights and biases lie: NX-AI's two implementations differ."""
+"""Layout of an sLSTM's recurrent weights and biases, by NX-AI's two implementations."""
 
 
 @dataclass(frozen=True)
 class Form:
-    """How tensors of theirs become tensors of ours, and back.
+    """A conversion between the other library's tensors ("theirs") and openxlstm's ("ours").
 
-    read: their tensors, and the shapes of ours → ours. write: ours → theirs.
+    read: theirs and the shapes of ours → ours. write: ours → theirs.
     """
 
     read: Callable[[Sequence[Tensor], Sequence[Shape]], Sequence[Tensor]]
@@ -40,14 +40,14 @@ class Form:
 
 @dataclass(frozen=True)
 class Row:
-    """Tensors of theirs that hold the same numbers as tensors of ours."""
+    """Tensors of the other library and of openxlstm that hold the same numbers."""
 
     theirs: tuple[str, ...]
     form: Form
     ours: tuple[str, ...]
 
     def below(self, theirs: str, ours: str) -> "Row":
-        """This row with a prefix before the names of each side."""
+        """The same row with a prefix before the names of each side."""
         return Row(
             tuple(theirs + name for name in self.theirs),
             self.form,
@@ -56,7 +56,7 @@ class Row:
 
 
 def row(theirs: str, form: Form, ours: str) -> Row:
-    """A row of a table; several names are set apart by spaces."""
+    """A row of a table; several names are separated by spaces."""
     return Row(tuple(theirs.split()), form, tuple(ours.split()))
 
 
@@ -113,7 +113,7 @@ BIAS: dict[Layout, Form] = {  # theirs (4·D) → ours (NH, 4, DH)
 
 
 def layout_of(recurrent: Shape) -> Layout:
-    """The layout that the shape of NX-AI's recurrent weights tells; DH and 4·DH are never equal."""
+    """The layout of NX-AI's recurrent weights, by their shape: DH and 4·DH are never equal."""
     return "vanilla" if len(recurrent) == 3 and recurrent[1] > recurrent[2] else "cuda"
 
 
@@ -156,19 +156,19 @@ NXAI_MLSTM = (
 
 
 def nxai_slstm(layout: Layout) -> tuple[Row, ...]:
-    """An sLSTM block, its recurrent weights and biases in a layout.
+    """The rows of an sLSTM block, for one layout of its recurrent weights and biases.
 
-    The names of two gates are swapped: their module `fgate` makes the cell's input gate, `igate`
-    its forget gate. All of their checkpoints have them so, and so has this table. The cell's own
-    tensors, recurrent weights and biases, are in the order i, f, z, o, as ours are.
+    NX-AI's names of two gates are swapped: its module `fgate` feeds the cell's input gate, and
+    `igate` the forget gate. All of its checkpoints are so, and this table follows them. The cell's
+    own tensors, recurrent weights and biases, have the order i, f, z, o, as in openxlstm.
     """
     return (
         row("xlstm_norm.weight", SAME, "norm.weight"),  # (D), less 1
         row("xlstm.conv1d.conv.weight", CONV, "layer.conv.weight"),  # (D, K)
         row("xlstm.conv1d.conv.bias", SAME, "layer.conv.bias"),  # (D)
         row(
-            "xlstm.fgate.weight "  # makes i
-            "xlstm.igate.weight "  # makes f
+            "xlstm.fgate.weight "  # feeds i
+            "xlstm.igate.weight "  # feeds f
             "xlstm.zgate.weight "
             "xlstm.ogate.weight",
             SLSTM_GATES,
@@ -204,7 +204,7 @@ HUGGING_FACE_TOP = (
     row("backbone.embeddings.weight", SAME, "token_embedding.weight"),  # (V, D)
     row("lm_head.weight", SAME, "head.weight"),  # (V, D)
 )
-"""The one tensor that has another name than in NX-AI's."""
+"""The embedding is the only tensor whose name differs from NX-AI's."""
 
 LARGE_NORM = (
     row("backbone.out_norm.weight", SAME, "stack.norm.weight"),  # (D)
@@ -275,7 +275,7 @@ LARGE_FUSED = (
 
 
 def nxai_stack_rows(layers: str, layouts: Sequence[Layout] | Layout = "vanilla") -> list[Row]:
-    """`xLSTMBlockStack` alone, for blocks named by letters; layouts are those of the sLSTMs."""
+    """The rows of `xLSTMBlockStack`, for blocks given by letters; `layouts` are per block."""
     found: Sequence[Layout] = layouts if not isinstance(layouts, str) else [layouts for _ in layers]
     rows = [NXAI_NORM]
     for block, (letter, layout) in enumerate(zip(layers, found, strict=True)):
@@ -285,13 +285,13 @@ def nxai_stack_rows(layers: str, layouts: Sequence[Layout] | Layout = "vanilla")
 
 
 def nxai_rows(layers: str, layouts: Sequence[Layout] | Layout = "vanilla") -> list[Row]:
-    """`xLSTMLMModel`, for blocks named by letters; layouts are those of the sLSTMs."""
+    """The rows of `xLSTMLMModel`, for blocks given by letters; `layouts` are per block."""
     stack = nxai_stack_rows(layers, layouts)
     return [*NXAI_TOP, *(entry.below("xlstm_block_stack.", "stack.") for entry in stack)]
 
 
 def large_rows(num_blocks: int, *, hugging_face: bool, fused: bool = False) -> list[Row]:
-    """`xLSTMLarge`, or Hugging Face's `xLSTMForCausalLM`."""
+    """The rows of `xLSTMLarge`, or of Hugging Face's `xLSTMForCausalLM`."""
     rows = [*(HUGGING_FACE_TOP if hugging_face else NXAI_LARGE_TOP), *LARGE_NORM]
     table = LARGE_BLOCK + (LARGE_FUSED if fused else LARGE_SINGLE)
     for block in range(num_blocks):

@@ -1,6 +1,6 @@
-"""NX-AI's `xlstm` v1: `xLSTMLMModel`, `xLSTMBlockStack` and their configuration, both ways.
+"""Reads and writes configurations of NX-AI's `xlstm` v1: `xLSTMLMModel` and `xLSTMBlockStack`.
 
-The options are those of the dataclasses of xlstm 2.0.6, with their defaults.
+The options and their defaults are those of the dataclasses of xlstm 2.0.6.
 """
 
 import math
@@ -16,20 +16,20 @@ from openxlstm.interop.options import Options, factor_of
 from openxlstm.interop.reading import Reading
 
 EPS = 1e-6
-"""What NX-AI's mLSTM adds to its denominator; no option of theirs."""
+"""Constant that NX-AI's mLSTM adds to its denominator; not an option there."""
 
 TRAINING = ("weight_decay_on_embedding",)
 SET_FROM_ABOVE = (
     "embedding_dim", "bias", "dropout", "context_length", "hidden_size",
     "_num_blocks", "_block_idx", "_inner_embedding_dim", "_proj_up_dim",
 )  # fmt: skip
-"""Options of an inner table that the outer one overrules, and what is computed from others."""
+"""Options of an inner table that the outer table overrides or that follow from others."""
 SLSTM_KERNELS = (
     "backend", "batch_size", "input_shape", "internal_input_shape", "output_shape", "constants",
     "dtype", "dtype_b", "dtype_r", "dtype_w", "dtype_g", "dtype_s", "dtype_a",
     "enable_automatic_mixed_precision",
 )  # fmt: skip
-"""Options of an sLSTM that choose how NX-AI computes it, not what."""
+"""Options of an sLSTM that select NX-AI's kernels and have no effect on results."""
 RECURRENT_INITS = {"zeros": "zeros", "standard": "uniform"}
 
 
@@ -40,17 +40,16 @@ def read_paper_config(
     *,
     allow_unknown: bool = False,
 ) -> Reading:
-    """What a configuration says about a checkpoint of `xLSTMLMModel`, or, where it has no
-    vocabulary, of `xLSTMBlockStack`.
+    """Reads the configuration of `xLSTMLMModel`, or of `xLSTMBlockStack` if it has no vocabulary.
 
     Args:
-        values: the table of options, as YAML, JSON or `dataclasses.asdict` give it.
-        tensors: the checkpoint; its shapes tell what layout an sLSTM's tensors have.
-        place: where the table is from, for messages.
-        allow_unknown: whether options that openxlstm does not know are left out.
+        values: the table of options, from YAML, JSON or `dataclasses.asdict`.
+        tensors: the checkpoint; the shapes tell the layout of an sLSTM's tensors.
+        place: the origin of the table, for messages.
+        allow_unknown: skip options that openxlstm does not know, instead of raising.
 
     Raises:
-        UserError: that names an option that is unknown, or has no counterpart here.
+        UserError: if an option is unknown or has no counterpart in openxlstm; the message names it.
     """
     top = Options(values, place)
     D = _positive(top, "embedding_dim", 128)
@@ -73,7 +72,7 @@ def read_paper_config(
     if "s" in layers:
         if inner[1] is None:
             raise UserError(
-                f"{place} has sLSTM blocks and no slstm_block, which says what they are"
+                f"{place} has sLSTM blocks but no table slstm_block, which configures them"
             )
         table = inner[1]
         heads["slstm_block.slstm.num_heads"] = _read_slstm(table, options, lacking, allow_unknown)
@@ -117,10 +116,10 @@ def read_paper_config(
 
 
 def write_paper_config(config: StackConfig) -> tuple[dict[str, Any], list[str]]:
-    """The table of options of the same model there, and notes about what is different there.
+    """NX-AI's options for the same model, and notes for the user about differences.
 
     Raises:
-        UserError: that names an option that NX-AI's model has no counterpart for.
+        UserError: if an option has no counterpart in NX-AI's model; the message names it.
     """
     _check_writable(config)
     bias, dropout = config.bias, config.dropout
@@ -128,7 +127,7 @@ def write_paper_config(config: StackConfig) -> tuple[dict[str, Any], list[str]]:
         "num_blocks": len(config.layers),
         "embedding_dim": config.embedding_dim,
         "slstm_at": [block for block, letter in enumerate(config.layers) if letter == "s"],
-        "context_length": 2048,  # the side of a mask; nothing longer can be read at once
+        "context_length": 2048,  # the size of a mask, and so the longest sequence of one call
         "bias": bias,
         "dropout": dropout,
         "add_post_blocks_norm": config.final_norm,
@@ -174,7 +173,7 @@ def write_paper_config(config: StackConfig) -> tuple[dict[str, Any], list[str]]:
 
 
 def _read_mlstm(block: Options, options: dict[str, Any], D: int, allow_unknown: bool) -> int:
-    """Puts the options of mLSTM blocks among ours; returns how many heads they have."""
+    """Adds the options of mLSTM blocks to `options`; returns their number of heads."""
     mlstm = _table(block, "mlstm")
     heads = _positive(mlstm, "num_heads", 4)
     options |= {
@@ -191,7 +190,8 @@ def _read_mlstm(block: Options, options: dict[str, Any], D: int, allow_unknown: 
 def _read_slstm(
     block: Options, options: dict[str, Any], lacking: set[str], allow_unknown: bool
 ) -> int:
-    """Puts the options of sLSTM cells among ours, and what they lack among that; their heads."""
+    """Adds the options of sLSTM blocks to `options`, and the names of tensors that the checkpoint
+    does not have to `lacking`; returns the number of heads."""
     slstm = _table(block, "slstm")
     heads = _positive(slstm, "num_heads", 4)
     init = slstm.take("recurrent_weight_init", "zeros")
@@ -224,7 +224,7 @@ def _read_feedforward(
     notes: list[str],
     allow_unknown: bool,
 ) -> bool:
-    """Puts the options of the feed-forwards among ours; whether they have biases."""
+    """Adds the options of the feed-forwards to `options`; returns whether they have biases."""
     if "feedforward" in block and block.raw("feedforward") is None:
         options["slstm_ff_factor"] = 0.0
         bias = False
@@ -247,7 +247,7 @@ def _read_feedforward(
 
 
 def _layers(top: Options) -> str:
-    """One letter a block, from slstm_at or from the map that the dataclass makes of it."""
+    """One letter per block, from slstm_at or from the map that the dataclass derives from it."""
     count = _positive(top, "num_blocks", 1)
     if top.raw("mlstm_block") is None:
         top.ignore(("slstm_at", "_block_map"))
@@ -270,14 +270,14 @@ def _layers(top: Options) -> str:
 
 
 def _layout(tensors: Mapping[str, Tensor], block: str, num_heads: int, D: int) -> Layout:
-    """How an sLSTM's tensors lie in a checkpoint.
+    """The layout of an sLSTM's tensors in a checkpoint.
 
     Raises:
         UserError: if its recurrent weights have the shape of neither layout.
     """
     name = f"{block}xlstm.slstm_cell._recurrent_kernel_"
     if name not in tensors:
-        return "vanilla"  # an mLSTM, or missing, which is said when it is read
+        return "vanilla"  # an mLSTM block, or a missing tensor, which `to_ours` reports
     found, DH = tuple(tensors[name].shape), D // num_heads
     shapes: dict[tuple[int, ...], Layout] = {
         (num_heads, 4 * DH, DH): "vanilla",
@@ -291,7 +291,7 @@ def _layout(tensors: Mapping[str, Tensor], block: str, num_heads: int, D: int) -
 
 
 def _biases(letter: str, block: str) -> list[str]:
-    """Our biases of a block that are options there."""
+    """The biases of a block in openxlstm that are optional in NX-AI's model."""
     parts = {
         "m": ["layer.up_proj", "layer.q_proj", "layer.k_proj", "layer.v_proj", "layer.down_proj"],
         "s": ["ff.up_proj", "ff.down_proj"],
@@ -300,10 +300,10 @@ def _biases(letter: str, block: str) -> list[str]:
 
 
 def _inner_width(table: Options, D: int, default: float) -> float:
-    """The factor that gives here the inner width that a table of theirs says.
+    """The factor that gives the inner width of a table of NX-AI's options.
 
     Raises:
-        UserError: if it is no multiple of 64.
+        UserError: if the width is not a multiple of 64.
     """
     factor = table.take("proj_factor", default)
     multiple = _positive(table, "round_proj_up_to_multiple_of", 64)
@@ -315,12 +315,12 @@ def _inner_width(table: Options, D: int, default: float) -> float:
     width = (math.ceil if up else math.floor)(factor * D / multiple) * multiple
     if width % 64 or not width:
         name = "round_proj_up_to_multiple_of" if multiple != 64 else "round_proj_up_dim_up"
-        table.fail(name, f"makes the inner width {width}, and openxlstm's are multiples of 64")
+        table.fail(name, f"gives an inner width of {width}, but openxlstm needs a multiple of 64")
     return factor_of(width, D, factor, lambda factor: round_up(factor * D))
 
 
 def _table(block: Options, name: str) -> Options:
-    """An inner table; what is not there has the defaults."""
+    """An inner table; empty, and so with all defaults, if it is missing."""
     return block.table(name) or Options({}, block.place, f"{block.prefix}{name}.")
 
 
@@ -332,7 +332,7 @@ def _positive(table: Options, name: str, default: int) -> int:
 
 
 def _check_writable(config: StackConfig) -> None:
-    """Raises UserError about the first option that NX-AI's model does not have."""
+    """Raises UserError for the first option that NX-AI's model does not have."""
     unknown = None
     if config.block != "paper":
         unknown = "block", config.block

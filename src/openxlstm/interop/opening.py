@@ -1,4 +1,4 @@
-"""Checkpoints of others as models here: which kind it is, its configuration, its tensors."""
+"""Opens checkpoints of other libraries: finds the format, reads configuration and tensors."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -22,10 +22,10 @@ from openxlstm.nn.init import without_memory
 from openxlstm.nn.stack import Stack
 
 Format = Literal["openxlstm", "nxai", "hf"]
-"""Whose: ours, NX-AI's, or Hugging Face's."""
+"""The format of a checkpoint: openxlstm's own, NX-AI's, or Hugging Face's."""
 
 CONFIGS = ("config.yaml", "config.yml", CONFIG)
-"""What NX-AI's configuration may be called beside the weights."""
+"""Names of NX-AI's configuration, in the folder of the weights."""
 
 EMBEDDING = "token_embedding.weight"
 PAPER_ANCHOR = "blocks.0.xlstm_norm.weight"
@@ -34,21 +34,21 @@ LARGE_ANCHOR = "backbone.blocks.0.norm_mlstm.weight"
 
 @dataclass(frozen=True, kw_only=True)
 class Opened:
-    """A checkpoint as a model here."""
+    """An opened checkpoint: its configuration and tensors under openxlstm's names."""
 
     config: StackConfig
-    """A ModelConfig unless it is a stack alone."""
+    """A ModelConfig, or a StackConfig for a stack without embedding and head."""
     tensors: Mapping[str, Tensor]
-    """By our names, a tied head left out; each computed, or mapped, when it is asked for."""
+    """By openxlstm's names, without a tied head. Each is computed or mapped on access."""
     source: Path
     notes: list[str] = field(default_factory=list)
-    """What is different here, for whoever converts."""
+    """Notes for the user about differences between the two models."""
 
     def model(self, *, dtype: torch.dtype | None = None, mapped: bool = True) -> LanguageModel:
-        """The language model, for evaluation.
+        """Builds the language model, in evaluation mode.
 
         Raises:
-            UserError: if it is a stack alone.
+            UserError: if the checkpoint is a stack without embedding and head.
         """
         if not isinstance(self.config, ModelConfig):
             raise UserError(f"{self.source} is a stack of blocks, not a language model")
@@ -60,16 +60,17 @@ class Opened:
 def load(
     path: str | Path, *, dtype: torch.dtype | None = None, mapped: bool = True
 ) -> LanguageModel:
-    """The language model in a folder of Hugging Face's or NX-AI's, or in one of ours, for
-    evaluation. Its weights are mapped from the file, but for small ones that lie in another way.
+    """Loads the language model in a folder of openxlstm, Hugging Face or NX-AI, in evaluation mode.
+
+    Its weights are mapped from the file, except for small ones in another layout.
 
     Args:
-        dtype: of the weights; None leaves them as they are stored. Another one copies them.
-        mapped: False copies the weights into memory of the model's own now. Windows always copies:
-            a mapped file could not be replaced there.
+        dtype: dtype of the weights; None keeps that of the file. Another dtype copies them.
+        mapped: False copies the weights into memory at once. Windows always copies, because a
+            mapped file could not be replaced there.
 
     Raises:
-        UserError: if something is missing, damaged, unknown or does not fit.
+        UserError: if a part is missing, damaged, unknown or does not fit.
     """
     path = Path(path)
     kind = format_of(path)
@@ -79,14 +80,14 @@ def load(
 
 
 def load_nxai_stack(path: str | Path, config: str | Path | None = None) -> Stack:
-    """The stack in a checkpoint of NX-AI's `xLSTMBlockStack`, for evaluation.
+    """Loads the stack in a checkpoint of NX-AI's `xLSTMBlockStack`, in evaluation mode.
 
     Args:
         path: its folder or file.
-        config: its configuration, JSON or YAML; None is the one beside the weights.
+        config: its configuration, JSON or YAML; None for the one in the folder of the weights.
 
     Raises:
-        UserError: as `load`; or if it is a whole language model.
+        UserError: as `load`, and if the checkpoint is a language model.
     """
     opened = open_foreign(Path(path), "nxai", config=None if config is None else Path(config))
     if isinstance(opened.config, ModelConfig):
@@ -97,28 +98,28 @@ def load_nxai_stack(path: str | Path, config: str | Path | None = None) -> Stack
 
 
 def empty_model(config: ModelConfig) -> LanguageModel:
-    """A model without memory for its weights."""
+    """A language model whose weights have no memory yet."""
     with without_memory():
         return LanguageModel(config)
 
 
 def empty_stack(config: StackConfig) -> Stack:
-    """A stack without memory for its weights."""
+    """A stack whose weights have no memory yet."""
     with without_memory():
         return Stack(config)
 
 
 def format_of(path: Path) -> Format:
-    """Whose format a folder or file is in.
+    """The format of a folder or file.
 
     Raises:
-        UserError: if it is none that is known.
+        UserError: if the format is unknown.
     """
     if path.is_file() and path.suffix in (*TORCH_FILES, ".safetensors"):
-        return "nxai"  # a state_dict alone
+        return "nxai"  # only a state_dict
     if not path.is_dir():
         raise UserError(
-            f"{path} does not exist" if not path.exists() else f"{path} is no checkpoint"
+            f"{path} does not exist" if not path.exists() else f"{path} is not a checkpoint"
         )
     if (path / CONFIG).is_file():
         values = read_json(path / CONFIG)
@@ -133,7 +134,7 @@ def format_of(path: Path) -> Format:
         return "nxai"
     if any(file.suffix in (*TORCH_FILES, ".safetensors") for file in path.iterdir()):
         return "nxai"
-    raise UserError(f"{path} has neither a {CONFIG}, a config.yaml nor weights: it is no model")
+    raise UserError(f"{path} has no {CONFIG}, config.yaml or weights: give the folder of a model")
 
 
 def open_foreign(
@@ -143,16 +144,15 @@ def open_foreign(
     config: Path | None = None,
     allow_unknown: bool = False,
 ) -> Opened:
-    """A checkpoint of Hugging Face's or NX-AI's. No tensor is read but those that tell its kind.
+    """Opens a checkpoint of Hugging Face or NX-AI. Reads only the tensors that tell its kind.
 
     Args:
         path: its folder or file.
-        config: its configuration; None is the one beside the weights.
-        allow_unknown: whether tensors and options that openxlstm does not know are left out rather
-            than an error.
+        config: its configuration; None for the one in the folder of the weights.
+        allow_unknown: skip tensors and options that openxlstm does not know, instead of raising.
 
     Raises:
-        UserError: that names what is missing, damaged, unknown or does not fit.
+        UserError: if a part is missing, damaged, unknown or does not fit; the message names it.
     """
     if kind not in get_args(Format) or kind == "openxlstm":
         raise ValueError(f"kind must be nxai or hf, not {kind!r}")
@@ -171,7 +171,7 @@ def _read_config(
     place: Path,
     allow_unknown: bool,
 ) -> tuple[Reading, Mapping[str, Tensor]]:
-    """How to read a checkpoint, and its tensors without a wrapper's prefix."""
+    """The plan to read a checkpoint, and its tensors without the prefix of a wrapper."""
     options: dict[str, Any] = {"allow_unknown": allow_unknown}
     is_paper = kind == "nxai" and any(name.endswith(PAPER_ANCHOR) for name in tensors)
     if is_paper:
@@ -202,8 +202,8 @@ def _opened(
         (embedding,) = (row.theirs[0] for row in reading.rows if row.ours == (EMBEDDING,))
         if not xlstm_large.is_tied(tensors, embedding, "lm_head.weight"):
             raise UserError(
-                f"{path} has a lm_head.weight that is not {embedding}, and its configuration says "
-                "that it is (tie_weights)"
+                f"{path} has a lm_head.weight that differs from {embedding}, but its configuration "
+                "says that they are tied (tie_weights)"
             )
         ignore.add("lm_head.weight")
     ours: LazyTensors = to_ours(
@@ -220,7 +220,7 @@ def _opened(
 
 
 def _config_place(path: Path, kind: Format) -> Path:
-    """The configuration beside the weights.
+    """The path of the configuration in the folder of the weights.
 
     Raises:
         UserError: if there is none.
@@ -230,4 +230,4 @@ def _config_place(path: Path, kind: Format) -> Path:
     for name in names:
         if (folder / name).is_file():
             return folder / name
-    raise UserError(f"{folder} has no {' or '.join(names)}: name the configuration with --config")
+    raise UserError(f"{folder} has no {' or '.join(names)}: give the configuration with --config")

@@ -1,5 +1,5 @@
-"""The files that hold a checkpoint: safetensors, or what `torch.save` wrote, of which nothing but
-tensors is read."""
+"""Reads the tensors of a checkpoint from safetensors files, or from files of `torch.save` without
+running any code in them."""
 
 import zipfile
 from collections.abc import Mapping
@@ -15,7 +15,7 @@ from openxlstm.lm.weights import open_weights
 
 TORCH_FILES = (".pt", ".pth", ".bin", ".ckpt")
 NESTED = ("state_dict", "model_state_dict", "model", "module")
-"""Keys under which training scripts put a model's tensors, beside their optimizer's."""
+"""Keys under which training scripts store the tensors of a model."""
 
 
 def open_checkpoint(path: Path) -> Mapping[str, Tensor]:
@@ -25,7 +25,7 @@ def open_checkpoint(path: Path) -> Mapping[str, Tensor]:
         path: a safetensors file or index, a file of `torch.save`, or a folder with one of them.
 
     Raises:
-        UserError: if there is none, or it is damaged, or would have code run to be read.
+        UserError: if it is missing or damaged, or reading it would run code.
     """
     if path.is_dir():
         found = [file for file in sorted(path.iterdir()) if file.suffix in TORCH_FILES]
@@ -33,7 +33,7 @@ def open_checkpoint(path: Path) -> Mapping[str, Tensor]:
             return open_weights(path)
         if len(found) > 1:
             names = ", ".join(file.name for file in found)
-            raise UserError(f"{path} has several checkpoints: name one of {names}")
+            raise UserError(f"{path} has several checkpoints: give one of {names}")
         path = found[0]
     if not path.exists():
         raise UserError(f"{path} does not exist")
@@ -41,23 +41,23 @@ def open_checkpoint(path: Path) -> Mapping[str, Tensor]:
         return _state_dict(_load(path), path)
     if path.suffix in (".safetensors", ".json"):
         return open_weights(path)
-    raise UserError(f"{path} is no .safetensors file and none of {', '.join(TORCH_FILES)}")
+    raise UserError(f"{path} is not a .safetensors file or one of {', '.join(TORCH_FILES)}")
 
 
 def below_prefix(tensors: Mapping[str, Tensor], anchor: str, place: Path) -> Mapping[str, Tensor]:
-    """The tensors with the prefix taken off that wrappers put before a model's names.
+    """The tensors without the prefix that a wrapper adds to the names of a model.
 
     Args:
-        anchor: the name, without a prefix, of a tensor that every model has.
+        anchor: the name, without prefix, of a tensor that every model has.
 
     Raises:
-        UserError: if there are several models in it.
+        UserError: if the checkpoint contains several models.
     """
     prefixes = [name[: -len(anchor)] for name in tensors if name.endswith(anchor)]
     prefixes = [prefix for prefix in prefixes if not prefix or prefix.endswith(".")]
     if len(prefixes) > 1:
         found = " and ".join(repr(prefix) for prefix in sorted(prefixes))
-        raise UserError(f"{place} holds several models, below {found}: save the one that is meant")
+        raise UserError(f"{place} holds several models, below {found}: save one of them")
     prefix = prefixes[0] if prefixes else ""
     if not prefix:
         return tensors
@@ -76,28 +76,28 @@ def _load(path: Path) -> Any:
     except Exception as error:  # a damaged file can raise anything
         if type(error).__name__ == "UnpicklingError":
             raise UserError(
-                f"{path} cannot be read without running code that it brings along, or is damaged; "
-                "have its tensors alone saved, best as safetensors"
+                f"{path} is damaged, or cannot be read without running code in it; "
+                "save its tensors only, best as safetensors"
             ) from None
         first = (str(error).splitlines() or [""])[0]
-        raise UserError(f"{path} is damaged or no file of torch.save ({first})") from None
+        raise UserError(f"{path} is damaged or not a file of torch.save ({first})") from None
 
 
 def _state_dict(values: Any, path: Path) -> dict[str, Tensor]:
-    """The tensors in what was saved: a state_dict, or a table with one in it."""
+    """The tensors in a saved object: a state_dict, or a dictionary that contains one."""
     if not isinstance(values, dict):
         kind = type(values).__name__
-        raise UserError(f"{path} holds a {kind}; a state_dict is needed")
+        raise UserError(f"{path} holds a {kind}, not a state_dict: save the state_dict")
     nested = [key for key in NESTED if _has_tensors(values.get(key))]
     if len(nested) > 1:
-        raise UserError(f"{path} has several tables of tensors, {', '.join(nested)}: save one")
+        raise UserError(f"{path} has several state_dicts, {', '.join(nested)}: save one of them")
     if nested:
         return _state_dict(values[nested[0]], path)
     for name, value in values.items():
         if not isinstance(name, str) or not isinstance(value, Tensor):
-            raise UserError(f"{path} holds {name!r}, a {type(value).__name__}; tensors are needed")
+            raise UserError(f"{path} holds {name!r}, a {type(value).__name__}: save tensors only")
         if value.layout != torch.strided or value.is_quantized or value.is_meta:
-            raise UserError(f"{path} holds {name}, which is no ordinary tensor")
+            raise UserError(f"{path} holds {name}, which is not a dense tensor: convert it")
     if not values:
         raise UserError(f"{path} holds no tensors")
     return values

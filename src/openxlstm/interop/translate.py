@@ -1,5 +1,5 @@
-"""Tensors from one naming into another, by the rows of `keymap`: checked at once, computed when
-they are asked for."""
+"""Translates tensors between openxlstm and other libraries, by the rows of `keymap`. Names and
+shapes are checked at once; tensors are computed on access."""
 
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from functools import partial
@@ -14,7 +14,7 @@ Shapes = Mapping[str, Shape]
 
 
 class LazyTensors(Mapping[str, Tensor]):
-    """Tensors by name, each computed when it is looked up, and not kept."""
+    """A mapping of tensors by name, each computed on every access."""
 
     def __init__(self, entries: Mapping[str, Callable[[], Tensor]]) -> None:
         self._entries = entries
@@ -30,11 +30,11 @@ class LazyTensors(Mapping[str, Tensor]):
 
     @classmethod
     def renamed(cls, tensors: Mapping[str, Tensor], names: Mapping[str, str]) -> "LazyTensors":
-        """Some of `tensors`: by each name, the one that `names` gives for it."""
+        """Renames tensors; `names` maps each new name to the old one."""
         return cls({name: partial(tensors.__getitem__, of) for name, of in names.items()})
 
     def map(self, change: Callable[[str, Tensor], Tensor]) -> "LazyTensors":
-        """These tensors, each changed when it is looked up."""
+        """The same tensors, each changed by `change(name, tensor)` on access."""
         return LazyTensors({name: _changing(self, name, change) for name in self})
 
 
@@ -49,21 +49,21 @@ def to_ours(
     allow_unknown: bool = False,
     notes: list[str] | None = None,
 ) -> LazyTensors:
-    """Their tensors as ours.
+    """Translates the tensors of another library ("theirs") to openxlstm's ("ours").
 
     Args:
-        rows: those whose tensors the model does not have are passed over.
-        theirs: the checkpoint.
+        rows: the key map; rows whose tensors the model does not have are skipped.
+        theirs: the tensors of the checkpoint.
         ours: the shapes of the model's tensors.
-        place: what the checkpoint is called in messages.
-        may_lack: tensors of ours that are 0 where the checkpoint has none.
-        ignore: names of theirs that hold nothing to be learned.
-        allow_unknown: whether other tensors are left out rather than an error.
-        notes: where it is said that some were.
+        place: the name of the checkpoint in messages.
+        may_lack: tensors of ours that become 0 if the checkpoint does not have them.
+        ignore: tensors of theirs that are not parameters.
+        allow_unknown: skip unknown tensors, instead of raising.
+        notes: receives a note if tensors were skipped.
 
     Raises:
-        UserError: that names the first tensor that is missing, of another shape, no tensor of
-            floating-point numbers, or unknown.
+        UserError: if a tensor is missing, unknown, of another shape or not floating-point; the
+            message names the first one.
     """
     entries: dict[str, Callable[[], Tensor]] = {}
     known = set(ignore)
@@ -81,17 +81,17 @@ def to_ours(
     unknown = sorted(set(theirs) - known)
     more = f" and {len(unknown) - 1} more" if len(unknown) > 1 else ""
     if unknown and notes is not None:
-        notes.append(f"{unknown[0]}{more}, which the model does not have, was left out")
+        notes.append(f"{unknown[0]}{more}, which the model does not have, was skipped")
     if unknown and not allow_unknown:
         raise UserError(
             f"{place} holds {unknown[0]}{more}, which the model does not have; "
-            "--allow-unknown leaves out what is unknown"
+            "--allow-unknown skips it"
         )
     return LazyTensors(entries)
 
 
 def to_theirs(rows: Iterable[Row], ours: Mapping[str, Tensor]) -> LazyTensors:
-    """Our tensors as theirs. Tensors that no row has are left out."""
+    """Translates openxlstm's tensors to those of another library; skips those without a row."""
     entries: dict[str, Callable[[], Tensor]] = {}
     for entry in _rows_for(rows, ours):
         for index, name in enumerate(entry.theirs):
@@ -100,7 +100,7 @@ def to_theirs(rows: Iterable[Row], ours: Mapping[str, Tensor]) -> LazyTensors:
 
 
 def their_shapes(entry: Row, ours: Shapes) -> dict[str, Shape]:
-    """The shapes of their tensors in a row."""
+    """The shapes of the other library's tensors in a row."""
     empty = [torch.empty(ours[name], device="meta") for name in entry.ours]
     written = entry.form.write(empty)
     return {name: tuple(part.shape) for name, part in zip(entry.theirs, written, strict=True)}

@@ -1,4 +1,4 @@
-"""Models of ours as checkpoints of others."""
+"""Writes models in the formats of other libraries."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -31,40 +31,39 @@ def write_checkpoint(
     shard_bytes: int | None = None,
     token_ids: Mapping[str, Any] | None = None,
 ) -> list[str]:
-    """Writes weights and configuration.
+    """Writes weights and configuration in a format.
 
     Args:
-        folder: may be missing.
-        config: a StackConfig for a stack alone, else a ModelConfig.
-        tensors: by our names, a tied head left out, all of one dtype.
-        kind: whose format.
-        shard_bytes: weights that take more are written to several files; ours and Hugging Face's.
-        token_ids: for Hugging Face's, as far as they are known: bos_token_id, eos_token_id and
-            pad_token_id.
+        folder: is created if it is missing.
+        config: a ModelConfig, or a StackConfig for a stack without embedding and head.
+        tensors: by openxlstm's names, without a tied head, all of one dtype.
+        kind: the format.
+        shard_bytes: weights larger than this are split into several files; not for NX-AI.
+        token_ids: bos_token_id, eos_token_id and pad_token_id, if known, for Hugging Face.
 
     Returns:
-        Notes about what is different there.
+        Notes for the user about differences in the other library.
 
     Raises:
-        UserError: that names an option that has no counterpart in that format.
-        OSError: if something cannot be written.
+        UserError: if an option has no counterpart in the format; the message names it.
+        OSError: if a file cannot be written.
     """
     is_model = isinstance(config, ModelConfig)
     if kind == "hf" and not is_model:
-        raise UserError("a stack alone has no counterpart in Hugging Face's xLSTM")
+        raise UserError("a stack alone has no counterpart in Hugging Face's xLSTM: use --to nxai")
     if kind == "openxlstm" or (kind == "hf" and config.block != "large"):
         save_weights(folder, tensors, shard_bytes=shard_bytes)
         save_config(config, folder) if is_model else save_stack_config(config, folder)
         return [] if kind == "openxlstm" else [REGISTERED]
     if kind == "nxai":
         if shard_bytes is not None:
-            raise UserError("NX-AI's xlstm reads one file of weights: leave out --shard-size")
+            raise UserError("NX-AI's xlstm reads a single file of weights: omit --shard-size")
         return _write_nxai(folder, config, tensors)
     assert is_model
     dtype = str(next(iter(tensors.values())).dtype).removeprefix("torch.")
     values, notes = xlstm_large.write_hugging_face(config, dtype, token_ids or {})
     tensors = with_head(tensors)
-    if config.bias:  # that of the last norm has no place there
+    if config.bias:  # the bias of the last norm has no counterpart there
         _check_zero(tensors, "stack.norm.bias", "Hugging Face's xLSTM")
         kept = {name: name for name in tensors if name != "stack.norm.bias"}
         tensors = LazyTensors.renamed(tensors, kept)
@@ -75,11 +74,11 @@ def write_checkpoint(
 
 
 def with_head(tensors: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
-    """The tensors of a language model, its head as well where it is the embedding."""
+    """The tensors of a language model, including a tied head."""
     if HEAD in tensors:
         return tensors
     names = {**{name: name for name in tensors}, HEAD: EMBEDDING}
-    # A copy, for safetensors writes no memory twice.
+    # A copy, because safetensors rejects tensors that share memory.
     return LazyTensors.renamed(tensors, names).map(
         lambda name, tensor: tensor.clone() if name == HEAD else tensor
     )

@@ -1,8 +1,8 @@
-"""NX-AI's `xlstm_large` (xLSTM-7B) and Hugging Face's xLSTM, which is the same model: their
-configurations, both ways.
+"""Reads and writes configurations of NX-AI's `xlstm_large` (xLSTM-7B) and of Hugging Face's xLSTM,
+which is the same model.
 
-The two differ in the name of one tensor, in the default width of the feed-forward, in what some
-options are called, and in the last norm, which Hugging Face always has and never with a bias.
+The two differ in the name of one tensor, in the default width of the feed-forward, in the names of
+some options, and in the last norm, which Hugging Face always has and always without a bias.
 """
 
 from collections.abc import Mapping
@@ -20,16 +20,16 @@ KERNELS = (
     "sequence_kernel", "step_kernel", "mode", "chunk_size", "return_last_states",
     "autocast_kernel_dtype", "inference_state_dtype", "norm_reduction_force_float32",
 )  # fmt: skip
-"""Options that choose how the other implementations compute, not what. Norms are taken in float32
-here, and states kept so, in any case."""
+"""Options that select kernels of the other library. openxlstm always computes norms and states in
+float32."""
 
 HUGGING_FACE_ONLY = (
-    # Of every configuration there.
+    # Options of every configuration of transformers.
     "model_type", "architectures", "dtype", "torch_dtype", "transformers_version", "_name_or_path",
     "return_dict", "output_hidden_states", "output_attentions", "chunk_size_feed_forward",
     "is_encoder_decoder", "id2label", "label2id", "problem_type", "use_cache",
     "pad_token_id", "bos_token_id", "eos_token_id", "max_inference_chunksize",
-    # Of what xLSTM-7B's file has and its model does not read.
+    # Options in xLSTM-7B's file that its model does not read.
     "add_embedding_dropout", "add_forward_backend_padding", "add_post_blocks_norm",
     "add_post_norm", "add_qk_norm", "cell_norm_eps", "force_bos_token_insert", "head_dim",
     "igate_bias_init_range", "mlstm_round_up_to_multiple_of",
@@ -48,7 +48,7 @@ NATIVE = {
 """Kernels that run everywhere, in full precision."""
 
 HUGGING_FACE_UNIT = 64
-"""What Hugging Face's cache rounds the widths of keys and values up to, and its layers do not."""
+"""Hugging Face's cache rounds the widths of keys and values up to this; its layers do not."""
 
 
 def read_large_config(
@@ -59,13 +59,13 @@ def read_large_config(
     hugging_face: bool,
     allow_unknown: bool = False,
 ) -> Reading:
-    """What a configuration says about a checkpoint.
+    """Reads the configuration of a checkpoint.
 
-    The widths of queries, values and feed-forwards are the tensors' own: the originals round them
-    in different ways.
+    The widths of queries, values and feed-forwards are taken from the tensors, because the
+    originals round them differently.
 
     Raises:
-        UserError: that names an option that is unknown, or has no counterpart here.
+        UserError: if an option is unknown or has no counterpart in openxlstm; the message names it.
     """
     top = Options(values, place)
     if hugging_face:
@@ -78,7 +78,7 @@ def read_large_config(
     fused = "backbone.blocks.0.mlstm_layer.qkv_opreact.weight" in tensors
     kernel = top.raw("chunkwise_kernel", "")
     if "siging" in str(kernel):
-        top.fail("chunkwise_kernel", "has a sigmoid input gate, which openxlstm does not have")
+        top.fail("chunkwise_kernel", "has a sigmoid input gate, which openxlstm does not support")
     top.only("weight_mode", "single", "fused")
     top.ignore(KERNELS)
     options: dict[str, Any] = {
@@ -100,7 +100,9 @@ def read_large_config(
     if hugging_face and top.take("tie_word_embeddings", False):
         options["tie_weights"] = is_tied(tensors, "backbone.embeddings.weight", "lm_head.weight")
         if not options["tie_weights"]:
-            notes.append("tie_word_embeddings is true, yet the head has weights of its own: kept")
+            notes.append(
+                "tie_word_embeddings is true, but the head has its own weights, which are kept"
+            )
     top.finish(allow_unknown=allow_unknown)
     try:
         config = ModelConfig(**options)
@@ -116,10 +118,10 @@ def read_large_config(
 
 
 def write_nxai(config: ModelConfig) -> tuple[dict[str, Any], list[str]]:
-    """The options of the same model of NX-AI's, and notes about what is different there.
+    """NX-AI's options for the same model, and notes for the user about differences.
 
     Raises:
-        UserError: that names an option that it has no counterpart for.
+        UserError: if an option has no counterpart in NX-AI's model; the message names it.
     """
     notes = _check_writable(config, "NX-AI's xlstm_large")
     values = {
@@ -137,14 +139,14 @@ def write_nxai(config: ModelConfig) -> tuple[dict[str, Any], list[str]]:
 def write_hugging_face(
     config: ModelConfig, dtype: str, ids: Mapping[str, Any]
 ) -> tuple[dict[str, Any], list[str]]:
-    """The options of the same model of Hugging Face's, and notes about what is different there.
+    """Hugging Face's options for the same model, and notes for the user about differences.
 
     Args:
-        dtype: that the weights are stored in.
-        ids: of the tokens that begin, end and pad a text, where they are known.
+        dtype: dtype of the stored weights.
+        ids: ids of the tokens that begin, end and pad a text, if known.
 
     Raises:
-        UserError: that names an option that it has no counterpart for.
+        UserError: if an option has no counterpart in Hugging Face's model; the message names it.
     """
     who = "Hugging Face's xLSTM"
     notes = _check_writable(config, who)
@@ -157,8 +159,8 @@ def write_hugging_face(
     has_cache = not any(width % unit for width in widths)
     if not has_cache:
         notes.append(
-            f"keys are {widths[0]} channels wide and values {widths[1]}, and the cache of {who} "
-            f"takes multiples of {unit} alone: it generates without one there, slowly"
+            f"keys are {widths[0]} channels wide and values {widths[1]}, but the cache of {who} "
+            f"needs multiples of {unit}: the model generates there without a cache, slowly"
         )
     values = {
         "model_type": "xlstm",
@@ -181,11 +183,11 @@ def write_hugging_face(
 
 
 TOKEN_IDS = ("bos_token_id", "eos_token_id", "pad_token_id")
-"""Options that Hugging Face fills with 0, 1 and 2 where they are not named, whatever these are."""
+"""Options that default to 0, 1 and 2 in Hugging Face, whatever tokens these are."""
 
 
 def is_tied(tensors: Mapping[str, Tensor], embedding: str, head: str) -> bool:
-    """Whether a head that may be the embedding is: it is not there, or has the same numbers."""
+    """Whether the head is tied to the embedding: it is missing, or has the same numbers."""
     if embedding not in tensors or head not in tensors:
         return True
     one, other = tensors[embedding], tensors[head]
@@ -212,7 +214,7 @@ def _blocks(top: Options) -> int:
 
 
 def _cap(top: Options, name: str, default: float) -> float:
-    """A limit; null is none, which is 0 here."""
+    """A soft cap; null means no limit, which is 0 in openxlstm."""
     if name in top and top.raw(name) is None:
         return 0.0
     value = top.take(name, default)
@@ -224,7 +226,7 @@ def _cap(top: Options, name: str, default: float) -> float:
 def _widths(
     top: Options, tensors: Mapping[str, Tensor], D: int, fused: bool, ff_factor: float
 ) -> dict[str, Any]:
-    """Factors that give the widths that the tensors have; those of the options where they do."""
+    """Factors that give the widths of the tensors: those of the options if they fit."""
     block = "backbone.blocks.0."
     qk = rows_of(tensors, f"{block}mlstm_layer.q.weight")
     v = rows_of(tensors, f"{block}mlstm_layer.multihead_norm.weight")
@@ -236,7 +238,7 @@ def _widths(
 
     def factor(name: str, default: float, width: int | None) -> float:
         given = top.take(name, default)
-        if not width or width < 0 or not 0 < given < 1e6:  # what is wrong is said when it is read
+        if not width or width < 0 or not 0 < given < 1e6:  # `to_ours` reports a wrong one
             return given
         return factor_of(width, D, given, lambda factor: int(factor * D))
 
@@ -256,15 +258,15 @@ def _widths(
 
 
 def _rounded(width: float, multiple: int) -> int:
-    """As `StackConfig.large_ff_dim` rounds, and both of the originals."""
+    """Rounds like the originals and like openxlstm's large block."""
     return int(width + multiple - 1) // multiple * multiple
 
 
 def _check_writable(config: ModelConfig, who: str) -> list[str]:
-    """Notes about training.
+    """Notes about options that only matter in training.
 
     Raises:
-        UserError: about the first option that the other model does not have.
+        UserError: for the first option that the other model does not have.
     """
     for name, known in (("block", "large"), ("num_positions", 0)):
         if (value := getattr(config, name)) != known:
@@ -273,4 +275,4 @@ def _check_writable(config: ModelConfig, who: str) -> list[str]:
                 "this model cannot be written in its format"
             )
     lost = [name for name in ("dropout", "embedding_dropout") if getattr(config, name)]
-    return [f"{name}={getattr(config, name):g} is left out: {who} has none" for name in lost]
+    return [f"{name}={getattr(config, name):g} is lost: {who} has no such option" for name in lost]

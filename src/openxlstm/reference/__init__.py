@@ -1,5 +1,5 @@
-"""The paper's equations in plain PyTorch: what every fast path is tested against.
+"""The paper's equations in plain PyTorch, against which every fast path is tested.
 
-Read these files next to arXiv:2405.04517. They are written to be right and readable in any dtype;
-they are slow, and autograd differentiates them.
+Read these files next to arXiv:2405.04517. They are correct and readable in any dtype, and slow.
+Autograd computes their gradients.
 """

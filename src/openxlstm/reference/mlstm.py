@@ -1,4 +1,4 @@
-"""mLSTM, one equation a line, in its three forms (arXiv:2405.04517, section 2.3, appendix A.3).
+"""mLSTM, one equation per line, in three forms (arXiv:2405.04517, section 2.3, appendix A.3).
 
 B batch · NH heads · T time · DQK, DHV width of keys and values · L chunk size
 
@@ -10,7 +10,7 @@ with q scaled by 1/√DQK, the input gate i = exp(log_i) and the forget gate f =
 log_i = ĩ, and log_f = log σ(f̃) or f̃. C and n are stored divided by exp(m); the 1 in (21) then reads
 exp(-m). m is a gauge: h does not depend on it, and states are compared as C·exp(m) and n·exp(m).
 
-The three forms give the same h and the same state, m included.
+The three forms return the same h and the same state, including m.
 """
 
 import torch
@@ -26,7 +26,7 @@ def initial_state(q: Tensor, v: Tensor) -> MLSTMState:
 
 
 def one(m: Tensor) -> Tensor:
-    """exp(-m), the 1 of (21) in units of exp(m); never 0, so that no memory at all is read as 0."""
+    """exp(-m), the 1 of (21) in units of exp(m); never 0, so that an empty memory gives h = 0."""
     return torch.exp(-m).clamp_min(torch.finfo(m.dtype).tiny)
 
 
@@ -115,9 +115,9 @@ def parallel(
 ) -> tuple[Tensor, MLSTMState]:
     """All steps at once, in time and memory that grow with T²; arguments as for `recurrent`.
 
-    Step t weighs what step s ≤ t wrote by exp(log_D[t, s]), where with F = cumsum(log_f)
-    log_D[t, s] = F_t - F_s + log_i_s, and what was there before by exp(F_t + m_0). A pair with a
-    reset between s and t is cut.
+    With F = cumsum(log_f), step t weighs what step s ≤ t wrote by exp(log_D[t, s]), where
+    log_D[t, s] = F_t - F_s + log_i_s, and the initial memory by exp(F_t + m_0). Pairs with a reset
+    between s and t are masked.
     """
     T = q.shape[2]
     C_0, n_0, m_0 = initial_state(q, v) if state is None else state
@@ -126,7 +126,7 @@ def parallel(
     reset = reset.to(q.device)
     segment = reset.cumsum(1)  # (B, T) number of resets so far
     same = (segment[:, :, None] == segment[:, None, :])[:, None]  # (B, 1, T, T)
-    first = (segment == 0)[:, None]  # (B, 1, T): what came before the sequence is still seen
+    first = (segment == 0)[:, None]  # (B, 1, T): the initial state is not reset yet
     causal = torch.ones(T, T, dtype=torch.bool, device=q.device).tril()
 
     F = log_f.cumsum(-1)  # (B, NH, T)
@@ -134,7 +134,7 @@ def parallel(
     log_D = log_D.masked_fill(~(same & causal), -torch.inf)
     log_initial = (F + m_0[..., None]).masked_fill(~first, -torch.inf)  # (B, NH, T)
 
-    # The m of the recurrent form: its empty memory starts at m = 0 and decays like any other.
+    # As in the recurrent form, a memory emptied by a reset starts at m = 0 and decays.
     log_empty = F[..., :, None] - F[..., None, :] + log_f[..., None, :]
     log_empty = log_empty.masked_fill(~(same & causal & reset[:, None, None, :]), -torch.inf)
     m = torch.maximum(log_D.amax(-1), torch.maximum(log_empty.amax(-1), log_initial))
@@ -148,7 +148,7 @@ def parallel(
     denominator = torch.maximum(normalizer.abs(), one(m))
     h = numerator / (denominator + eps)[..., None]
 
-    k_end = D[..., -1, :, None] * k  # what each step leaves in the final state
+    k_end = D[..., -1, :, None] * k  # each step's share of the final state
     C = initial[..., -1, None, None] * C_0 + torch.einsum("bhsk,bhsv->bhkv", k_end, v)
     n = initial[..., -1, None] * n_0 + k_end.sum(2)
     return h, MLSTMState(C, n, m[..., -1])
@@ -168,7 +168,7 @@ def chunkwise(
 ) -> tuple[Tensor, MLSTMState]:
     """Parallel inside a chunk, recurrent from chunk to chunk; arguments as for `recurrent`.
 
-    Time grows with T·chunk_size; any T goes with any chunk size.
+    The time grows with T·chunk_size. Any T works with any chunk size.
     """
     state = initial_state(q, v) if state is None else state
     outputs = []

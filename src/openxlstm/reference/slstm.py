@@ -1,4 +1,4 @@
-"""sLSTM, one equation a line (arXiv:2405.04517, section 2.2 and appendix A.2).
+"""sLSTM, one equation per line (arXiv:2405.04517, section 2.2 and appendix A.2).
 
 B batch · T time · NH heads · DH width of a head · gates in the order i, f, z, o
 
@@ -7,8 +7,8 @@ B batch · T time · NH heads · DH width of a head · gates in the order i, f, 
     h_t = o_t c_t / n_t                                                               (10)
     z_t = tanh(z̃_t)   i_t = exp(ĩ_t)   f_t = σ(f̃_t) or exp(f̃_t)   o_t = σ(õ_t)   (11)-(14)
 
-and (15)-(17), the stabilizer m: c and n are stored divided by exp(m), which h, their ratio, does
-not notice and which keeps every exponent at or below 0.
+and (15)-(17), the stabilizer m: c and n are stored divided by exp(m). Their ratio h does not depend
+on m, and every exponent is at most 0.
 """
 
 import torch
