@@ -177,10 +177,10 @@ def test_rounding_down() -> None:
     values["mlstm_block"]["mlstm"]["proj_factor"] = 1.9
     assert config_of(values).mlstm_inner_dim == 64
     values["embedding_dim"] = 63
-    assert "inner width of 64" not in complaint({**values, "num_blocks": 0})
+    assert "inner width 64" not in complaint({**values, "num_blocks": 0})
     values["mlstm_block"]["mlstm"] |= {"round_proj_up_to_multiple_of": 60}
     message = complaint({**values, "embedding_dim": 64})
-    assert "mlstm_block.mlstm.round_proj_up_to_multiple_of=60 gives an inner width of 120" in message
+    assert "mlstm_block.mlstm.round_proj_up_to_multiple_of=60 gives the inner width 120" in message
 
 
 @pytest.mark.parametrize(

@@ -315,7 +315,7 @@ def _inner_width(table: Options, D: int, default: float) -> float:
     width = (math.ceil if up else math.floor)(factor * D / multiple) * multiple
     if width % 64 or not width:
         name = "round_proj_up_to_multiple_of" if multiple != 64 else "round_proj_up_dim_up"
-        table.fail(name, f"gives an inner width of {width}, but openxlstm needs a multiple of 64")
+        table.fail(name, f"gives the inner width {width}, but openxlstm needs a multiple of 64")
     return factor_of(width, D, factor, lambda factor: round_up(factor * D))
 
 
