@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from openxlstm.nn.rnn import XLSTM
     from openxlstm.nn.stack import Stack
     from openxlstm.onnx_export import export_onnx
+    from openxlstm.runs.run import open_run
     from openxlstm.saved_states import load_state, save_state
     from openxlstm.states import MLSTMState, ModelState, SLSTMState, XLSTMState
 
@@ -46,6 +47,7 @@ _PLACES = {
     "load_stack": "openxlstm.lm.stack_folder",
     "load_state": "openxlstm.saved_states",
     "load_tokenizer": "openxlstm.data.tokenizer",
+    "open_run": "openxlstm.runs.run",
     "ops": "openxlstm",
     "parameter_groups": "openxlstm.nn.parameters",
     "save_stack": "openxlstm.lm.stack_folder",
@@ -74,6 +76,7 @@ __all__ = [
     "load_stack",
     "load_state",
     "load_tokenizer",
+    "open_run",
     "ops",
     "parameter_groups",
     "save_stack",

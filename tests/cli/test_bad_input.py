@@ -246,7 +246,7 @@ BROKEN: dict[str, tuple[Path, Callable[[Path], object], str]] = {
     "tokenizer too large": (
         Path("tokenizer.json"),
         write('{"format": "openxlstm-tokenizer", "version": 1, "kind": "byte"}'),
-        "do not belong together",
+        "use the tokenizer that the model was trained with",
     ),
 }  # fmt: skip
 
@@ -277,7 +277,7 @@ def test_a_broken_checkpoint(world: World, cli: Cli, tree: Tree) -> None:
     assert "has no checkpoint to resume" in result.err
     result = cli("generate", world.run, "--checkpoint", "last")
     assert (result.code, result.out) == (2, "")
-    assert "no checkpoint that is whole" in result.err
+    assert "no intact checkpoint" in result.err
     assert tree(world.run) == before
     assert cli("generate", world.run, "--max-tokens", 1).code == 0, "the best model still works"
 

@@ -73,14 +73,6 @@ def test_what_is_seen(screen: Screen) -> None:
     assert ("\nKING:\n\ufffd[31mNo.\ufffd\n" in text) == screen.is_terminal
 
 
-def test_bits_per_character_where_they_are_known(screen: Screen) -> None:
-    with redirect_stderr(screen):
-        progress = TrainingProgress("", quiet=False, characters_per_token=4.0)
-        progress.on_evaluated(evaluated(10))
-    assert "val 2.0000  0.7213 bits per character  best\n" in screen.text
-    assert "perplexity" not in screen.text
-
-
 def test_quiet_is_silent(screen: Screen) -> None:
     with redirect_stderr(screen):
         progress = TrainingProgress("the run", quiet=True)

@@ -325,7 +325,7 @@ def test_a_run_is_never_overwritten(
     before = tree(trained_copy)
     result = train(trained_copy)
     assert (result.code, result.out) == (2, "")
-    assert f"{trained_copy} is in use: go on with it by adding --resume, or" in result.err
+    assert f"{trained_copy} is in use: resume it with --resume, or" in result.err
     assert tree(trained_copy) == before
 
     (tmp_path / "photos").mkdir()

@@ -208,7 +208,7 @@ def test_a_run_that_was_killed_before_it_began(
 
 
 def test_a_run_that_had_saved_nothing(jobs: Jobs, text_file: Path, tmp_path: Path) -> None:
-    """It begins anew, and says so; but not where something was learned."""
+    """It starts from step 0, and says so; but not if something was learned."""
     folder = tmp_path / "run"
     command = ("train", "--data", text_file, "--out", folder, *OPTIONS, "--steps", 5)
     assert jobs.run(*command).codes == [0]
@@ -219,5 +219,5 @@ def test_a_run_that_had_saved_nothing(jobs: Jobs, text_file: Path, tmp_path: Pat
     (folder / "metrics.jsonl").write_text(records[0] + "\n")
     ended = jobs.run(*command)
     assert ended.codes == [0]
-    assert "had not saved anything yet; it begins anew" in ended.errors[0]
+    assert "had not saved anything yet; it starts from step 0" in ended.errors[0]
     assert all(equal(part, first[name]) for name, part in tensors(folder).items())

@@ -232,7 +232,7 @@ def test_a_checkpoint_in_shards_has_everything_once(train: Train, tmp_path: Path
 @pytest.mark.parametrize(
     ("world_size", "options", "words"),
     [
-        (3, [], "a batch of 8 cannot be dealt out evenly to 3 processes"),
+        (3, [], "a batch of 8 cannot be shared evenly by 3 processes"),
         (2, ["--accumulate", 3], "make --batch-size a multiple of 6"),
         (2, ["--layers", "x"], "unknown letter"),
     ],

@@ -11,10 +11,9 @@ from typing import Any
 from openxlstm.bench.comparison import ComparisonResult, Entry, Speed
 from openxlstm.bench.limits import Limits
 from openxlstm.bench.tables import TITLES, environment_line, in_digits
-from openxlstm.files import write_atomically
+from openxlstm.figures import FAINT, INK, new_figure, save_figure
 
 OURS, OURS_TOO, PEER = "#d1495b", "#e9a6ae", "#b8bfc6"
-INK, FAINT = "#22272b", "#6b747c"
 ROW = 0.235
 """Height of a bar with its share of the space around it, in inches."""
 LABEL_SHARE = 0.36
@@ -43,7 +42,7 @@ def draw_bar_chart(
     figure = bar_figure(outcomes, limits, where)
     if figure is None:
         return False
-    write_atomically(path, lambda temporary: figure.savefig(temporary, format="png"))
+    save_figure(figure, path)
     return True
 
 
@@ -58,20 +57,11 @@ def bar_figure(outcomes: Sequence[ComparisonResult], limits: Limits, where: dict
     ]
     if not panels:
         return None
-
-    from matplotlib.backends.backend_agg import FigureCanvasAgg  # pyplot would start a window
-    from matplotlib.figure import Figure
-    from matplotlib.layout_engine import ConstrainedLayoutEngine
-
     columns = min(len(panels), 2)
     lines = [panels[start : start + columns] for start in range(0, len(panels), columns)]
     heights = [tallest(line) * ROW + 0.9 for line in lines]
-    figure = Figure(
-        figsize=(7.6 * columns, sum(heights) + 0.7),
-        dpi=110,
-        layout=ConstrainedLayoutEngine(h_pad=0.12, w_pad=0.1),
-    )
-    FigureCanvasAgg(figure)
+    figure = new_figure((7.6 * columns, sum(heights) + 0.7), dpi=110)
+    figure.get_layout_engine().set(h_pad=0.12, w_pad=0.1)
     grid = figure.add_gridspec(len(lines), columns, height_ratios=heights)
     for row, line in enumerate(lines):
         for column, (title, bars) in enumerate(line):

@@ -7,9 +7,10 @@ import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal, Self
+from typing import Literal
 
 from openxlstm.cli.options import INTERRUPTED, Quiet, Verbose, check_file, parse
+from openxlstm.cli.progress import BenchmarkProgress
 from openxlstm.errors import UserError
 from openxlstm.files import write_json
 
@@ -63,7 +64,7 @@ def run(arguments: list[str]) -> int:
     with (
         contextlib.suppress(KeyboardInterrupt),  # minutes of measuring are not thrown away
         _warnings_hidden(options.quiet),
-        _Progress(quiet=options.quiet) as progress,
+        BenchmarkProgress(quiet=options.quiet) as progress,
     ):
         session.run(progress.tell)
     if not session.outcomes:
@@ -85,34 +86,3 @@ def _warnings_hidden(quiet: bool) -> Iterator[None]:
         if quiet:
             warnings.simplefilter("ignore")
         yield
-
-
-class _Progress:
-    """Which contest is under way and whose turn it is, on standard error.
-
-    A terminal has one line that changes, drawn between turns: a thread that draws would take time
-    from whoever is measured. Elsewhere there is a line for each contest.
-    """
-
-    def __init__(self, *, quiet: bool) -> None:
-        self._quiet = quiet
-        self._terminal = sys.stderr.isatty()
-        self._said: set[str] = set()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._write_line("")
-
-    def tell(self, title: str, who: str) -> None:
-        if self._terminal:
-            self._write_line(f"{title}: {who}")
-        elif title not in self._said and not self._quiet:
-            print(title, file=sys.stderr, flush=True)
-        self._said.add(title)
-
-    def _write_line(self, text: str) -> None:
-        if self._terminal and not self._quiet:
-            sys.stderr.write(f"\r\x1b[2K{text[:79]}")
-            sys.stderr.flush()

@@ -12,7 +12,7 @@ import tyro
 from openxlstm.cli.options import Quiet, Verbose, check_writable, parse
 from openxlstm.errors import UserError
 from openxlstm.files import new_folder
-from openxlstm.runs.loading import Checkpoint, check_vocabulary, load_model
+from openxlstm.runs.loading import Checkpoint, load_model
 from openxlstm.runs.run_folder import is_in_use
 
 if TYPE_CHECKING:
@@ -130,7 +130,7 @@ def _open(
         module = load_stack(folder)
     else:
         load_config(folder)  # that it is ours: load_model opens the formats of others as well
-        module = load_model(folder, options.checkpoint, quiet=True)
+        module = load_model(folder, options.checkpoint)
     tensors = {name: parameter.detach() for name, parameter in module.named_parameters()}
     return module.config, tensors, []
 
@@ -196,6 +196,7 @@ class _Beside:
 
         from openxlstm.config import ModelConfig
         from openxlstm.data.tokenizer import load_tokenizer
+        from openxlstm.generation.text import check_vocabulary
 
         if not self.file.is_file() and not self.is_needed:
             return []
@@ -206,7 +207,7 @@ class _Beside:
                 raise
             return [f"{self.file} is kept as it is: without the package tokenizers it is not read"]
         if isinstance(config, ModelConfig):
-            check_vocabulary(self.file, tokenizer, config)
+            check_vocabulary(tokenizer, config, self.file)
         return []
 
     def write(self, folder: Path, kind: str) -> bool:

@@ -13,11 +13,11 @@ from typing import TYPE_CHECKING, Any, Literal
 import tyro
 
 from openxlstm.cli.options import Quiet, Verbose, parse
+from openxlstm.cli.progress import byte_bars, say
 from openxlstm.config import DataConfig
 from openxlstm.errors import UserError
-from openxlstm.runs.corpus import open_corpus
-from openxlstm.runs.loading import Checkpoint, Dtype, load_run
-from openxlstm.runs.run_folder import RECORD, RunRecord
+from openxlstm.runs.loading import Checkpoint, Dtype
+from openxlstm.runs.run import Run, open_run
 
 if TYPE_CHECKING:
     from openxlstm.runs.corpus import Part
@@ -80,17 +80,20 @@ def run(arguments: list[str]) -> int:
 
     set_threads(options.threads)
     device = get_device(options.device)
-    model, tokenizer = load_run(
-        options.run, options.checkpoint, dtype=options.dtype, quiet=options.quiet
-    )
-    model.to(device)
+    opened = open_run(
+        options.run, checkpoint=options.checkpoint, dtype=options.dtype,
+        say=None if options.quiet else say,
+    )  # fmt: skip
+    model = opened.model.to(device)
     changes: dict[str, Any] = {
         "val_split": options.val_split, "val_fraction": options.val_fraction,
     }  # fmt: skip
     if options.data is not None:
         changes |= {"sources": options.data, "weights": ()}
-    data = _data_config(options).replace(**{k: v for k, v in changes.items() if v is not None})
-    corpus = open_corpus(data, tokenizer=tokenizer, verify=options.verify, quiet=options.quiet)
+    data = _data_config(opened, options)
+    data = data.replace(**{k: v for k, v in changes.items() if v is not None})
+    with byte_bars(quiet=options.quiet) as progress:
+        corpus = opened.open_corpus(data, verify=options.verify, progress=progress)
     part = {"train": "train", "val": "val", "all": "whole"}[options.part]
     text: Part = getattr(corpus, part)
     batch_size = options.batch_size
@@ -133,14 +136,14 @@ def run(arguments: list[str]) -> int:
     return 0
 
 
-def _data_config(options: Options) -> DataConfig:
-    """That of the run; of a model that came without a run's record, the usual one.
+def _data_config(opened: Run, options: Options) -> DataConfig:
+    """The run's; the default for a model without a run's record.
 
     Raises:
-        UserError: if there is no record and nobody says what to read.
+        UserError: if there is no record and no --data.
     """
-    if (options.run / RECORD).is_file():
-        return RunRecord.load(options.run).data_config
+    if opened.was_trained_here:
+        return opened.record.data_config
     if options.data is None:
         raise UserError(f"{options.run} does not say what it was trained on: give --data")
     return DataConfig()

@@ -3,7 +3,6 @@
 import contextlib
 import platform
 import sys
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
@@ -20,6 +19,7 @@ from openxlstm.cli.options import (
     cores,
     parse,
 )  # fmt: skip
+from openxlstm.cli.progress import ContenderBars
 from openxlstm.errors import UserError
 from openxlstm.experiments.catalogue import EXPERIMENTS
 from openxlstm.experiments.claims import ContenderResult
@@ -112,8 +112,8 @@ def run_one(name: str, folder: Path, options: Options) -> int:
     crashes: list[Crash] = []
     interrupted = False
     jobs = jobs_of(name, options.seed, options.quick)
-    with progress(name, [job.contender for job in jobs], quiet=options.quiet) as bars:
-        results = run_jobs(jobs, options.processes or cores(), bars.hear)
+    with ContenderBars(name, [job.contender for job in jobs], quiet=options.quiet) as bars:
+        results = run_jobs(jobs, options.processes or cores(), bars.update)
         try:
             with contextlib.closing(results):
                 for result in results:
@@ -121,7 +121,7 @@ def run_one(name: str, folder: Path, options: Options) -> int:
                         crashes.append(result)
                     else:
                         found[result.contender] = result
-                        bars.done(result)
+                        bars.finish(result)
         except KeyboardInterrupt:
             interrupted = True
     if found:
@@ -156,44 +156,3 @@ def _environment() -> dict[str, Any]:
         "torch": version("torch"),
         "python": platform.python_version(),
     }
-
-
-class Bars:
-    """How contenders go, on standard error: bars in a terminal, else a line for each at its end."""
-
-    def __init__(self, name: str, contenders: "list[str]", *, quiet: bool) -> None:
-        from rich.console import Console
-        from rich.progress import BarColumn, Progress, TextColumn
-
-        self._name = name
-        self._console = Console(stderr=True, quiet=quiet, highlight=False, markup=False)
-        self.progress = Progress(
-            TextColumn("{task.description:<15}"),
-            BarColumn(),
-            TextColumn("{task.percentage:>3.0f}%"),
-            TextColumn("{task.fields[words]}"),
-            console=self._console,
-            disable=quiet or not self._console.is_terminal,
-            transient=True,
-        )
-        self._tasks = {
-            contender: self.progress.add_task(contender, total=1.0, words="")
-            for contender in contenders
-        }
-
-    def hear(self, contender: str, share: float, words: str) -> None:
-        self.progress.update(self._tasks[contender], completed=share, words=words)
-
-    def done(self, outcome: ContenderResult) -> None:
-        if outcome.contender in self._tasks:
-            words = f"{outcome.steps:,} steps, {outcome.seconds:.0f} s"
-            self.progress.update(self._tasks[outcome.contender], completed=1.0, words=words)
-            if not self._console.is_terminal:
-                self._console.print(f"{self._name}: {outcome.contender}, {words}", soft_wrap=True)
-
-
-@contextlib.contextmanager
-def progress(name: str, contenders: "list[str]", *, quiet: bool) -> Iterator[Bars]:
-    bars = Bars(name, contenders, quiet=quiet)
-    with bars.progress:
-        yield bars

@@ -7,7 +7,9 @@ from pathlib import Path
 import tyro
 
 from openxlstm.cli.options import Quiet, Verbose, parse
-from openxlstm.runs.loading import Checkpoint, Dtype, load_run
+from openxlstm.cli.progress import say
+from openxlstm.runs.loading import Checkpoint, Dtype
+from openxlstm.runs.run import open_run
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -53,12 +55,13 @@ def run(arguments: list[str]) -> int:
 
     set_threads(options.threads)
     device = get_device(options.device)
-    model, tokenizer = load_run(
-        options.run, options.checkpoint, dtype=options.dtype, quiet=options.quiet
-    )
+    opened = open_run(
+        options.run, checkpoint=options.checkpoint, dtype=options.dtype,
+        say=None if options.quiet else say,
+    )  # fmt: skip
     pieces = generate(
-        model.to(device),
-        tokenizer,
+        opened.model.to(device),
+        opened.tokenizer,
         options.prompt,
         max_tokens=None if options.max_tokens == -1 else options.max_tokens,
         temperature=options.temperature,

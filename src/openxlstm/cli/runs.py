@@ -12,12 +12,12 @@ import tyro
 
 from openxlstm.cli.options import Quiet, Verbose, parse
 from openxlstm.errors import UserError
-from openxlstm.runs.listing import Run, find_runs, read_run
+from openxlstm.runs.listing import RunSummary, find_runs, read_run
 
 if TYPE_CHECKING:
     from rich.console import Console
 
-ORDERS: dict[str, Callable[[Run], Any]] = {
+ORDERS: dict[str, Callable[[RunSummary], Any]] = {
     "best": lambda run: run.best_loss,
     "name": lambda run: run.name,
     "when": lambda run: run.when,
@@ -79,13 +79,13 @@ def run(arguments: list[str]) -> int:
     return 0
 
 
-def _sorted(runs: list[Run], order: str) -> list[Run]:
+def _sorted(runs: list[RunSummary], order: str) -> list[RunSummary]:
     """Smallest first; what does not say comes last."""
     value = ORDERS[order]
     return sorted(runs, key=lambda run: (value(run) is None, value(run) or 0))
 
 
-def _draw(runs: Sequence[Run], options: Options) -> None:
+def _draw(runs: Sequence[RunSummary], options: Options) -> None:
     from openxlstm.train.compare import LossCurve, draw_comparison
 
     assert options.plot is not None
@@ -102,7 +102,7 @@ class Column:
     """A column of the table: its head, and what it says of a run."""
 
     name: str
-    says: Callable[[Run], str]
+    says: Callable[[RunSummary], str]
     is_figure: bool = True
     is_wide: bool = False
     """Whether it is shown only where there is room for all."""
@@ -129,7 +129,7 @@ WIDE = 140
 """Characters of a line that all columns need, with names of usual length."""
 
 
-def _print_table(runs: Sequence[Run]) -> None:
+def _print_table(runs: Sequence[RunSummary]) -> None:
     from rich.table import Table
 
     console, table = _console(), Table(box=None, pad_edge=False)
@@ -144,7 +144,7 @@ def _print_table(runs: Sequence[Run]) -> None:
     console.print(table)
 
 
-def _print_differences(runs: Sequence[Run]) -> None:
+def _print_differences(runs: Sequence[RunSummary]) -> None:
     """A line for each option that is not the same in all runs that can be read."""
     from rich.table import Table
 
@@ -174,7 +174,7 @@ GATES = {
 """Of the statistics of gates those that are shown, with their heads."""
 
 
-def _print_gates(runs: Sequence[Run]) -> None:
+def _print_gates(runs: Sequence[RunSummary]) -> None:
     """A line for each block, at the last evaluation whose gates were looked at."""
     from rich.table import Table
 

@@ -3,20 +3,16 @@
 import shlex
 import sys
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import tyro
 
 from openxlstm.cli.options import Quiet, Verbose, cores, parse
+from openxlstm.cli.progress import byte_bars
 from openxlstm.config import DataConfig
 from openxlstm.errors import UserError
-
-if TYPE_CHECKING:
-    from openxlstm.data.tokenizing import ReportProgress
 
 WORDS = {
     "characters": "looking for characters",
@@ -76,7 +72,7 @@ def run(arguments: list[str]) -> int:
     )  # fmt: skip
     start = time.monotonic()
     try:
-        with _bar(quiet=options.quiet) as progress:
+        with byte_bars(WORDS, quiet=options.quiet) as progress:
             manifest = tokenize(job, options.out, workers=workers, progress=progress)
     except KeyboardInterrupt:
         print("stopped; the same command goes on from here", file=sys.stderr)
@@ -84,35 +80,6 @@ def run(arguments: list[str]) -> int:
     if not options.quiet:
         print(_summary(manifest, options.out, time.monotonic() - start), file=sys.stderr)
     return 0
-
-
-@contextmanager
-def _bar(*, quiet: bool) -> "Iterator[ReportProgress]":
-    """A bar on standard error, if that is a terminal."""
-    from rich.console import Console
-    from rich.progress import (
-        BarColumn,
-        Progress,
-        TextColumn,
-        TimeRemainingColumn,
-        TransferSpeedColumn,
-    )
-
-    console = Console(stderr=True)
-    columns = (
-        TextColumn("{task.description}"), BarColumn(), TextColumn("{task.percentage:.0f}%"),
-        TransferSpeedColumn(), TimeRemainingColumn(),
-    )  # fmt: skip
-    hidden = quiet or not console.is_terminal
-    with Progress(*columns, console=console, disable=hidden, transient=True) as bar:
-        tasks: dict[str, Any] = {}
-
-        def progress(what: str, done: int, total: int) -> None:
-            if what not in tasks:
-                tasks[what] = bar.add_task(WORDS[what], completed=done)
-            bar.update(tasks[what], completed=done, total=total)
-
-        yield progress
 
 
 def _summary(manifest: dict[str, Any], folder: Path, seconds: float) -> str:

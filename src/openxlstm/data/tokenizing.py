@@ -4,17 +4,12 @@ The input is divided into units by the sizes of the files alone, and each unit b
 the shards do not depend on the number of processes, and finished shards are kept.
 """
 
-import multiprocessing
 import os
-import signal
-import threading
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
-from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from functools import partial
-from multiprocessing.connection import wait as wait_for
 from pathlib import Path
 from typing import Any
 
@@ -39,6 +34,7 @@ from openxlstm.data.tokenizer import (
 from openxlstm.data.tokenizer_json import FILE_NAME
 from openxlstm.errors import UserError
 from openxlstm.files import read_json, write_json
+from openxlstm.spawning import SPAWN, follow_parent, interrupts_held
 
 ReportProgress = Callable[[str, int, int], None]
 """Receives the name of the current phase, the bytes of input read so far, and their total."""
@@ -295,12 +291,11 @@ def _work_off(
 
         return [task(number, unit, report) for number, unit in units.items()]
 
-    context = multiprocessing.get_context("spawn")
-    read, stop = context.Value("q", 0), context.Event()
+    read, stop = SPAWN.Value("q", 0), SPAWN.Event()
     results = []
-    with ProcessPoolExecutor(workers, context, _start_worker, (read, stop)) as pool:
+    with ProcessPoolExecutor(workers, SPAWN, _start_worker, (read, stop)) as pool:
         try:
-            with _deaf_to_ctrl_c():  # workers inherit this; `stop` ends them
+            with interrupts_held():
                 waiting = {pool.submit(_in_worker, task, *item) for item in units.items()}
             while waiting:
                 finished, waiting = wait(waiting, timeout=0.1, return_when=FIRST_COMPLETED)
@@ -317,19 +312,6 @@ def _work_off(
     return results
 
 
-@contextmanager
-def _deaf_to_ctrl_c() -> Iterator[None]:
-    """Ignores SIGINT inside the context; processes started there always ignore it."""
-    if threading.current_thread() is not threading.main_thread():
-        yield  # Python handles signals in the main thread only
-        return
-    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGINT, before)
-
-
 _shared: tuple[Any, Any]
 """In a worker: the bytes that all workers have read, and an event that tells them to stop."""
 
@@ -337,16 +319,8 @@ _shared: tuple[Any, Any]
 def _start_worker(read: Any, stop: Any) -> None:
     global _shared
     _shared = read, stop
+    follow_parent()
     os.environ["TOKENIZERS_PARALLELISM"] = "false"  # one thread: there are enough processes
-    threading.Thread(target=_end_with_parent, daemon=True).start()
-
-
-def _end_with_parent() -> None:
-    """Ends this process when its parent has ended, even if it was killed."""
-    parent = multiprocessing.parent_process()
-    if parent is not None:
-        wait_for([parent.sentinel])
-        os._exit(1)
 
 
 def _in_worker(task: Callable[[int, Unit, Report], Any], number: int, unit: Unit) -> Any:

@@ -8,7 +8,7 @@ from typing import Any
 from openxlstm.experiments.catalogue import EXPERIMENTS
 from openxlstm.experiments.claims import ContenderResult, Curve, Experiment
 from openxlstm.experiments.verdicts import judge
-from openxlstm.files import write_atomically
+from openxlstm.figures import FAINT, INK, new_figure, save_figure, use_log_ticks
 
 STYLES = {
     "sLSTM": ("#d1495b", "o", 3.0),
@@ -17,27 +17,20 @@ STYLES = {
     "Transformer": ("#7d8597", "D", 1.6),
 }
 """Color, marker and weight of a contender's line."""
-INK, FAINT = "#22272b", "#6b747c"
 
 
 def draw_experiment(
     path: Path, name: str, outcomes: Mapping[str, ContenderResult], *, quick: bool
 ) -> None:
     """Writes the picture as a PNG, atomically."""
-    figure = experiment_figure(name, outcomes, quick=quick)
-    write_atomically(path, lambda temporary: figure.savefig(temporary, format="png"))
+    save_figure(experiment_figure(name, outcomes, quick=quick), path)
 
 
 def experiment_figure(name: str, outcomes: Mapping[str, ContenderResult], *, quick: bool) -> Any:
     """A matplotlib figure of what was found."""
-    from matplotlib.backends.backend_agg import FigureCanvasAgg  # pyplot would start a window
-    from matplotlib.figure import Figure
-
     experiment = EXPERIMENTS[name]
     panels = len(experiment.curves)
-    figure = Figure(figsize=(7.4 if panels == 1 else 5.4 * panels, 4.4), dpi=110,
-                    layout="constrained")  # fmt: skip
-    FigureCanvasAgg(figure)
+    figure = new_figure((7.4 if panels == 1 else 5.4 * panels, 4.4), dpi=110)
     for axes, curve in zip(figure.subplots(1, panels, squeeze=False)[0], experiment.curves,
                            strict=True):  # fmt: skip
         draw_curve(axes, curve, experiment, outcomes)
@@ -57,8 +50,6 @@ def draw_curve(
     axes: Any, curve: Curve, experiment: Experiment, outcomes: Mapping[str, ContenderResult]
 ) -> None:
     """Draws one panel."""
-    from matplotlib.ticker import LogLocator, NullLocator
-
     places: set[int] = set()
     for who in experiment.contenders:
         points = outcomes[who].curves.get(curve.name, {}) if who in outcomes else {}
@@ -89,9 +80,7 @@ def draw_curve(
         axes.set_yticks([0, 0.25, 0.5, 0.75, 1], ["0%", "25%", "50%", "75%", "100%"])
     elif curve.log_y:
         axes.set_yscale("log")
-        axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
-        axes.yaxis.set_minor_locator(NullLocator())
-        axes.yaxis.set_major_formatter(lambda value, _: f"{value:,.0f}")
+        use_log_ticks(axes.yaxis)
     if curve.chance is not None:
         axes.axhline(curve.chance, color=FAINT, lw=1, ls=(0, (4, 3)), zorder=1)
         axes.annotate(

@@ -7,20 +7,19 @@ outlives this one: Ctrl-C ends them all, and one whose parent was killed ends by
 import contextlib
 import importlib
 import multiprocessing
-import os
 import signal
 import threading
 import traceback
 from collections import deque
 from collections.abc import Callable, Generator, Iterator
 from dataclasses import dataclass
-from multiprocessing import resource_tracker
 from multiprocessing.connection import Connection, wait
 from multiprocessing.process import BaseProcess
 from typing import Any
 
 from openxlstm.experiments.catalogue import EXPERIMENTS
 from openxlstm.experiments.claims import ContenderResult
+from openxlstm.spawning import SPAWN, follow_parent, interrupts_held
 
 Hear = Callable[[str, float, str], object]
 """Hears of progress: the contender, the share of its work that is done, and how it goes."""
@@ -63,7 +62,6 @@ def run_jobs(
 
     Closing the iterator, or an exception in it, ends all of them.
     """
-    context = multiprocessing.get_context("spawn")
     waiting = deque(jobs)
     running: dict[Any, tuple[ContenderJob, BaseProcess]] = {}
     with interrupts_noted() as interrupt:
@@ -71,8 +69,8 @@ def run_jobs(
             while waiting or running:
                 while waiting and len(running) < processes:
                     job = waiting.popleft()
-                    here, there = context.Pipe(duplex=False)
-                    process = context.Process(target=work, args=(job, there), daemon=True)
+                    here, there = SPAWN.Pipe(duplex=False)
+                    process = SPAWN.Process(target=work, args=(job, there), daemon=True)
                     with interrupts_held():
                         process.start()
                     running[here] = job, process
@@ -137,25 +135,9 @@ def interrupts_noted() -> Iterator[Any]:
         note.close()
 
 
-@contextlib.contextmanager
-def interrupts_held() -> Iterator[None]:
-    """Holds Ctrl-C back while a process starts, and for good in that process: it is this one that
-    decides what then happens."""
-    if not hasattr(signal, "pthread_sigmask"):
-        yield
-        return
-    resource_tracker.ensure_running()  # its own start would let signals through
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
-    try:
-        yield
-    finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, before)
-
-
 def work(job: ContenderJob, there: Connection) -> None:
     """Does a job; the whole life of a process."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    threading.Thread(target=end_with_parent, daemon=True).start()
+    follow_parent()
     try:
         import torch
 
@@ -174,11 +156,3 @@ def work(job: ContenderJob, there: Connection) -> None:
     except Exception as error:
         reason = f"{type(error).__name__}: {error}".splitlines()[0]
         there.send(Crash(job.contender, reason, traceback.format_exc()))
-
-
-def end_with_parent() -> None:
-    """Ends this process, at once, when the one that started it is gone."""
-    parent = multiprocessing.parent_process()
-    if parent is not None:
-        wait([parent.sentinel])
-        os._exit(1)

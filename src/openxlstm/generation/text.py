@@ -10,6 +10,9 @@ from openxlstm.generation.engine import Ids, stream_tokens
 from openxlstm.generation.sampling import Sampling
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
+    from openxlstm.config import ModelConfig
     from openxlstm.lm.model import LanguageModel
 
 REPLACEMENT = "\ufffd"
@@ -55,11 +58,7 @@ def generate(
     Raises UserError when called with an invalid argument or with a tokenizer that has more tokens
     than the model, and while running if the model's logits are not finite.
     """
-    if tokenizer.vocab_size > model.config.vocab_size:
-        raise UserError(
-            f"the tokenizer has {tokenizer.vocab_size} tokens and the model "
-            f"{model.config.vocab_size}; use the tokenizer that it was trained with"
-        )
+    check_vocabulary(tokenizer, model.config)
     if stop == "":
         raise UserError("stop is empty; give a string to stop at, or leave it out")
     sampling = Sampling(
@@ -69,6 +68,18 @@ def generate(
     tokens = stream_tokens(model, ids, max_tokens=max_tokens, sampling=sampling, seed=seed)
     pieces = whole_characters(tokenizer, tokens)
     return pieces if stop is None else until(pieces, stop)
+
+
+def check_vocabulary(
+    tokenizer: TokenizerLike, config: ModelConfig, place: str | Path | None = None
+) -> None:
+    """Raises UserError if a tokenizer, found in `place`, has tokens that a model does not have."""
+    if tokenizer.vocab_size > config.vocab_size:
+        where = "" if place is None else f" in {place}"
+        raise UserError(
+            f"the tokenizer{where} has {tokenizer.vocab_size} tokens and the model "
+            f"{config.vocab_size}; use the tokenizer that the model was trained with"
+        )
 
 
 def first_token(tokenizer: TokenizerLike) -> Ids:

@@ -1,12 +1,10 @@
-"""From what a `DataConfig` names, fetched with a bar, to a tokenizer and tokens."""
+"""The text of a run, from the sources that a `DataConfig` names: tokenizer and tokens."""
 
 import hashlib
 import re
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import cached_property
-from pathlib import Path
+from functools import cached_property, partial
 from typing import TYPE_CHECKING
 
 from openxlstm.config import DataConfig
@@ -19,17 +17,20 @@ if TYPE_CHECKING:
     from openxlstm.data.tokens import Tokens
 
 HINT = 30
-"""Characters of a text that are shown as a prompt to start with."""
+"""Most characters of `Corpus.hint`."""
+
+ShowBytes = Callable[[str, int, int | None], object]
+"""Called with what is being read, how many bytes of it have been, and of how many, if known."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Part:
-    """What is trained on, or held out, of each source."""
+    """The training or the validation part of each source."""
 
     tokens: "tuple[Tokens, ...]"
-    """One row for each source, in order."""
+    """One per source, in order."""
     characters: float
-    """That all of them stand for; of tokens on disk, about."""
+    """Characters of text that the tokens stand for; an estimate for tokens on disk."""
 
     def __len__(self) -> int:
         return sum(map(len, self.tokens))
@@ -41,40 +42,40 @@ class Part:
 
 @dataclass(frozen=True, kw_only=True)
 class Corpus:
-    """All that a run reads. Its parts are made when they are first asked for."""
+    """All sources of a run, opened. Its parts are tokenized when they are first asked for."""
 
     data: DataConfig
     tokenizer: "Tokenizer"
     sources: "tuple[list[str] | TokenFolder, ...]"
-    """The documents of each source, or the tokens."""
+    """Per source its documents, or its tokens on disk."""
     sha256: str
-    """Of all of them, to know them by."""
+    """SHA-256 of all sources: a resumed run checks that its text is the same."""
 
     @cached_property
     def train(self) -> Part:
-        """What is trained on."""
+        """The training part."""
         return self._part(0)
 
     @cached_property
     def val(self) -> Part:
-        """What is held out."""
+        """The validation part."""
         return self._part(1)
 
     @cached_property
     def whole(self) -> Part:
-        """Both in one, uncut."""
+        """The whole text, not split."""
         return self._part(None)
 
     @cached_property
     def hint(self) -> str:
-        """The first words of it."""
+        """The first words of the text, to be used as an example of a prompt."""
         lines = (
             re.search(r"\S.*", text) for source in self.sources for text in self._texts(source)
         )
         return next((line[0][:HINT].rstrip() for line in lines if line), "")
 
     def _texts(self, source: "list[str] | TokenFolder") -> list[str]:
-        """Its documents; of tokens, only how they begin."""
+        """A source's documents; only the first characters of tokens on disk."""
         import numpy as np
 
         if isinstance(source, list):
@@ -94,7 +95,7 @@ class Corpus:
     def _row(self, source: "list[str] | TokenFolder", number: int | None) -> "tuple[Tokens, float]":
         """The tokens of a part of a source, and how many characters they stand for.
 
-        A text is cut at a character, tokens on disk at a token.
+        Text is split at a character, tokens on disk at a token.
         """
         from openxlstm.data.tokenizer import encode_documents
 
@@ -111,27 +112,28 @@ def open_corpus(
     *,
     tokenizer: "Tokenizer | None" = None,
     verify: "Verify" = "hashes",
-    quiet: bool = False,
+    progress: ShowBytes | None = None,
 ) -> Corpus:
     """Opens all the sources that `data` names.
 
     Args:
-        tokenizer: that of a run that is there already. Without it, that of the tokens on disk is
-            used; without such, one is made for the text, or loaded, as `data` says.
-        verify: what of tokens on disk is checked.
-        quiet: no bars.
+        tokenizer: the tokenizer of an existing run. By default the one of tokens on disk, if `data`
+            names any, else one that is made for the text or loaded, as `data.tokenizer` says.
+        verify: the check of tokens on disk.
+        progress: called while a source is downloaded or checked.
 
     Raises:
-        UserError: if a source or a tokenizer cannot be had, or they do not fit together.
+        UserError: if a source or a tokenizer cannot be read, or they do not fit together.
     """
-    from openxlstm.data.shards import TokenFolder, find_token_folder
+    from openxlstm.data.shards import TokenFolder, find_token_folder, open_token_folder
     from openxlstm.data.tokenizer import KINDS, find_tokenizer
 
     def open_source(source: str) -> "list[str] | TokenFolder":
         folder = None if source in CORPORA else find_token_folder(source)
         if folder is None:
-            return _read_documents(source, data.field, quiet=quiet)
-        return _open_tokens(folder, verify, quiet=quiet)
+            report = _report(f"downloading {source}", progress)
+            return load_documents(source, field=data.field, progress=report)
+        return open_token_folder(folder, verify, _report(f"checking {folder}", progress))
 
     sources = tuple(map(open_source, data.sources))
     folders = [source for source in sources if isinstance(source, TokenFolder)]
@@ -143,8 +145,8 @@ def open_corpus(
         tokenizer = find_tokenizer(data.tokenizer, texts, **options)
     if any(folder.tokenizer.to_json() != tokenizer.to_json() for folder in folders):
         raise UserError(
-            "the sources are tokenized in different ways, or otherwise than the model expects: "
-            "run openxlstm tokenize with --tokenizer and the folder of the model or of the tokens"
+            "the sources are tokenized differently, or not as the model expects: run openxlstm "
+            "tokenize with --tokenizer and the folder of the model or of the tokens"
         )
     digests = [
         _text_sha256(source) if isinstance(source, list) else source.sha256 for source in sources
@@ -153,45 +155,12 @@ def open_corpus(
     return Corpus(data=data, tokenizer=tokenizer, sources=sources, sha256=sha256)
 
 
-def _read_documents(source: str, field: str, *, quiet: bool) -> list[str]:
-    """The documents of a corpus, file, folder or glob."""
-    with _bar(f"downloading {source}", quiet=quiet) as report:
-        return load_documents(source, field=field, progress=report)
-
-
-def _open_tokens(folder: Path, verify: "Verify", *, quiet: bool) -> "TokenFolder":
-    """The tokens in a folder, once they are checked."""
-    from openxlstm.data.shards import open_token_folder
-
-    with _bar(f"checking {folder}", quiet=quiet) as report:
-        return open_token_folder(folder, verify, report)
-
-
-@contextmanager
-def _bar(description: str, *, quiet: bool) -> Iterator[Callable[[int, int | None], None]]:
-    """A bar of bytes on standard error, if that is a terminal, from the first report on."""
-    from rich.console import Console
-    from rich.markup import escape
-    from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn
-
-    columns = (TextColumn(escape(description)), BarColumn(), DownloadColumn())
-    console = Console(stderr=True)
-    hidden = quiet or not console.is_terminal
-    bar = Progress(*columns, console=console, disable=hidden, transient=True)
-    task = bar.add_task("", visible=False)
-
-    def report(done: int, total: int | None) -> None:
-        bar.start()
-        bar.update(task, completed=done, total=total, visible=True)
-
-    try:
-        yield report
-    finally:
-        bar.stop()
+def _report(what: str, progress: ShowBytes | None) -> Callable[[int, int | None], object]:
+    return (lambda done, total: None) if progress is None else partial(progress, what)
 
 
 def _text_sha256(documents: Sequence[str]) -> str:
-    """The SHA-256 of the joined text as UTF-8."""
+    """The SHA-256 of the joined texts as UTF-8."""
     digest = hashlib.sha256()
     for text in documents:
         digest.update(text.encode())

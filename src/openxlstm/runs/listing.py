@@ -15,7 +15,7 @@ from openxlstm.train.records import METRICS, evaluations, read_metrics
 
 
 @dataclass(frozen=True, kw_only=True)
-class Run:
+class RunSummary:
     """A run as its files have it; None stands for what they do not say."""
 
     folder: Path
@@ -71,15 +71,15 @@ def find_runs(folders: Iterable[Path]) -> Iterator[Path]:
                 yield folder
 
 
-def read_run(folder: Path) -> Run:
+def read_run(folder: Path) -> RunSummary:
     """All that a run's files say; raises nothing, whatever is in them."""
     try:
         return _read(folder)
     except (UserError, OSError, ValueError, TypeError, KeyError, AttributeError):
-        return Run(folder=folder, state=f"damaged: {RECORD}")
+        return RunSummary(folder=folder, state=f"damaged: {RECORD}")
 
 
-def _read(folder: Path) -> Run:
+def _read(folder: Path) -> RunSummary:
     record = read_json(folder / RECORD)
     data, train, compute, result = (
         dict(record.get(name) or {}) for name in ("data", "train", "compute", "result")
@@ -90,7 +90,7 @@ def _read(folder: Path) -> Run:
     best = min(curve, key=lambda r: r["val_loss"], default={})
     when = (folder / (METRICS if records else RECORD)).stat().st_mtime
     model = _model(folder)
-    return Run(
+    return RunSummary(
         folder=folder,
         state=_state(folder, train, result, last),
         when=when,

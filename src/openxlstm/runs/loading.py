@@ -1,6 +1,6 @@
-"""A model and its tokenizer from a folder, with a word about memory before they are loaded."""
+"""Loading a model from a run's folder, or from any model's; large ones only where they fit."""
 
-import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
@@ -9,8 +9,7 @@ from openxlstm.errors import UserError
 if TYPE_CHECKING:
     import torch
 
-    from openxlstm.config import ModelConfig, StackConfig
-    from openxlstm.data.tokenizer import Tokenizer
+    from openxlstm.config import StackConfig
     from openxlstm.lm.model import LanguageModel
 
 Dtype = Literal["float32", "bfloat16"]
@@ -18,33 +17,25 @@ Checkpoint = Literal["best", "last"]
 """best: the weights with the lowest validation loss. last: those of the newest checkpoint."""
 
 LARGE = 1e9
-"""Bytes of weights from which on it is said what they take."""
-
-
-def load_run(
-    folder: Path, checkpoint: Checkpoint, *, dtype: Dtype | None = None, quiet: bool = False
-) -> "tuple[LanguageModel, Tokenizer]":
-    """The model and the tokenizer of a run, or of a model's folder.
-
-    Args:
-        dtype: of the weights; None leaves them as they are stored.
-        quiet: not to say on standard error what a large model takes.
-
-    Raises:
-        UserError: if something is missing, damaged or does not fit.
-    """
-    from openxlstm.data.tokenizer import load_tokenizer
-
-    model = load_model(folder, checkpoint, dtype=dtype, quiet=quiet)
-    tokenizer = load_tokenizer(folder)
-    check_vocabulary(folder, tokenizer, model.config)
-    return model, tokenizer
+"""Bytes of weights from which on memory is checked and its use is announced."""
 
 
 def load_model(
-    folder: Path, checkpoint: Checkpoint, *, dtype: Dtype | None = None, quiet: bool = False
+    folder: Path,
+    checkpoint: Checkpoint = "best",
+    *,
+    dtype: Dtype | None = None,
+    say: Callable[[str], object] | None = None,
 ) -> "LanguageModel":
-    """The model of a run, or in a model's folder. Raises UserError like `load_run`."""
+    """Loads the model of a run, or of a folder in the format of Hugging Face or NX-AI.
+
+    Args:
+        dtype: of the weights; None leaves them as they are stored.
+        say: called with a line about what a large model takes, and about damaged checkpoints.
+
+    Raises:
+        UserError: if something is missing, damaged or does not fit together, or memory is short.
+    """
     import torch
 
     from openxlstm.lm.folder import load_config
@@ -52,37 +43,28 @@ def load_model(
     from openxlstm.lm.weights import open_weights
 
     kind = None if dtype is None else getattr(torch, dtype)
-    if _is_foreign(folder):
+    if is_foreign(folder):
         from openxlstm.interop.opening import format_of, open_foreign
 
         opened = open_foreign(folder, format_of(folder))
         stored = {tensor.dtype for tensor in opened.tensors.values()}
-        _check_memory(folder, opened.config, stored, kind, quiet=quiet)
+        _check_memory(folder, opened.config, stored, kind, say)
         return opened.model(dtype=kind)
     if checkpoint == "best":
         config, weights = load_config(folder), open_weights(folder)
         stored = {weights.dtype(name) for name in weights}
-        _check_memory(folder, config, stored, kind, quiet=quiet)
+        _check_memory(folder, config, stored, kind, say)
         return LanguageModel.from_pretrained(folder, dtype=kind)
 
     from openxlstm.runs.run_folder import newest_checkpoint
     from openxlstm.train.checkpoint import load_weights  # half a second
 
     model = LanguageModel(load_config(folder)).eval()
-    load_weights(newest_checkpoint(folder), model)
+    load_weights(newest_checkpoint(folder, say), model)
     return model.to(kind)
 
 
-def check_vocabulary(folder: Path, tokenizer: "Tokenizer", config: "ModelConfig") -> None:
-    """Raises UserError if a tokenizer has tokens that a model does not know."""
-    if tokenizer.vocab_size > config.vocab_size:
-        raise UserError(
-            f"the tokenizer in {folder} has {tokenizer.vocab_size} tokens, "
-            f"its model {config.vocab_size}: they do not belong together"
-        )
-
-
-def _is_foreign(folder: Path) -> bool:
+def is_foreign(folder: Path) -> bool:
     """Whether a folder is one of Hugging Face's xLSTM or of NX-AI's."""
     from openxlstm.files import read_json
     from openxlstm.lm.folder import CONFIG, FORMAT
@@ -98,10 +80,9 @@ def _check_memory(
     config: "StackConfig",
     stored: "set[torch.dtype]",
     dtype: "torch.dtype | None",
-    *,
-    quiet: bool,
+    say: Callable[[str], object] | None,
 ) -> None:
-    """Says what a large model takes before it is loaded, beside what is free.
+    """Announces what a large model takes before it is loaded, beside the memory that is free.
 
     Raises:
         UserError: if it would take memory of its own, and there is not enough.
@@ -111,21 +92,21 @@ def _check_memory(
     from openxlstm.lm.memory import loaded_memory
 
     if not isinstance(config, ModelConfig):
-        return  # a stack alone, which the caller refuses
+        return  # a stack alone, which Opened.model refuses
     memory = loaded_memory(config, stored, dtype)
     if memory.weights < LARGE:
         return
     free = free_memory_bytes()
     if not memory.is_mapped and free is not None and memory.total > free:
         raise UserError(
-            f"{folder} takes {memory} and {size_in_words(free)} of memory are free: leave out "
+            f"{folder} takes {memory} and {size_in_words(free)} of memory are free: omit "
             "--dtype to map the weights as they are stored, or free some memory"
         )
-    if not quiet:
+    if say is not None:
         words = "" if free is None else f"; {size_in_words(free)} of memory are free"
         if free is not None and memory.total > free:
             words += ", so parts of it will be read again and again, which is slow"
-        print(f"openxlstm: {folder} takes {memory}{words}", file=sys.stderr, flush=True)
+        say(f"{folder} takes {memory}{words}")
 
 
 def size_in_words(count: float) -> str:

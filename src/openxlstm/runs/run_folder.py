@@ -1,9 +1,8 @@
-"""A run's folder beyond its model: `train.json`, which says how it came to be."""
+"""A run's folder beside its model: the record of its training, its checkpoints and its lock."""
 
 import contextlib
 import os
-import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Self
@@ -23,24 +22,24 @@ RECORD = "train.json"
 
 @dataclass(frozen=True, kw_only=True)
 class RunRecord(Config):
-    """What `train.json` holds."""
+    """The content of `train.json`: how a run came to be, and its result."""
 
     openxlstm: str
-    """Version that started the run."""
+    """Version of openxlstm that started the run."""
     preset: str
-    """Name of the recipe that it started from."""
+    """Name of the preset that it started from."""
     init_from: str | None = None
-    """The folder whose weights it started from; None for random ones."""
+    """Folder whose weights it started from; None for random weights."""
     data: dict[str, Any]
     """A DataConfig."""
     train: dict[str, Any]
     """A TrainConfig."""
     compute: dict[str, Any] = field(default_factory=dict)
-    """A ComputeConfig: how it was computed last."""
+    """A ComputeConfig: the one of its last resume."""
     text_sha256: str
-    """Of all that it was trained on; of a single text, as UTF-8."""
+    """SHA-256 of its sources: of a single text as UTF-8, of several sources' digests."""
     result: dict[str, Any] = field(default_factory=dict)
-    """How far it came, and its losses."""
+    """A `train.callback.Progress` at its end: steps, tokens, seconds and best loss."""
 
     @property
     def data_config(self) -> DataConfig:
@@ -52,10 +51,10 @@ class RunRecord(Config):
 
     @classmethod
     def load(cls, folder: Path) -> Self:
-        """Reads a run's record.
+        """The record in a run's folder.
 
         Raises:
-            UserError: if there is none, or one that this version does not understand.
+            UserError: if there is none, or one that this version cannot read.
         """
         path = folder / RECORD
         if not path.is_file():
@@ -72,12 +71,12 @@ class RunRecord(Config):
 
 
 def is_in_use(folder: Path) -> bool:
-    """Whether a folder holds anything that a new run could harm."""
+    """Whether a path holds anything that a new folder would overwrite."""
     return folder.exists() and (not folder.is_dir() or any(folder.iterdir()))
 
 
 def free_folder(name: str) -> Path:
-    """runs/NAME, or runs/NAME-2 and so on: the first that is free."""
+    """The first unused folder of runs/NAME, runs/NAME-2, runs/NAME-3 and so on."""
     folder, count = Path("runs") / name, 1
     while is_in_use(folder):
         count += 1
@@ -85,44 +84,44 @@ def free_folder(name: str) -> Path:
     return folder
 
 
-def newest_checkpoint(folder: Path) -> Path:
-    """The newest checkpoint of a run that is whole; says which newer ones are not.
+def newest_checkpoint(folder: Path, say: Callable[[str], object] | None = None) -> Path:
+    """The newest intact checkpoint of a run; calls `say` with a line per newer, damaged one.
 
     Raises:
         UserError: if there is none.
     """
     from openxlstm.train.checkpoint import newest
 
-    path = newest(folder, _say)
+    path = newest(folder, say or _ignore)
     if path is None:
-        raise UserError(f"the run in {folder} has no checkpoint that is whole")
+        raise UserError(f"the run in {folder} has no intact checkpoint")
     return path
 
 
-def checkpoint_to_resume(folder: Path) -> Path | None:
-    """What a run can go on from: None is its beginning, if it was killed before it saved anything.
+def checkpoint_to_resume(folder: Path, say: Callable[[str], object] | None = None) -> Path | None:
+    """The checkpoint that a run resumes from; None is its start, if it has not saved anything yet.
 
-    Newer checkpoints, which are damaged, are put aside.
+    Newer checkpoints, which are damaged, are renamed; `say` is called with a line about each.
 
     Raises:
-        UserError: if there was a checkpoint, and none is whole.
+        UserError: if there was a checkpoint, and none is intact.
     """
     from openxlstm.train.checkpoint import checkpoints, newest, set_aside
     from openxlstm.train.records import read_metrics
 
-    path = newest(folder, _say)
+    path = newest(folder, say or _ignore)
     if path is None:
         if checkpoints(folder) or any(record["step"] > 0 for record in read_metrics(folder)):
             raise UserError(
                 f"the run in {folder} has no checkpoint to resume; start a new one in another --out"
             )
-        _say(f"the run in {folder} had not saved anything yet; it begins anew")
+        (say or _ignore)(f"the run in {folder} had not saved anything yet; it starts from step 0")
     set_aside(folder, path)
     return path
 
 
 def clear_unstarted(folder: Path) -> None:
-    """Empties the folder of a run that was killed before its record was written."""
+    """Removes the files of a run that was killed before its record was written."""
     from openxlstm.data.tokenizer_json import CONFIG_NAME, FILE_NAME
     from openxlstm.lm.folder import CONFIG
 
@@ -133,13 +132,16 @@ def clear_unstarted(folder: Path) -> None:
             file.unlink()
 
 
+def _ignore(_: str) -> None: ...
+
+
 @contextlib.contextmanager
 def lock(folder: Path) -> Iterator[None]:
-    """Keeps every other process from training the run in `folder` as well, until it is left or this
-    process has ended, however that came about.
+    """Locks the run in `folder` against training by another process of this machine. The lock ends
+    with the block, or with this process, even if that is killed.
 
     Raises:
-        UserError: if another one is at it.
+        UserError: if another process holds the lock.
     """
     if fcntl is None:
         yield
@@ -155,7 +157,3 @@ def lock(folder: Path) -> Iterator[None]:
         yield
     finally:
         os.close(descriptor)
-
-
-def _say(message: str) -> None:
-    print(f"openxlstm: {message}", file=sys.stderr, flush=True)

@@ -6,7 +6,8 @@ from itertools import cycle, product
 from pathlib import Path
 from typing import Any, Literal
 
-from openxlstm.train.curve import limits, new_axes, save
+from openxlstm.figures import save_figure
+from openxlstm.train.curve import limits, new_axes
 
 X = Literal["step", "tokens", "minutes"]
 
@@ -64,7 +65,7 @@ def draw_comparison(path: Path, curves: Sequence[LossCurve], x: X = "step") -> N
     legend.set_in_layout(False)
     for text in legend.get_texts():
         text.set_parse_math(False)
-    save(figure, path)
+    save_figure(figure, path)
 
 
 def _short(name: str) -> str:

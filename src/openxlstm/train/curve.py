@@ -1,12 +1,11 @@
 """The loss curve of a run, as a picture."""
 
 import math
-import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from openxlstm.files import write_atomically
+from openxlstm.figures import new_figure, save_figure
 from openxlstm.train.records import evaluations, read_metrics
 
 CURVE = "loss.png"
@@ -48,17 +47,13 @@ def draw_loss(folder: Path, title: str) -> Path | None:
     clock = axes.secondary_xaxis("top", functions=(minutes, step_at))
     clock.set_xlabel("minutes")
     path = folder / CURVE
-    save(figure, path)
+    save_figure(figure, path)
     return path
 
 
 def new_axes(size: tuple[float, float] = (8, 5)) -> tuple[Any, Any]:
     """A matplotlib figure of so many inches, and axes for losses in it."""
-    from matplotlib.backends.backend_agg import FigureCanvasAgg  # pyplot would start a window
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=size, dpi=120, layout="constrained")
-    FigureCanvasAgg(figure)
+    figure = new_figure(size, dpi=120)
     axes = figure.add_subplot()
     axes.set_ylabel("loss (nats a token)")
     axes.grid(alpha=0.3)
@@ -69,11 +64,3 @@ def limits(losses: Sequence[float]) -> tuple[float, float]:
     """Ends of an axis for losses, without those at the start, which are far above the rest."""
     low, high = min(losses), max(losses)
     return low - 0.1 * (high - low) - 0.05, high + 0.15 * (high - low) + 0.05
-
-
-def save(figure: Any, path: Path) -> None:
-    """Writes a figure in the format that the name ends in, or as PNG, atomically."""
-    kind = path.suffix.removeprefix(".") or "png"
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", "Glyph .* missing")  # a title may be in any script
-        write_atomically(path, lambda temporary: figure.savefig(temporary, format=kind))
