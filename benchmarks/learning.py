@@ -22,8 +22,9 @@ import tyro
 from rich.console import Console
 from rich.table import Table
 
+from openxlstm.figures import save_figure
 from openxlstm.lm.presets import PRESETS
-from openxlstm.train.curve import new_axes, save
+from openxlstm.train.curve import new_axes
 from openxlstm.train.records import evaluations, read_metrics
 
 PLAIN_ADAMW = (
@@ -138,7 +139,7 @@ def draw(runs: list[dict[str, Any]], path: Path) -> None:
     axes.set_title("Tiny Shakespeare, last tenth held out")
     axes.grid(alpha=0.3, which="both")
     axes.legend()
-    save(figure, path)
+    save_figure(figure, path)
 
 
 def main() -> None:

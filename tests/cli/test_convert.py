@@ -17,7 +17,7 @@ from openxlstm.config import ModelConfig, StackConfig
 from openxlstm.interop.opening import open_foreign
 from openxlstm.interop.writing import write_checkpoint
 from openxlstm.lm import weights as weights_module
-from openxlstm.runs.loading import load_run
+from openxlstm.runs.run import open_run
 
 Cli = Callable[..., Any]
 Tree = Callable[[Path], dict[str, str]]
@@ -33,7 +33,7 @@ def test_a_folder_of_its_own(
     assert set(tree(out)) == {
         "config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json",
     }  # fmt: skip
-    expected, _ = load_run(trained, checkpoint)
+    expected = open_run(trained, checkpoint=checkpoint).model
     model = openxlstm.LanguageModel.from_pretrained(out)
     assert f"{sum(p.numel() for p in model.parameters()):,} parameters" in result.err
     for name, tensor in model.state_dict().items():

@@ -109,13 +109,13 @@ def place_bars(outcomes: Sequence[ComparisonResult], limits: Limits) -> list[Bar
             place += 1
         for first in (entry for entry in timed if entry.beside is None):
             for entry in (e for e in timed if first.name in (e.name, e.beside)):
-                bars.append(make_bar(outcome, entry, limits, place))
+                bars.append(comparison_bar(outcome, entry, limits, place))
                 place += 1
             place += 0.4
     return bars
 
 
-def make_bar(outcome: ComparisonResult, entry: Entry, limits: Limits, place: float) -> Bar:
+def comparison_bar(outcome: ComparisonResult, entry: Entry, limits: Limits, place: float) -> Bar:
     assert entry.timing is not None
     scale = 1e3 / (outcome.tokens or 1) if outcome.part == "generation" else 1e3
     ratio, speed = outcome.ratio(entry), Speed.of(entry, limits)

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 HINT = 30
 """Most characters of `Corpus.hint`."""
 
-ShowBytes = Callable[[str, int, int | None], object]
+ShowBytes = Callable[[str, int, int | None], None]
 """Called with what is being read, how many bytes of it have been, and of how many, if known."""
 
 
@@ -155,7 +155,7 @@ def open_corpus(
     return Corpus(data=data, tokenizer=tokenizer, sources=sources, sha256=sha256)
 
 
-def _report(what: str, progress: ShowBytes | None) -> Callable[[int, int | None], object]:
+def _report(what: str, progress: ShowBytes | None) -> Callable[[int, int | None], None]:
     return (lambda done, total: None) if progress is None else partial(progress, what)
 
 

@@ -28,7 +28,10 @@ class Run:
         dtype: Dtype | None = None,
         say: Callable[[str], object] | None = None,
     ) -> None:
-        self.folder, self._checkpoint, self._dtype, self._say = folder, checkpoint, dtype, say
+        self.folder = folder
+        self._checkpoint: Checkpoint = checkpoint
+        self._dtype: Dtype | None = dtype
+        self._say = say
         if not is_foreign(folder):
             _ = self.config  # raises now if the folder holds no model
 
