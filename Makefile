@@ -4,6 +4,7 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 PEERS ?= .venv-peers
+PARALLEL := --numprocesses logical --maxprocesses 4 --dist worksteal
 PIP := $(BIN)/python -m pip install --quiet --constraint constraints.txt
 
 .PHONY: help demo test lint types slow sanitize peers bench clean
@@ -16,7 +17,7 @@ demo: $(VENV)/demo  ## train on Shakespeare for two minutes, then show a sample 
 	$(BIN)/openxlstm train --data shakespeare --preset demo
 
 test: lint types  ## lint, types and tests, as CI runs them
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest $(PARALLEL)
 
 lint: $(VENV)/dev  ## style
 	$(BIN)/ruff check

@@ -11,16 +11,19 @@ from hypothesis import settings
 from jobs import Jobs, server
 
 os.environ["HF_HUB_OFFLINE"] = "1"  # before anything imports huggingface_hub
+os.environ["OMP_NUM_THREADS"] = "1"  # for processes that tests start: pytest-xdist uses the cores
 
 # Examples are drawn alike in every run, and no example is too slow on a busy machine.
-settings.register_profile("openxlstm", deadline=None, derandomize=True, max_examples=25)
+settings.register_profile("openxlstm", deadline=None, derandomize=True, max_examples=15)
 settings.load_profile("openxlstm")
 
 
 @pytest.fixture(autouse=True)
 def _deterministic() -> Iterator[None]:
-    """The same random numbers in every test, and memory that is NaN until it is written."""
+    """The same random numbers in every test, one thread, which is fastest where models are tiny,
+    and memory that is NaN until it is written."""
     torch.manual_seed(0)
+    torch.set_num_threads(1)
     torch.utils.deterministic.fill_uninitialized_memory = True  # pyright: ignore[reportAttributeAccessIssue]
     torch.use_deterministic_algorithms(True)
     yield

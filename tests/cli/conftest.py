@@ -5,12 +5,11 @@ import hashlib
 import io
 import random
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
-import torch
 
 from openxlstm.cli.main import run
 
@@ -60,8 +59,8 @@ def contents(folder: Path) -> dict[str, str]:
 
 
 @pytest.fixture(autouse=True)
-def _apart(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[None]:
-    """An empty place to work in, no corpora of this machine, and its threads as they were.
+def _apart(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """An empty place to work in, and no corpora of this machine.
 
     Runs of larger scope than one test draw their loss; others, where it takes most of the time, do
     not."""
@@ -71,9 +70,6 @@ def _apart(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[None]:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     (tmp_path / "work").mkdir()
     monkeypatch.chdir(tmp_path / "work")
-    threads = torch.get_num_threads()
-    yield
-    torch.set_num_threads(threads)
 
 
 @pytest.fixture(scope="session")
@@ -102,9 +98,7 @@ def text_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def trained(tmp_path_factory: pytest.TempPathFactory, text_file: Path) -> Path:
     """A finished run of 12 steps; the tests that share it only read it."""
     folder = tmp_path_factory.mktemp("trained") / "run"
-    threads = torch.get_num_threads()  # this comes before `_apart` looks how many there are
     result = call("train", "--data", text_file, "--out", folder, "--steps", 12, *TINY, "--quiet")
-    torch.set_num_threads(threads)
     assert result == Result(0, "", "")
     return folder
 

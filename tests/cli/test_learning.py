@@ -15,7 +15,18 @@ def test_presets_learn_shakespeare(
 ) -> None:
     """A part of their steps, counted in steps so that no machine is too slow for it."""
     folder = tmp_path / preset
-    options = ["--preset", preset, "--data", "shakespeare", "--steps", "600", "--out", str(folder)]
+    options = [
+        "--preset",
+        preset,
+        "--data",
+        "shakespeare",
+        "--steps",
+        "600",
+        "--out",
+        str(folder),
+        "--threads",
+        "2",
+    ]
     assert run(["train", *options, "--quiet"]) == 0
     assert run(["eval", str(folder), "--window", "64", "--json"]) == 0
     result = json.loads(capfd.readouterr().out)

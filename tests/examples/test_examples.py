@@ -1,10 +1,9 @@
 """Each example runs, and its networks have learned something in a few seconds."""
 
 import json
-import os
 import runpy
-import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -14,19 +13,23 @@ import torch
 ROOT = Path(__file__).parents[2]
 
 
-def run(script: str, tmp_path: Path) -> Any:
+@pytest.fixture
+def run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> Callable[[str], Any]:
     """What a script writes as JSON if it is quick; what it prints is not empty."""
     results = tmp_path / "results.json"
-    command = [
-        sys.executable, "-W", "error", str(ROOT / "examples" / script),
-        "--quick", "--threads", "1", "--json", str(results),
-    ]  # fmt: skip
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    ended = subprocess.run(command, capture_output=True, text=True, env=environment, check=False)
-    assert ended.returncode == 0, ended.stderr
-    assert "nn.LSTM" in ended.stdout
-    assert "XLSTM" in ended.stdout
-    return json.loads(results.read_text())
+
+    def script(name: str) -> Any:
+        options = ["--quick", "--threads", "1", "--json", str(results)]
+        monkeypatch.setattr(sys, "argv", [name, *options])
+        runpy.run_path(str(ROOT / "examples" / name), run_name="__main__")
+        printed = capsys.readouterr().out
+        assert "nn.LSTM" in printed
+        assert "XLSTM" in printed
+        return json.loads(results.read_text())
+
+    return script
 
 
 def networks(results: list[dict[str, Any]]) -> list[dict[str, Any]]:
@@ -37,8 +40,8 @@ def networks(results: list[dict[str, Any]]) -> list[dict[str, Any]]:
     return found
 
 
-def test_forecast(tmp_path: Path) -> None:
-    results = run("forecast.py", tmp_path)
+def test_forecast(run: Callable[[str], Any]) -> None:
+    results = run("forecast.py")
     today, year, regression, *_ = (result["errors"] for result in results)
     for result in networks(results):
         assert result["seconds"] > 0
@@ -46,15 +49,15 @@ def test_forecast(tmp_path: Path) -> None:
             assert 0 < error < min(others) * 1.1  # 60 steps do as well as the regression
 
 
-def test_classify(tmp_path: Path) -> None:
-    endings, *_ = results = run("classify.py", tmp_path)
+def test_classify(run: Callable[[str], Any]) -> None:
+    endings, *_ = results = run("classify.py")
     assert 0.4 < endings["accuracy"] < 0.8
     for result in networks(results):
         assert 0.3 < result["accuracy"] < 1  # of 14 languages, a guess is right in one of 14 cases
 
 
-def test_stream(tmp_path: Path) -> None:
-    said = run("stream.py", tmp_path)
+def test_stream(run: Callable[[str], Any]) -> None:
+    said = run("stream.py")
     now, _, *_ = said["results"]
     for result in networks(said["results"]):
         assert 0 < result["error"] < now["error"]

@@ -1,6 +1,5 @@
 """Small stand-ins for a language model."""
 
-from collections.abc import Iterator
 from types import SimpleNamespace
 from typing import Any, NamedTuple
 
@@ -67,15 +66,6 @@ def random_model(name: str) -> Any:
         for weight in model.parameters():
             weight.add_(0.2 * torch.randn_like(weight))
     return model
-
-
-@pytest.fixture(autouse=True)
-def one_thread() -> Iterator[None]:
-    """Models this small gain nothing from threads, and lose much where cores are shared."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 @pytest.fixture(params=["toy", "real"])

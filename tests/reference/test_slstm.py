@@ -144,8 +144,8 @@ def test_m_is_a_gauge(shift: float, forget_gate: str):
 @FORGET_GATES
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 def test_gates_of_50_stay_finite(forget_gate: str, dtype: torch.dtype):
-    sign = randn(2, 100, 2, 4, 3).sign()
-    for x in (50 * sign, 50 * sign[:, :1].expand(-1, 100, -1, -1, -1), 50 * sign.abs()):
+    sign = randn(2, 40, 2, 4, 3).sign()
+    for x in (50 * sign, 50 * sign[:, :1].expand(-1, 40, -1, -1, -1), 50 * sign.abs()):
         x = x.to(dtype, copy=True).requires_grad_()
         R = randn(2, 4, 3, 3, seed=1).to(dtype).requires_grad_()
         h, final = recurrent(x, R, forget_gate=forget_gate)
