@@ -1,12 +1,12 @@
-"""Times `openxlstm.XLSTM` beside `torch.nn.LSTM`: a training step, and a step of one stream.
+"""Times `openxlstm.XLSTM` against `torch.nn.LSTM`: a training step, and a step of one stream.
 
     python benchmarks/layers.py [--widths 64 128] [--rounds 30] [--threads 2] [--json FILE]
 
 A training step is forward, mean squared error of an `nn.Linear(width, 1)` at every step, backward
 and fused AdamW, on B 16, T 256 and an input as wide as the layer. A step of a stream is one sample
-and one step without gradients, the state carried: `XLSTM.stepper` beside a call of `nn.LSTM`. All
-have one layer. They take turns in one process, so that a busy machine slows all alike; what is
-printed is the median of the turns, and in brackets how many times nn.LSTM's speed that is.
+and one step without gradients, with the state carried: `XLSTM.stepper` against a call of `nn.LSTM`.
+All have one layer. The measurements alternate in one process, so that a busy machine slows all
+alike. The output is the median, and in brackets the speed relative to nn.LSTM.
 """
 
 import json as json_module

@@ -1,12 +1,12 @@
-"""Trains presets from scratch, as a user would, and says what they learned in what time.
+"""Trains presets from scratch, as a user would, and prints their losses and times.
 
     python benchmarks/learning.py fast best --seeds 3 --plot docs/learning.png --json learning.json
     python benchmarks/learning.py fast --data shakespeare --rates 1e-3 2e-3 4e-3
 
-Each run is `openxlstm train` in a process of its own, then `openxlstm eval`, one after the other:
-with something else on the machine, the figures are not worth reading. The second form sets each
-preset beside plain AdamW: the same model, batches and minutes, torch's own defaults, no warm-up, no
-clipping, no dropout, no average, and a constant rate, the best of those that are given.
+Each run is `openxlstm train` in a separate process, then `openxlstm eval`, one after the other. Use
+an otherwise idle machine. The second form compares each preset with plain AdamW: the same model,
+batches and minutes with torch's defaults, without warm-up, clipping, dropout and weight averaging,
+at a constant rate, the best of the given ones.
 """
 
 import json as json_module
@@ -135,7 +135,7 @@ def draw(runs: list[dict[str, Any]], path: Path) -> None:
     axes.set_ylim(1.38, 2.6)
     axes.set_xlim(4, 1.1 * max(run["curve"][-1][0] for run in runs))
     axes.set_xlabel("seconds of training, two CPU cores")
-    axes.set_ylabel("validation loss (nats a character)")
+    axes.set_ylabel("validation loss (nats per character)")
     axes.set_title("Tiny Shakespeare, last tenth held out")
     axes.grid(alpha=0.3, which="both")
     axes.legend()

@@ -1,15 +1,15 @@
-"""Measures what it takes to load a model: memory and time, beside reading its file.
+"""Measures the memory and time to load a model, compared with reading its file.
 
     python benchmarks/loading.py [--width 1536] [--blocks 12] [--json FILE]
 
-A model of large blocks with random weights, by default 433 million of them, is written to a folder
-of ours, in one file and in several, in float32 and in bfloat16, and to one as Hugging Face writes
-it. Each is loaded in a process of its own that has imported everything before, and a first token is
-read, which needs every weight. The file was just written, so that it comes from the system's cache,
-as does what `read` reads into memory in one piece, in yet another process.
+A model of large blocks with random weights, by default 433 million, is written as openxlstm does
+(one file and several, float32 and bfloat16) and as Hugging Face does. Each is loaded in a separate
+process that has imported everything before, and reads a first token, which needs nearly all
+weights. The files were just written, so they are in the system's cache. `read` is the time to read
+the same file into memory, in another process.
 
-Memory is how far the peak resident memory rises above what the process had before, over the bytes
-of the weights; the last column is the whole process over them, interpreter and torch included.
+Memory is the rise of the peak resident memory during loading, relative to the size of the weights.
+The last column is the peak of the whole process, interpreter and torch included.
 """
 
 import json as json_module

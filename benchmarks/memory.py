@@ -2,12 +2,12 @@
 
     python benchmarks/memory.py [--peer] [--json FILE]
 
-One sequence, 4 heads of width 64, float32. Each length runs in a process of its own, which first
-imports everything and computes a few steps; its peak so far is the baseline. The figure is how far
-the peak resident memory rises above it: inputs, output, gradients and all in between. A memory that
-grows linearly shows as a constant number of bytes a step, and doubles from line to line.
+One sequence, 4 heads of width 64, float32. Each length runs in a separate process, which first
+imports everything and computes a few steps; its peak memory so far is the baseline. The figure is
+the rise of the peak resident memory above it: inputs, output, gradients and temporary buffers.
+Memory that grows linearly shows as a constant number of bytes per step.
 
-The process that asks does not import torch: on Linux a child's peak begins at its parent's.
+The parent process does not import torch, because on Linux a child's peak starts at its parent's.
 """
 
 import json as json_module
@@ -94,7 +94,7 @@ def main(
 
     table = Table(title=f"peak memory, B 1, NH {NH}, D {D}, float32, forward + backward")
     table.add_column("who", no_wrap=True)
-    for column in ("T", "MiB", "KiB a step", "of the line above"):
+    for column in ("T", "MiB", "KiB per step", "of the line above"):
         table.add_column(column, justify="right")
     results: list[dict[str, Any]] = []
     runs = [("openxlstm", LENGTHS), *([("NX-AI parallel", PEER_LENGTHS)] if peer else [])]

@@ -1,12 +1,12 @@
-"""Measures what is not learning in a training run: reading batches, and saving.
+"""Measures the overhead of a training run: reading batches, and saving.
 
     python benchmarks/overhead.py [--preset fast] [--tokens 100000000] [--steps 500] [--json FILE]
 
-Random tokens, in documents of a thousand, are in memory in one piece, or on disk in shards of ten
-million, mapped into memory; those were just written, so that most are in the cache. Batches are
-windows at random places, or streams. Each way is a run of its own at the preset's settings, with
-its evaluations and checkpoints, and what is timed is timed within it: a batch that is read again
-and again, without a step in between, takes a tenth of the time.
+Random tokens, in documents of a thousand, are in memory or in memory-mapped shards of ten million.
+The shards were just written, so that most are in the cache. Batches are random windows or streams.
+Each combination is a run at the preset's settings, with evaluations and checkpoints, and is timed
+inside the run: reading the same batch again and again, without training steps in between, would
+take a tenth of the time.
 """
 
 import json as json_module
@@ -64,7 +64,7 @@ class LastStep(Callback):
 
 
 def shares(preset: Preset, row: Tokens, kind: type[RandomWindows | Streams], steps: int) -> Any:
-    """Milliseconds of a step, a batch and a checkpoint, and the shares of reading and saving."""
+    """Milliseconds per step, batch and checkpoint, and the shares of reading and saving."""
     data = preset.data
     batches = kind(row, data.batch_size, data.window)
     sample = list(islice(RandomWindows(row, data.batch_size, data.window), 20))

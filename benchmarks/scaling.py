@@ -1,10 +1,10 @@
-"""Measures training among several processes beside one, with `openxlstm train`.
+"""Measures training on several processes against one, with `openxlstm train`.
 
     python benchmarks/scaling.py [--preset fast] [--world-sizes 1 2] [--rounds 5] [--json FILE]
 
-Every process has one thread, and the batch of all processes together is the preset's: the same
-work, dealt out. The contenders take turns, and each turn is a run of its own, as a person starts
-it; speed is that of its steps after the first quarter, evaluations left out.
+Every process has one thread, and the batch of all processes together is the preset's, so that they
+share the same work. The numbers of processes alternate; each measurement is a separate run. The
+throughput is that of the steps after the first quarter, without evaluations.
 """
 
 import json as json_module
@@ -40,7 +40,7 @@ def train(folder: Path, preset: str, steps: int, world_size: int, *options: str)
 
 
 def speed(records: Sequence[Any]) -> float:
-    """Tokens a second, between two steps of a run."""
+    """Tokens per second between two steps of a run."""
     steps = [record for record in records if record["kind"] == "step"]
     first, last = steps[len(steps) // 4], steps[-1]
     return (last["tokens"] - first["tokens"]) / (last["seconds"] - first["seconds"])

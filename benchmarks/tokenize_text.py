@@ -1,11 +1,11 @@
-"""Measures `openxlstm tokenize`: megabytes a second, and the memory of all its processes together.
+"""Measures `openxlstm tokenize`: megabytes per second, and the memory of all its processes.
 
     python benchmarks/tokenize_text.py TEXT [--megabytes 1000] [--json FILE]
 
-The text is repeated until it has the size, in a temporary folder. Repetition favours what remembers
-words it has seen, as BPE does: a text with many rare words is slower. Memory is read from /proc ten
-times a second: the sum over all processes of their proportional share, so that a page which several
-of them have counts once; and, as an upper bound, of their resident memory.
+The text is repeated up to the size, in a temporary folder. Repetition favours BPE, which caches
+words; text with many rare words is slower. Memory is read from /proc ten times per second: the sum
+of the proportional set sizes of all processes, in which a shared page counts once, and, as an upper
+bound, the sum of their resident memory.
 """
 
 import json as json_module

@@ -3,15 +3,15 @@
     pip install 'openxlstm[examples]'
     python examples/classify.py [--quick] [--seeds 3] [--threads 2] [--json FILE]
 
-The names are those that the package Faker carries (MIT licence), up to 500 from each of 14 European
-and African languages, from censuses and registers. Accents would give too much away: names are
-written in the letters a to z. A name that is at home in two languages is left out. 70% of each
-language are for training, 15% choose the learning rate, and 15% are the test.
+The names come from the package Faker (MIT licence): up to 500 from each of 14 European and African
+languages, collected from censuses and registers. Accents would make the task too easy, so names are
+written with the letters a to z. Names that occur in two languages are removed. 70% of each language
+are for training, 15% select the learning rate, and 15% are the test.
 
-Names have 2 to 20 letters. A batch is padded to its longest, and the padding changes nothing:
-`nn.LSTM` wants a PackedSequence for that and XLSTM takes `lengths=` (and a PackedSequence as well).
-Both have 96 features, two layers, the same embedding, dropout before and after them, optimizer,
-batches and learning rates to choose from.
+Names have 2 to 20 letters. A batch is padded to its longest name, and the padding has no effect:
+`nn.LSTM` needs a PackedSequence for that, while XLSTM takes `lengths=` (or a PackedSequence). Both
+have 96 features, two layers, and the same embedding, dropout before and after them, optimizer,
+batches and candidate learning rates.
 """
 
 import importlib.util
@@ -37,15 +37,15 @@ LANGUAGES = {
     "Italian": "it_IT", "Polish": "pl_PL", "Slovak": "sk_SK", "Spanish": "es_ES",
     "Swedish": "sv_SE", "Zulu": "zu_ZA",
 }  # fmt: skip
-"""Each with the locale that Faker keeps its names under."""
+"""Languages, each with the locale of its names in Faker."""
 
 LETTERS = " '-abcdefghijklmnopqrstuvwxyz"
 RATES = (1e-3, 3e-3, 1e-2)
-"""Learning rates that are tried."""
+"""Candidate learning rates."""
 
 
 class Names(NamedTuple):
-    """Names as numbers of letters (N, longest), 0 in the padding, with lengths and languages."""
+    """Names as letter ids (N, longest), 0 in the padding, with lengths and languages."""
 
     letters: Tensor
     lengths: Tensor
@@ -53,14 +53,14 @@ class Names(NamedTuple):
 
 
 def plain(name: str) -> str:
-    """The name in small letters without accents."""
+    """The name in lower case, without accents."""
     name = name.lower().replace("ł", "l").replace("ø", "o").replace("ß", "ss")
     decomposed = unicodedata.normalize("NFKD", name.replace("’", "'"))
     return "".join(letter for letter in decomposed if not unicodedata.combining(letter))
 
 
 def surnames(locale: str) -> set[str]:
-    """All surnames of a locale of Faker that the letters a to z can write."""
+    """All surnames of a locale of Faker that consist of the letters a to z."""
     provider = importlib.import_module(f"faker.providers.person.{locale}").Provider
     lists = [kept for field, kept in vars(provider).items() if "last_name" in field]
     names = {
@@ -70,7 +70,7 @@ def surnames(locale: str) -> set[str]:
 
 
 def read_names(seed: int = 0, most: int = 500) -> list[Names]:
-    """Names for training, for validation and for the test, in that order."""
+    """Names for training, validation and test, in this order."""
     if importlib.util.find_spec("faker") is None:
         raise SystemExit("the names are in Faker: pip install 'openxlstm[examples]'")
     by_language = [surnames(locale) for locale in LANGUAGES.values()]
@@ -126,7 +126,7 @@ CONTENDERS = {
 
 
 def train(model: Classifier, names: Names, rate: float, epochs: int, seed: int) -> float:
-    """Trains a model, in batches of 128; returns the seconds that it took."""
+    """Trains a model in batches of 128; returns the time in seconds."""
     start = time.perf_counter()
     optimizer = torch.optim.AdamW(model.parameters(), lr=rate, weight_decay=0.1, fused=True)
     generator = torch.Generator().manual_seed(seed)
@@ -153,8 +153,8 @@ def accuracy(model: Classifier, names: Names) -> float:
 
 
 def endings(train: Names, test: Names, count: int = 3) -> float:
-    """Accuracy of who looks at the last letters alone, as many as are known, and knows which
-    language has them most often."""
+    """Accuracy of a baseline that looks up the last letters of a name, as many as it knows, and
+    answers with the language in which they are most frequent."""
     known: dict[tuple[int, ...], Counter[int]] = defaultdict(Counter)
 
     def ends(names: Names, i: int) -> list[tuple[int, ...]]:
@@ -206,7 +206,7 @@ def main(
 
 
 def trial(make: Any, parts: list[Names], rate: float, epochs: int, seeds: int) -> dict[str, Any]:
-    """What a learning rate leads to, the mean of some seeds."""
+    """The results of a learning rate, averaged over seeds."""
     training, validation, test = parts
     validated, tested, seconds, parameters = [], [], [], 0
     for seed in range(seeds):

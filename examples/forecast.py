@@ -3,15 +3,14 @@
     pip install 'openxlstm[examples]'
     python examples/forecast.py [--quick] [--seeds 3] [--threads 2] [--json FILE]
 
-The series is that of `fulda_climate.csv`, which the package spotpy carries (MIT licence): rain,
-temperature and discharge of every day from 1979 to 1988. What falls as rain is in the river now,
-in a week, or with the snow in spring: a model has to keep account of it. The first six years are
-for training, 1985 and 1986 choose the learning rate, and 1987 and 1988 are the test, read day by
-day without looking ahead.
+The data is `fulda_climate.csv` in the package spotpy (MIT licence): rain, temperature and discharge
+of every day from 1979 to 1988. Rain reaches the river at once, in a week, or with the snow melt in
+spring, so a model has to remember it. The first six years are for training, 1985 and 1986 select
+the learning rate, and 1987 and 1988 are the test, read day by day without looking ahead.
 
-Errors are the mean |forecast - discharge| in m³/s. Beside the networks stand who says "as today",
-who says "as a year before", and a linear regression on the last ten days. The networks have 64
-features, two layers, the same dropout, optimizer, batches and learning rates to choose from.
+Errors are the mean |forecast - discharge| in m³/s. The baselines are "as today", "as a year before"
+and a linear regression on the last ten days. Both networks have 64 features, two layers, and the
+same dropout, optimizer, batches and candidate learning rates.
 """
 
 import csv
@@ -31,14 +30,13 @@ import openxlstm
 
 DAYS_AHEAD = 3
 RATES = (1e-3, 3e-3, 1e-2)
-"""Learning rates that are tried."""
+"""Candidate learning rates."""
 WINDOW, WARM_UP, BATCH = 180, 30, 16
-"""Days of a piece of the series in training, its first days that nothing is asked about, and pieces
-in a batch."""
+"""Days per training piece, its first days without a loss, and pieces per batch."""
 
 
 def data_folder() -> Path:
-    """Where spotpy keeps its data; it is found without being imported."""
+    """The folder of spotpy's data, found without importing it."""
     package = importlib.util.find_spec("spotpy")
     if package is None or not package.submodule_search_locations:
         raise SystemExit("the series is in spotpy: pip install 'openxlstm[examples]'")
@@ -46,7 +44,7 @@ def data_folder() -> Path:
 
 
 class River:
-    """The series of N days, what a model may see of it, and what it shall say.
+    """The series of N days, with a model's inputs and targets.
 
     x (N, 7): rain, temperature, its range, discharge, its change, season. target (N, 3): the change
     of log discharge from a day to the next three. Both are scaled by what the training years have.
@@ -73,21 +71,21 @@ class River:
         self.target = change / self.scale
 
     def forecast(self, target: np.ndarray) -> np.ndarray:
-        """Discharge in m³/s (N, 3) if that is the target."""
+        """Converts targets (N, 3) to discharge in m³/s."""
         return self.discharge[:, None] * np.exp(target * self.scale)
 
     def errors(self, forecast: np.ndarray, days: np.ndarray) -> list[float]:
-        """The mean error at `days`, of each day ahead, in m³/s."""
+        """The mean error over `days` for each day ahead, in m³/s."""
         error = np.abs(forecast - self.to_come)[days]
         return error[~np.isnan(error).any(1)].mean(0).tolist()
 
 
 def linear_regression(river: River, days: int = 10) -> np.ndarray:
-    """The target (N, 3) by least squares from what was seen in the last `days`."""
+    """Predicts the target (N, 3) by least squares from the inputs of the last `days`."""
     x = np.concatenate([np.roll(river.x, day, axis=0) for day in range(days)], axis=1)
     x = np.append(x, np.ones((len(x), 1)), axis=1)
     known = river.train.copy()
-    known[:days] = False  # where roll brought in the end
+    known[:days] = False  # here, roll has wrapped around
     weights, *_ = np.linalg.lstsq(x[known], river.target[known], rcond=None)
     return x @ weights
 
@@ -115,7 +113,7 @@ CONTENDERS = {
 
 
 def train(model: Forecaster, river: River, rate: float, steps: int, seed: int) -> float:
-    """Trains on pieces of the training years; returns the seconds that it took."""
+    """Trains on pieces of the training years; returns the time in seconds."""
     start = time.perf_counter()
     x = torch.tensor(river.x, dtype=torch.float32)
     target = torch.tensor(river.target, dtype=torch.float32)
@@ -126,7 +124,7 @@ def train(model: Forecaster, river: River, rate: float, steps: int, seed: int) -
     for _ in range(steps):
         begins = torch.randint(last, (BATCH, 1), generator=generator)
         days = begins + torch.arange(WINDOW)
-        # The median is what |error| asks for, and exp of a median is the median.
+        # |error| is minimal at the median, and exp of a median is the median of exp.
         loss = (model(x[days]) - target[days])[:, WARM_UP:].abs().mean()
         optimizer.zero_grad()
         loss.backward()
@@ -138,7 +136,7 @@ def train(model: Forecaster, river: River, rate: float, steps: int, seed: int) -
 
 @torch.no_grad()
 def forecasts(model: Forecaster, river: River) -> np.ndarray:
-    """Discharge in m³/s (N, 3), said in one pass through all days."""
+    """Forecasts in m³/s (N, 3), in one pass through all days."""
     model.eval()
     return river.forecast(model(torch.tensor(river.x, dtype=torch.float32)[None])[0].numpy())
 
@@ -180,7 +178,7 @@ def main(
 
 
 def trial(make: Any, river: River, rate: float, steps: int, seeds: int) -> dict[str, Any]:
-    """What a learning rate leads to, the mean of some seeds."""
+    """The results of a learning rate, averaged over seeds."""
     validation, test, seconds, parameters = [], [], [], 0
     for seed in range(seeds):
         torch.manual_seed(seed)

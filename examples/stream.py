@@ -1,20 +1,20 @@
-"""A stream that never ends: forecasting the air's temperature and learning, day by day as it comes.
+"""An endless stream: forecasts of the air temperature by a model that learns day by day.
 
     pip install 'openxlstm[examples]'
     python examples/stream.py [--quick] [--seeds 3] [--threads 2] [--json FILE]
 
-The stream is a weather station at the Schwingbach in Hesse, every hour from 2014 to 2016, which the
-package spotpy carries (`driver_data_site24.csv`: courtesy of the Chair of Landscape, Water and
+The stream is a weather station at the Schwingbach in Hesse, every hour from 2014 to 2016, in the
+package spotpy (`driver_data_site24.csv`: courtesy of the Chair of Landscape, Water and
 Biogeochemical Cycles, Justus Liebig University Gießen; free for any purpose with reference). Each
-day brings 24 hours. A model reads them once, going on from the state that the day before left, says
-for each hour what the temperature will be six hours later, and then takes one step of its optimizer
-on what has come true of that: a forecast is made by weights that have seen nothing after it.
+day brings 24 hours. A model reads them once, starting from the state after the day before, predicts
+for each hour the temperature six hours later, and then makes one optimizer step on the forecasts
+that can be verified by then. So every forecast is made by weights that have seen nothing after it.
 
-`torch.nn.LSTM` and `openxlstm.XLSTM` have 64 features, two layers, the same optimizer and learning
-rates to choose from, by the first year. Errors are the mean |forecast - temperature| in °C over the
-years after it, beside who says "as now" and "as a day before". Then XLSTM shows what its state can
-do: it is saved in the middle of the stream and goes on from the file; it is read in one go, by the
-day and by the hour; it is emptied where another station begins.
+`torch.nn.LSTM` and `openxlstm.XLSTM` have 64 features, two layers, the same optimizer and the same
+candidate learning rates, selected on the first year. Errors are the mean |forecast - temperature|
+in °C over the following years; the baselines are "as now" and "as a day before". Then the script
+shows the state of XLSTM in use: saved in the middle of the stream and loaded again; the stream read
+at once, by the day and by the hour; the state reset where another station begins.
 """
 
 import csv
@@ -34,12 +34,12 @@ import openxlstm
 
 HOURS_AHEAD = 6
 RATES = (3e-4, 1e-3, 3e-3)
-"""Learning rates that are tried."""
+"""Candidate learning rates."""
 
 
 def read_weather() -> tuple[Tensor, Tensor]:
     """x (days, 24, 11), each feature about 1 in size, and the temperature in °C (days, 24)."""
-    package = importlib.util.find_spec("spotpy")  # found without being imported
+    package = importlib.util.find_spec("spotpy")  # found without importing it
     if package is None or not package.submodule_search_locations:
         raise SystemExit("the stream is in spotpy: pip install 'openxlstm[examples]'")
     folder = Path(package.submodule_search_locations[0]) / "examples" / "cmf_data"
@@ -61,8 +61,8 @@ def read_weather() -> tuple[Tensor, Tensor]:
 
 
 class Forecaster(nn.Module):
-    """x (1, T, 11) and a state → the temperature's change in the hours to come, in 5 °C (1, T), and
-    the state after it."""
+    """x (1, T, 11) and a state → the change of the temperature in the next hours, in units of 5 °C
+    (1, T), and the next state."""
 
     def __init__(self, rnn: nn.LSTM | openxlstm.XLSTM) -> None:
         super().__init__()
@@ -83,8 +83,8 @@ CONTENDERS = {
 
 
 class Learner:
-    """A model that learns from a stream, with all that it has to keep: weights, the optimizer's
-    means, and the state."""
+    """A model that learns from a stream, with everything to be saved: the weights, the optimizer
+    and the state."""
 
     def __init__(self, make: Any, rate: float, seed: int = 0) -> None:
         torch.manual_seed(seed)
@@ -93,14 +93,14 @@ class Learner:
         self.state: Any = None
 
     def read(self, x: Tensor, celsius: Tensor) -> Tensor:
-        """Forecasts for a day in °C (24,), from before the model has learned from it.
+        """Forecasts for a day in °C (24,), made before the model learns from that day.
 
         Args:
             x: its hours (24, 11).
             celsius: their temperature (24,).
         """
         change, after = self.model(x[None], self.state)
-        # What is forecast for tomorrow has not come true yet.
+        # Forecasts for tomorrow cannot be verified yet.
         error = change[0, :-HOURS_AHEAD] - (celsius[HOURS_AHEAD:] - celsius[:-HOURS_AHEAD]) / 5
         self.optimizer.zero_grad()
         error.abs().mean().backward()
@@ -123,19 +123,19 @@ class Learner:
 
 
 def read_all(learner: Learner, x: Tensor, celsius: Tensor) -> Tensor:
-    """The forecasts for some days, as a row (days·24,)."""
+    """The forecasts for some days, as one vector (days·24,)."""
     return torch.cat([learner.read(*day) for day in zip(x, celsius, strict=True)])
 
 
 def error(forecast: Tensor, celsius: Tensor, first: int, last: int) -> float:
-    """The mean |error| in °C of what was said from one hour to another."""
+    """The mean |error| in °C of the forecasts from one hour to another."""
     to_come = celsius.flatten()[first + HOURS_AHEAD : last + HOURS_AHEAD]
     return (forecast[first : first + len(to_come)] - to_come).abs().mean().item()
 
 
 def goes_on(make: Any, rate: float, x: Tensor, celsius: Tensor, middle: int) -> float:
-    """By how many °C forecasts differ if the learner is saved after `middle` days, and another one
-    goes on from the files."""
+    """Largest difference of the forecasts in °C if the learner is saved after `middle` days and
+    another one continues from the files."""
     first = Learner(make, rate)
     read_all(first, x[:middle], celsius[:middle])
     with tempfile.TemporaryDirectory() as folder:
@@ -148,7 +148,7 @@ def goes_on(make: Any, rate: float, x: Tensor, celsius: Tensor, middle: int) -> 
 
 @torch.no_grad()
 def differences(model: Forecaster, x: Tensor) -> dict[str, float]:
-    """By how many °C forecasts for some days (days, 24, 11) differ, weights being fixed."""
+    """Largest differences of forecasts for some days (days, 24, 11) in °C, with fixed weights."""
     hours = x.flatten(0, 1)[None]  # (1, T, 11)
     whole, _ = model(hours)
 
@@ -161,7 +161,7 @@ def differences(model: Forecaster, x: Tensor) -> dict[str, float]:
 
     begins = torch.zeros(hours.shape[:2], dtype=torch.bool)
     middle = hours.shape[1] // 2
-    begins[:, middle] = True  # as if another station were read from here on
+    begins[:, middle] = True  # as if another station began here
     with_reset, _ = model(hours, reset=begins)
     alone, _ = model(hours[:, middle:])
     pairs = {
@@ -173,7 +173,7 @@ def differences(model: Forecaster, x: Tensor) -> dict[str, float]:
 
 
 def trial(make: Any, x: Tensor, celsius: Tensor, rate: float, seeds: int) -> dict[str, Any]:
-    """What a learning rate leads to, the mean of some seeds."""
+    """The results of a learning rate, averaged over seeds."""
     first, last = len(x) * 24 // 3, len(x) * 24
     early, late, seconds, parameters = [], [], [], 0
     for seed in range(seeds):
@@ -203,7 +203,7 @@ def main(
     days: int | None = None, seeds: int = 3, threads: int = 2, quick: bool = False,
     json: Path | None = None,
 ) -> None:  # fmt: skip
-    """Prints errors, time and parameters of all, and what became of the state.
+    """Prints errors, time and parameters of all models, and the checks of the state.
 
     Args:
         days: how much of the stream is read; None for all of it.
