@@ -1,6 +1,7 @@
 """What the README and the pages in docs say to type does what they say."""
 
 import contextlib
+import fnmatch
 import gzip
 import io
 import json
@@ -71,6 +72,50 @@ def shortened(arguments: list[str]) -> list[str] | None:
     if "--resume" in arguments:
         return [*arguments, "--quiet"]
     return [*arguments, *added, *([] if "--data" in arguments else ["--data", "my.txt"])]
+
+
+SOURCE = ROOT / "src" / "openxlstm"
+
+
+def mapped_files() -> set[Path]:
+    """The files of openxlstm that the map in the README names, by themselves or by their folder.
+
+    A folder with lines below it stands for its `__init__.py` alone."""
+    block = re.search(
+        r"^```\nsrc/openxlstm/\n(.*?)^\S", (ROOT / "README.md").read_text(), re.M | re.S
+    )
+    assert block is not None
+    lines = [(len(line) - len(line.lstrip()), line) for line in block[1].splitlines()]
+    found, folders = set(), {0: SOURCE}
+    for (depth, line), (next_depth, _) in zip(lines, [*lines[1:], (0, "")], strict=True):
+        folder = folders[depth - 2]
+        for name in re.split(r"  +", line.strip())[0].split():
+            path = folder / name
+            assert path.is_dir() if name.endswith("/") else path.is_file(), f"there is no {path}"
+            folders[depth] = path
+            if path.is_dir():
+                inside = path.glob("__init__.py") if next_depth > depth else path.rglob("*")
+                found |= set(inside)
+            found.add(path)
+    return found
+
+
+def test_the_maps_name_every_file() -> None:
+    """The map in the README, and the tables of rooms and of C++ files in CONTRIBUTING."""
+    files = {path for suffix in ("py", "cpp", "h") for path in SOURCE.rglob(f"*.{suffix}")}
+    own = {SOURCE / name for name in ("__init__.py", "__main__.py", "_version.py")}
+    missing = files - mapped_files() - own
+    assert not missing, f"the map in the README lacks {sorted(missing)}"
+    words = re.findall(r"`([^`]+)`", (ROOT / "CONTRIBUTING.md").read_text())
+    rooms = {path.relative_to(SOURCE).parts[0].removesuffix(".py") for path in files - own}
+    assert rooms <= set(words), f"CONTRIBUTING lacks {sorted(rooms - set(words))}"
+    patterns = [word.replace("NAME", "*") for word in words]
+    unknown = [
+        path.name
+        for path in (SOURCE / "ops" / "cpu").iterdir()
+        if not any(fnmatch.fnmatch(path.name, pattern) for pattern in patterns)
+    ]
+    assert not unknown, f"CONTRIBUTING lacks {unknown}"
 
 
 def test_there_are_commands_and_code() -> None:
