@@ -18,8 +18,7 @@ void slstm_forward_task(const SLSTMForward& a, int64_t task, const float* packed
 void slstm_backward_task(const SLSTMBackward& a, int64_t task, const float* packed,
                          const SLSTMSums& sums, float* scratch);
 
-// feedforward.cpp. A weight is (out, in); a tile is up to 96 rows.
-Floats feedforward_packed(const float* weight, int64_t out, int64_t in, bool backward);
+// feedforward.cpp. A tile is up to 96 rows.
 int64_t feedforward_tiles(int64_t rows);
 int64_t feedforward_forward_floats(int64_t D, int64_t F);
 int64_t feedforward_backward_floats(int64_t D, int64_t F);

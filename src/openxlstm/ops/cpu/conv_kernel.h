@@ -6,11 +6,9 @@
 #include "rows.h"
 
 #include "conv_rows.h"
-
-constexpr int64_t kTileRows = 64;
+#include "tiles.h"
 
 inline int64_t row_floats(int64_t D) { return padded(D); }
-inline int64_t tiles(int64_t T) { return (T + kTileRows - 1) / kTileRows; }
 
 // The window of a tile, and the convolution of its rows.
 struct Window {
@@ -39,16 +37,16 @@ inline int64_t forward_floats(int64_t D, int64_t K) {
 }
 
 inline void forward_task(const Conv& a, int64_t task, float* scratch) {
-  const int64_t ld = row_floats(a.D), b = task / tiles(a.T), tile = task % tiles(a.T);
-  const int64_t t0 = tile * a.T / tiles(a.T), steps = (tile + 1) * a.T / tiles(a.T) - t0;
+  const int64_t ld = row_floats(a.D);
+  const Tile tile(task, a.T);
   Arena arena{scratch};
   Window window;
   window.take(arena, kTileRows, a.K, ld);
-  window.compute(a, b, t0, steps, ld);
-  for (int64_t s = 0; s < steps; ++s)
+  window.compute(a, tile.b, tile.t0, tile.rows, ld);
+  for (int64_t s = 0; s < tile.rows; ++s)
     for (int64_t d = 0; d < a.D; d += LANES) {
       const Vec v = load(window.preact + s * ld + d);
-      store(a.y + (b * a.T + t0 + s) * a.D + d, a.silu ? v * sigmoid(v).value : v, a.D - d);
+      store(a.y + (tile.at + s) * a.D + d, a.silu ? v * sigmoid(v).value : v, a.D - d);
     }
 }
 
@@ -61,9 +59,9 @@ inline int64_t backward_floats(int64_t D, int64_t K) {
 inline void backward_task(const Conv& a, int64_t task, float* dweight, float* dbias,
                           float* scratch) {
   const int64_t D = a.D, ld = row_floats(D), back = a.K - 1;
-  const int64_t b = task / tiles(a.T), tile = task % tiles(a.T);
-  const int64_t t0 = tile * a.T / tiles(a.T), steps = (tile + 1) * a.T / tiles(a.T) - t0;
-  const int64_t extended = std::min(steps + back, a.T - t0), at = b * a.T + t0;
+  const Tile tile(task, a.T);
+  const int64_t b = tile.b, t0 = tile.t0, steps = tile.rows, at = tile.at;
+  const int64_t extended = std::min(steps + back, a.T - t0);
   Arena arena{scratch};
   Window window;
   window.take(arena, kTileRows + a.K, a.K, ld);

@@ -6,20 +6,18 @@
 
 #include "arena.h"
 #include "block_parts.h"
+#include "checks.h"
 #include "feedforward_args.h"
 #include "isa.h"
+#include "packing.h"
 #include "tensors.h"
 
 #define OPENXLSTM_KERNEL "feedforward_kernel.h"
 #include "each_isa.h"
-#include "packing.h"
 
 namespace openxlstm {
 
-Floats feedforward_packed(const float* weight, int64_t out, int64_t in, bool backward) {
-  return backward ? packed(weight, in, 1, out, in) : packed(weight, 1, in, in, out);
-}
-int64_t feedforward_tiles(int64_t rows) { return OPENXLSTM_CALL(tiles, rows); }
+int64_t feedforward_tiles(int64_t rows) { return OPENXLSTM_CALL(row_tiles, rows); }
 int64_t feedforward_forward_floats(int64_t D, int64_t F) {
   return OPENXLSTM_CALL(forward_floats, D, F);
 }
@@ -36,25 +34,31 @@ void feedforward_backward_tile(const FeedForward& a, int64_t tile, const FeedFor
 
 namespace {
 
-using MaybeTensor = std::optional<Tensor>;
-
 // The arguments of both directions, and the packed weights that they point to.
 struct Prepared {
   FeedForward a;
   Floats gate, value, down;
 
-  Prepared(const Tensor& x, const MaybeTensor& norm, const MaybeTensor& norm_bias,
+  Prepared(const Checks& check, const Tensor& x, const MaybeTensor& norm, const MaybeTensor& norm_bias,
            const Tensor& up, const MaybeTensor& value_, const Tensor& down_,
            const MaybeTensor& up_bias, const MaybeTensor& value_bias,
            const MaybeTensor& down_bias, bool silu, bool residual, bool rms, double eps,
            bool backward) {
-    const int64_t D = x.size(1), F = down_.size(1);
-    const auto pack = [&](const float* from, int64_t out, int64_t in) {
-      return feedforward_packed(from, out, in, backward);
-    };
+    const int64_t R = check.size({"x", x}, 2, 0, 0), D = check.size({"x", x}, 2, 1);
+    const int64_t F = check.size({"down", down_}, 2, 1), U = value_ ? F : 2 * F;
+    check.floats({R, D}, {{"x", x}});
+    check.floats({D}, {{"norm", norm}, {"norm_bias", norm_bias}, {"down_bias", down_bias}});
+    check.floats({U, D}, {{"up", up}});
+    check.floats({F, D}, {{"value", value_}});
+    check.floats({D, F}, {{"down", down_}});
+    check.floats({U}, {{"up_bias", up_bias}});
+    check.floats({F}, {{"value_bias", value_bias}});
+    check.only_with({"norm_bias", norm_bias}, {"norm", norm});
+    check.only_with({"value_bias", value_bias}, {"value", value_});
+    const auto pack = backward ? packed_backward : packed_forward;
     gate = pack(data(up), F, D), value = pack(value_ ? data(*value_) : data(up) + F * D, F, D);
     down = pack(data(down_), D, F);
-    a = {x.size(0), D, F, silu, residual, rms, static_cast<float>(eps)};
+    a = {R, D, F, silu, residual, rms, static_cast<float>(eps)};
     a.x = data(x), a.norm = data(norm), a.norm_bias = data(norm_bias);
     a.gate = gate.data(), a.value = value.data(), a.down = down.data();
     a.gate_bias = data(up_bias), a.value_bias = data(value_bias);
@@ -72,8 +76,8 @@ std::tuple<Tensor, Tensor> feedforward(Tensor x, MaybeTensor norm, MaybeTensor n
                                        MaybeTensor value, Tensor down, MaybeTensor up_bias,
                                        MaybeTensor value_bias, MaybeTensor down_bias, bool silu,
                                        bool residual, bool rms, double eps, bool save) {
-  Prepared prepared(x, norm, norm_bias, up, value, down, up_bias, value_bias, down_bias, silu,
-                    residual, rms, eps, false);
+  Prepared prepared(Checks("feedforward"), x, norm, norm_bias, up, value, down, up_bias, value_bias,
+                    down_bias, silu, residual, rms, eps, false);
   FeedForward& a = prepared.a;
   Tensor y = fresh(x, {a.R, a.D}), preact = fresh(x, {a.R, 2 * a.F}, save);
   a.y = data(y);
@@ -88,9 +92,12 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tenso
     Tensor x, MaybeTensor norm, MaybeTensor norm_bias, Tensor up, MaybeTensor value, Tensor down,
     MaybeTensor up_bias, MaybeTensor value_bias, MaybeTensor down_bias, bool silu, bool residual,
     bool rms, double eps, Tensor preact, Tensor dy) {
-  Prepared prepared(x, norm, norm_bias, up, value, down, up_bias, value_bias, down_bias, silu,
+  const Checks check("feedforward_grad");
+  Prepared prepared(check, x, norm, norm_bias, up, value, down, up_bias, value_bias, down_bias, silu,
                     residual, rms, eps, true);
   FeedForward& a = prepared.a;
+  check.floats({a.R, 2 * a.F}, {{"preact", preact}});
+  check.floats({a.R, a.D}, {{"dy", dy}});
   const int64_t D = a.D, F = a.F, DP = OPENXLSTM_CALL(padded, D), FP = OPENXLSTM_CALL(padded, F);
   Tensor dx = fresh(x, {a.R, D});
   prepared.put_preact(preact);

@@ -7,8 +7,10 @@
 
 #include "norm_rows.h"
 #include "product.h"
+#include "tiles.h"
 
-constexpr int64_t kTileRows = 96;
+constexpr int64_t kMostRows = 96;
+inline int64_t row_tiles(int64_t rows) { return tiles(rows, kMostRows); }
 
 struct Activated {
   Vec value, slope;
@@ -22,9 +24,8 @@ inline Activated activate(Vec x, bool silu) {
   return {x * n.cumulative, n.cumulative + x * n.density};
 }
 
-inline int64_t tiles(int64_t rows) { return (rows + kTileRows - 1) / kTileRows; }
 inline int64_t forward_floats(int64_t D, int64_t F) {
-  return kTileRows * (3 * padded(F) + 2 * padded(D)) + 16 * 4;
+  return kMostRows * (3 * padded(F) + 2 * padded(D)) + 16 * 4;
 }
 
 inline NormedRows norm_of(const FeedForward& a) {
@@ -34,10 +35,10 @@ inline NormedRows norm_of(const FeedForward& a) {
 
 inline void forward_tile(const FeedForward& a, int64_t tile, float* scratch) {
   const int64_t D = a.D, F = a.F, FP = padded(F), UP = 2 * FP, DP = padded(D);
-  const int64_t r0 = tile * kTileRows, rows = std::min(kTileRows, a.R - r0);
+  const int64_t r0 = tile * kMostRows, rows = std::min(kMostRows, a.R - r0);
   Arena arena{scratch};
-  float *u = arena.take(kTileRows * UP), *act = arena.take(kTileRows * FP);
-  float *y = arena.take(kTileRows * DP), *normed_x = arena.take(kTileRows * DP);
+  float *u = arena.take(kMostRows * UP), *act = arena.take(kMostRows * FP);
+  float *y = arena.take(kMostRows * DP), *normed_x = arena.take(kMostRows * DP);
   const float *x = a.x + r0 * D, *in = x;
   int64_t ld = D;
   if (a.norm != nullptr) {
@@ -64,7 +65,7 @@ inline void forward_tile(const FeedForward& a, int64_t tile, float* scratch) {
 }
 
 inline int64_t backward_floats(int64_t D, int64_t F) {
-  return kTileRows * (odd_lines(2 * padded(F)) + odd_lines(F) + padded(F) + padded(D) +
+  return kMostRows * (odd_lines(2 * padded(F)) + odd_lines(F) + padded(F) + padded(D) +
                       2 * odd_lines(D));
 }
 
@@ -72,12 +73,12 @@ inline void backward_tile(const FeedForward& a, int64_t tile, const FeedForwardS
                           float* scratch) {
   const int64_t D = a.D, F = a.F, PP = padded(F), UP = odd_lines(2 * PP), FP = odd_lines(F);
   const int64_t DP = padded(D), XP = odd_lines(D);
-  const int64_t r0 = tile * kTileRows, rows = std::min(kTileRows, a.R - r0);
+  const int64_t r0 = tile * kMostRows, rows = std::min(kMostRows, a.R - r0);
   const float *in = a.x + r0 * D;
   Arena arena{scratch};
-  float *du = arena.take(kTileRows * UP), *act = arena.take(kTileRows * FP);
-  float *dact = arena.take(kTileRows * PP), *dx = arena.take(kTileRows * DP);
-  float *x = arena.take(kTileRows * XP), *dy = arena.take(kTileRows * XP);
+  float *du = arena.take(kMostRows * UP), *act = arena.take(kMostRows * FP);
+  float *dact = arena.take(kMostRows * PP), *dx = arena.take(kMostRows * DP);
+  float *x = arena.take(kMostRows * XP), *dy = arena.take(kMostRows * XP);
   if (a.norm != nullptr) norm_of(a).forward(in, D, rows, x, XP);
   else copy_rows(in, D, rows, D, x, XP);
   copy_rows(a.dy + r0 * D, D, rows, D, dy, XP);

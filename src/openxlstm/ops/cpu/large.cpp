@@ -5,36 +5,44 @@
 #include <tuple>
 
 #include "arena.h"
+#include "checks.h"
 #include "isa.h"
 #include "large_args.h"
+#include "packing.h"
 #include "tensors.h"
 
 #define OPENXLSTM_KERNEL "large_kernel.h"
 #include "each_isa.h"
-#include "packing.h"
 
 namespace openxlstm {
 namespace {
-
-using MaybeTensor = std::optional<Tensor>;
 
 // The arguments of both directions, and the packed weights that they point to.
 struct Prepared {
   LargeInput p;
   Floats weight[kProjections];
 
-  Prepared(const Tensor& x, const Tensor& norm, const MaybeTensor& norm_bias,
+  Prepared(const Checks& check, const Tensor& x, const Tensor& norm, const MaybeTensor& norm_bias,
            std::initializer_list<Tensor> weights, std::initializer_list<MaybeTensor> biases,
            double eps, double cap, bool backward) {
+    static constexpr const char* kNames[][2] = {
+        {"q", "q_bias"}, {"k", "k_bias"}, {"v", "v_bias"}, {"o", "o_bias"}, {"gates", "gate_bias"}};
     const Tensor &q = weights.begin()[0], &v = weights.begin()[2], &gates = weights.begin()[kGates];
-    const int64_t D = x.size(2);
-    p = {x.size(0), x.size(1), D, q.size(0), v.size(0), gates.size(0) / 2,
-         static_cast<float>(eps), static_cast<float>(cap)};
+    const int64_t B = check.size({"x", x}, 3, 0, 0), T = check.size({"x", x}, 3, 1, 0);
+    const int64_t D = check.size({"x", x}, 3, 2);
+    p = {B, T, D, check.size({"q", q}, 2, 0), check.size({"v", v}, 2, 0),
+         check.size({"gates", gates}, 2, 0, 2) / 2, static_cast<float>(eps), static_cast<float>(cap)};
+    check.floats({B, T, D}, {{"x", x}});
+    check.floats({D}, {{"norm", norm}, {"norm_bias", norm_bias}});
+    for (int part = 0; part < kProjections; ++part) {
+      check.floats({p.width(part), D}, {{kNames[part][0], weights.begin()[part]}});
+      check.floats({p.width(part)}, {{kNames[part][1], biases.begin()[part]}});
+    }
     p.x = data(x), p.norm = data(norm), p.norm_bias = data(norm_bias);
     for (int part = 0; part < kProjections; ++part) {
       const float* from = data(weights.begin()[part]);
       const int64_t width = p.width(part);
-      weight[part] = backward ? packed(from, D, 1, width, D) : packed(from, 1, D, D, width);
+      weight[part] = (backward ? packed_backward : packed_forward)(from, width, D);
       p.weight[part] = weight[part].data(), p.bias[part] = data(biases.begin()[part]);
     }
   }
@@ -47,7 +55,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> large_input(
     Tensor x, Tensor norm, MaybeTensor norm_bias, Tensor q, Tensor k, Tensor v, Tensor o,
     Tensor gates, MaybeTensor q_bias, MaybeTensor k_bias, MaybeTensor v_bias, MaybeTensor o_bias,
     Tensor gate_bias, double eps, double cap) {
-  Prepared prepared(x, norm, norm_bias, {q, k, v, o, gates},
+  Prepared prepared(Checks("large_input"), x, norm, norm_bias, {q, k, v, o, gates},
                     {q_bias, k_bias, v_bias, o_bias, gate_bias}, eps, cap, false);
   LargeInput& p = prepared.p;
   Tensor wide[kGates], narrow[3];
@@ -70,9 +78,14 @@ large_input_grad(Tensor x, Tensor norm, MaybeTensor norm_bias, Tensor q, Tensor 
                  MaybeTensor v_bias, MaybeTensor o_bias, Tensor gate_bias, double eps, double cap,
                  Tensor log_i, Tensor f, Tensor dq, Tensor dk, Tensor dv, Tensor d_o,
                  Tensor dlog_i, Tensor dlog_f) {
-  Prepared prepared(x, norm, norm_bias, {q, k, v, o, gates},
+  const Checks check("large_input_grad");
+  Prepared prepared(check, x, norm, norm_bias, {q, k, v, o, gates},
                     {q_bias, k_bias, v_bias, o_bias, gate_bias}, eps, cap, true);
   LargeInput& p = prepared.p;
+  check.floats({p.B, p.NH, p.T},
+               {{"log_i", log_i}, {"f", f}, {"dlog_i", dlog_i}, {"dlog_f", dlog_f}});
+  check.floats({p.B, p.T, p.QK}, {{"dq", dq}, {"dk", dk}});
+  check.floats({p.B, p.T, p.V}, {{"dv", dv}, {"d_o", d_o}});
   p.log_i = data(log_i), p.f = data(f);
   const int64_t D = p.D, DP = OPENXLSTM_CALL(padded, D);
   Tensor dx = fresh(x, {p.B, p.T, D});
@@ -106,9 +119,18 @@ large_input_grad(Tensor x, Tensor norm, MaybeTensor norm_bias, Tensor q, Tensor 
           bias(4)};
 }
 
-LargeOutput output_arguments(const Tensor& h, const Tensor& o, const Tensor& norm,
-                             const MaybeTensor& norm_bias, int64_t D, double eps) {
-  LargeOutput p{h.size(0), h.size(2), D, o.size(2), h.size(1), static_cast<float>(eps)};
+LargeOutput output_arguments(const Checks& check, const Tensor& h, const Tensor& o,
+                             const Tensor& norm, const MaybeTensor& norm_bias, const Tensor& down,
+                             const MaybeTensor& down_bias, double eps) {
+  const int64_t B = check.size({"h", h}, 4, 0, 0), NH = check.size({"h", h}, 4, 1);
+  const int64_t T = check.size({"h", h}, 4, 2, 0), DHV = check.size({"h", h}, 4, 3);
+  const int64_t V = NH * DHV, D = check.size({"down", down}, 2, 0);
+  check.floats({B, NH, T, DHV}, {{"h", h}});
+  check.floats({B, T, V}, {{"o", o}});
+  check.floats({V}, {{"norm", norm}, {"norm_bias", norm_bias}});
+  check.floats({D, V}, {{"down", down}});
+  check.floats({D}, {{"down_bias", down_bias}});
+  LargeOutput p{B, T, D, V, NH, static_cast<float>(eps)};
   p.h = data(h), p.o = data(o), p.norm = data(norm), p.norm_bias = data(norm_bias);
   return p;
 }
@@ -117,9 +139,11 @@ LargeOutput output_arguments(const Tensor& h, const Tensor& o, const Tensor& nor
 // → y (B, T, D).
 Tensor large_output(Tensor h, Tensor o, Tensor norm, MaybeTensor norm_bias, Tensor down,
                     MaybeTensor down_bias, MaybeTensor residual, double eps) {
-  const int64_t D = down.size(0);
-  LargeOutput p = output_arguments(h, o, norm, norm_bias, D, eps);
-  const auto down_packed = packed(data(down), 1, p.V, p.V, D);
+  const Checks check("large_output");
+  LargeOutput p = output_arguments(check, h, o, norm, norm_bias, down, down_bias, eps);
+  const int64_t D = p.D;
+  check.floats({p.B, p.T, D}, {{"residual", residual}});
+  const auto down_packed = packed_forward(data(down), D, p.V);
   Tensor y = fresh(h, {p.B, p.T, D});
   p.down = down_packed.data(), p.down_bias = data(down_bias), p.residual = data(residual);
   p.y = data(y);
@@ -133,10 +157,11 @@ Tensor large_output(Tensor h, Tensor o, Tensor norm, MaybeTensor norm_bias, Tens
 std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> large_output_grad(
     Tensor h, Tensor o, Tensor norm, MaybeTensor norm_bias, Tensor down, MaybeTensor down_bias,
     double eps, Tensor dy) {
-  const int64_t D = down.size(0);
-  LargeOutput p = output_arguments(h, o, norm, norm_bias, D, eps);
-  const int64_t V = p.V, VP = OPENXLSTM_CALL(padded, V), DP = OPENXLSTM_CALL(padded, D);
-  const auto down_packed = packed(data(down), V, 1, D, V);
+  const Checks check("large_output_grad");
+  LargeOutput p = output_arguments(check, h, o, norm, norm_bias, down, down_bias, eps);
+  check.floats({p.B, p.T, p.D}, {{"dy", dy}});
+  const int64_t D = p.D, V = p.V, VP = OPENXLSTM_CALL(padded, V), DP = OPENXLSTM_CALL(padded, D);
+  const auto down_packed = packed_backward(data(down), D, V);
   Tensor dh = fresh(h, {p.B, p.NH, p.T, V / p.NH}), d_o = fresh(h, {p.B, p.T, V});
   p.down = down_packed.data(), p.dy = data(dy), p.dh = data(dh), p.d_o = data(d_o);
   Sums sums(p.B * OPENXLSTM_CALL(tiles, p.T), {VP, VP, D * VP, DP});

@@ -5,18 +5,7 @@
 
 #include "norm_rows.h"
 #include "product.h"
-
-constexpr int64_t kTileRows = 64;
-
-inline int64_t tiles(int64_t T) { return (T + kTileRows - 1) / kTileRows; }
-struct Tile {
-  int64_t b, t0, rows, at;  // sample, its first step and how many, and the row of the former
-  Tile(int64_t task, int64_t T)
-      : b(task / tiles(T)),
-        t0(task % tiles(T) * T / tiles(T)),
-        rows((task % tiles(T) + 1) * T / tiles(T) - t0),
-        at(b * T + t0) {}
-};
+#include "tiles.h"
 
 // --- The input.
 
@@ -107,15 +96,6 @@ inline void input_backward_task(const LargeInput& p, const LargeInputGrads& g, i
 
 // --- The output.
 
-// Calls f(head, row, count, h) for up to LANES rows of a tile and their h of one head.
-template <class F>
-inline void for_head_rows(const LargeOutput& p, const Tile& tile, const F& f) {
-  const int64_t DHV = p.V / p.NH;
-  for (int64_t r = 0; r < tile.rows; r += LANES)
-    for (int64_t head = 0; head < p.NH; ++head)
-      f(head, r, std::min<int64_t>(LANES, tile.rows - r),
-        p.h + ((tile.b * p.NH + head) * p.T + tile.t0 + r) * DHV);
-}
 inline NormedRows norm_of(const LargeOutput& p) {
   return {p.NH, p.V / p.NH, p.norm, p.eps, p.norm_bias, true, 0.0f};
 }
@@ -130,7 +110,7 @@ inline void output_forward_task(const LargeOutput& p, int64_t task, float* scrat
   const Tile tile(task, p.T);
   Arena arena{scratch};
   float *inner = arena.take(kTileRows * VP), *y = arena.take(kTileRows * DP);
-  for_head_rows(p, tile, [&](int64_t head, int64_t r0, int64_t count, const float* h) {
+  for_head_rows(p.h, p.NH, p.T, DHV, tile, [&](int64_t head, int64_t r0, int64_t count, const float* h) {
     const Moments m = moments(h, DHV, count, DHV, p.eps);
     for (int64_t j = 0; j < count; ++j)
       for_vectors(DHV, [&](int64_t d, int64_t n) {
@@ -160,7 +140,7 @@ inline void output_backward_task(const LargeOutput& p, int64_t task, const Large
   float* dy = arena.take(kTileRows * XP);
   copy_rows(p.dy + tile.at * D, D, tile.rows, D, dy, XP);
   product_packed(tile.rows, V, D, dy, XP, 1, p.down, dinner, VP, false);
-  for_head_rows(p, tile, [&](int64_t head, int64_t r0, int64_t count, const float* h) {
+  for_head_rows(p.h, p.NH, p.T, DHV, tile, [&](int64_t head, int64_t r0, int64_t count, const float* h) {
     const Moments m = moments(h, DHV, count, DHV, p.eps);
     float* dh = p.dh + (h - p.h);
     for_vectors(DHV, [&](int64_t d, int64_t n) {

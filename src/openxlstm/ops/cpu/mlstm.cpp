@@ -6,6 +6,7 @@
 #include <tuple>
 
 #include "arena.h"
+#include "checks.h"
 #include "isa.h"
 #include "mlstm_args.h"
 #include "tensors.h"
@@ -40,14 +41,32 @@ Tensor fresh_like(const Tensor& x) {
   return torch::stable::transpose(fresh(x, {x.size(0), x.size(2), x.size(1), x.size(3)}), 1, 2);
 }
 
+// What both directions read.
+void check_inputs(const Checks& check, const Tensor& q, const Tensor& k, const Tensor& v,
+                  const Tensor& log_i, const Tensor& log_f, const Tensor& m_0,
+                  const MaybeTensor& reset, int64_t chunk_size) {
+  const int64_t B = check.size({"q", q}, 4, 0, 0), NH = check.size({"q", q}, 4, 1);
+  const int64_t T = check.size({"q", q}, 4, 2, 0), DQK = check.size({"q", q}, 4, 3);
+  check.rows({B, NH, T, DQK}, {{"q", q}, {"k", k}});
+  check.rows({B, NH, T, check.size({"v", v}, 4, 3)}, {{"v", v}});
+  check.floats({B, NH, T}, {{"log_i", log_i}, {"log_f", log_f}});
+  check.floats({B, NH}, {{"m_0", m_0}});
+  check.mask({B, T}, {"reset", reset});
+  check.in_range("chunk_size", chunk_size, 1, kMaxChunk);
+}
+
 // q, k, v as in ops.mlstm, the rest contiguous → h, the state after the last step, and what the
 // backward reads: the state before each chunk, m and the normalizer of each step; empty unless
 // `save`.
 std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> mlstm(
     Tensor q, Tensor k, Tensor v, Tensor log_i, Tensor log_f, Tensor C_0, Tensor n_0, Tensor m_0,
-    std::optional<Tensor> reset, double eps, int64_t chunk_size, bool save) {
+    MaybeTensor reset, double eps, int64_t chunk_size, bool save) {
+  const Checks check("mlstm");
+  check_inputs(check, q, k, v, log_i, log_f, m_0, reset, chunk_size);
   const int64_t B = q.size(0), NH = q.size(1), T = q.size(2), DQK = q.size(3), DHV = v.size(3);
   const int64_t NC = (T + chunk_size - 1) / chunk_size;
+  check.floats({B, NH, DQK, DHV}, {{"C_0", C_0}});
+  check.floats({B, NH, DQK}, {{"n_0", n_0}});
   Tensor h = fresh(q, {B, NH, T, DHV}), C = torch::stable::clone(C_0);
   Tensor n = torch::stable::clone(n_0), m = torch::stable::clone(m_0);
   Tensor C_chunks = fresh(q, {B, NH, NC, DQK, DHV}, save), n_chunks = fresh(q, {B, NH, NC, DQK}, save);
@@ -68,10 +87,19 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> mlstm
 // only right if `initial`.
 std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> mlstm_grad(
     Tensor q, Tensor k, Tensor v, Tensor log_i, Tensor log_f, Tensor m_0,
-    std::optional<Tensor> reset, double eps, int64_t chunk_size, Tensor h, Tensor C_chunks,
+    MaybeTensor reset, double eps, int64_t chunk_size, Tensor h, Tensor C_chunks,
     Tensor n_chunks, Tensor m_steps, Tensor normalizer, Tensor dh, Tensor dC_T, Tensor dn_T,
     bool initial) {
+  const Checks check("mlstm_grad");
+  check_inputs(check, q, k, v, log_i, log_f, m_0, reset, chunk_size);
   const int64_t B = q.size(0), NH = q.size(1), T = q.size(2), DQK = q.size(3), DHV = v.size(3);
+  const int64_t NC = (T + chunk_size - 1) / chunk_size;
+  check.rows({B, NH, T, DHV}, {{"h", h}, {"dh", dh}});
+  check.floats({B, NH, NC, DQK, DHV}, {{"C_chunks", C_chunks}});
+  check.floats({B, NH, NC, DQK}, {{"n_chunks", n_chunks}});
+  check.floats({B, NH, T}, {{"m_steps", m_steps}, {"normalizer", normalizer}});
+  check.floats({B, NH, DQK, DHV}, {{"dC_T", dC_T}});
+  check.floats({B, NH, DQK}, {{"dn_T", dn_T}});
   Tensor dq = fresh_like(q), dk = fresh_like(k), dv = fresh_like(v);
   Tensor dlog_i = fresh(q, {B, NH, T});
   Tensor dlog_f = fresh(q, {B, NH, T});

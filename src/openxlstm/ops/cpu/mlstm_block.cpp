@@ -1,231 +1,213 @@
-// What is around an mLSTM cell on a CPU: packs the weights and hands out the tasks.
+// An mLSTM block on a CPU: input, cell and output fused. A task is one sample, so that its E-wide
+// buffers that the backward does not need never leave the core's cache.
 #include <algorithm>
-#include <cmath>
 #include <cstdint>
 #include <tuple>
 
 #include "arena.h"
-#include "conv_args.h"
-#include "isa.h"
 #include "mlstm_args.h"
-#include "mlstm_block_args.h"
-#include "tensors.h"
-
-#define OPENXLSTM_KERNEL "mlstm_block_kernel.h"
-#include "each_isa.h"
-#include "packed_conv.h"
-#include "packing.h"
+#include "mlstm_parts.h"
 
 namespace openxlstm {
 namespace {
 
-using MaybeTensor = std::optional<Tensor>;
+// The arguments of one sample's tasks, as if it were alone.
+struct Sample {
+  MLSTMInput in;
+  MLSTMOutput out;
+  Rows q, k, v;
+  int64_t b, tiles;
 
-// to (rows, E) += the rows of `from` through a map of blocks (E/4, out, in), or back through it.
-void through_blocks(const float* weight, bool back, const float* from, int64_t ld, int64_t rows,
-                    int64_t E, float* to, int64_t ldt) {
-  for (int64_t r = 0; r < rows; ++r)
-    for (int64_t e = 0; e < E; ++e)
-      for (int64_t j = 0; j < kBlock; ++j) {
-        const int64_t block = e / kBlock, lane = e % kBlock;
-        const float w = weight[(block * kBlock + (back ? j : lane)) * kBlock + (back ? lane : j)];
-        to[r * ldt + e] += w * from[r * ld + block * kBlock + j];
-      }
-}
-// The gradient (E/4, out, in) of such a map += that of a product of its inputs and its outputs' own.
-void add_outer(const float* out, int64_t ldo, const float* in, int64_t ldi, int64_t rows, int64_t E,
-               float* weight) {
-  for (int64_t r = 0; r < rows; ++r)
-    for (int64_t e = 0; e < E; ++e)
-      for (int64_t j = 0; j < kBlock; ++j)
-        weight[e * kBlock + j] += out[r * ldo + e] * in[r * ldi + e / kBlock * kBlock + j];
-}
-
-// The arguments of both directions, and the packed weights that they point to.
-struct Prepared {
-  MLSTMInput p;
-  Floats up, q, k, v, gate_c, gate_a;
-  std::vector<float> gate;  // (2·NH, 2E): what the gates see of c and of a
-  PackedConv conv;
-
-  Prepared(const Tensor& x, const Tensor& up_, const Tensor& q_, const Tensor& k_,
-           const Tensor& v_, const Tensor& gate_, const Tensor& gate_bias,
-           const MaybeTensor& conv_weight, const MaybeTensor& conv_bias, const MaybeTensor& before,
-           const MaybeTensor& reset, bool backward) {
-    const int64_t D = x.size(2), E = up_.size(0) / 2, NH = gate_bias.numel() / 2, rows = 2 * NH;
-    p = {x.size(0), x.size(1), D, E, NH, conv_weight ? conv_weight->size(1) : 0};
-    p.x = data(x), p.before = data(before), p.reset = mask(reset);
-    up = backward ? packed(data(up_), D, 1, 2 * E, D) : packed(data(up_), 1, D, D, 2 * E);
-    gate.assign(rows * 2 * E, 0.0f);
-    through_blocks(data(q_), true, data(gate_), 3 * E, rows, E, gate.data(), 2 * E);
-    through_blocks(data(k_), true, data(gate_) + E, 3 * E, rows, E, gate.data(), 2 * E);
-    through_blocks(data(v_), true, data(gate_) + 2 * E, 3 * E, rows, E, gate.data() + E, 2 * E);
-    p.gate_c = gate.data(), p.gate_a = gate.data() + E;
-    if (!backward) {
-      gate_c = packed(p.gate_c, 1, 2 * E, E, rows), gate_a = packed(p.gate_a, 1, 2 * E, E, rows);
-      p.gate_c = gate_c.data(), p.gate_a = gate_a.data();
-    }
-    p.up = up.data(), p.gate_bias = data(gate_bias);
-    pack(q_, q, p.q, backward), pack(k_, k, p.k, backward), pack(v_, v, p.v, backward);
-    if (p.K) conv.pack(*conv_weight, *conv_bias, E);
-    p.conv = conv.weight.data(), p.conv_bias = conv.bias.data();
+  Sample(const MLSTMInput& all, const MLSTMOutput& output, int64_t sample)
+      : in(all), out(output), b(sample) {
+    const int64_t T = in.T, E = in.E, heads = in.NH * T;
+    tiles = mlstm_tiles(T);
+    in.B = out.B = 1;
+    in.x += b * T * in.D;
+    if (in.before != nullptr) in.before += b * (in.K - 1) * E;
+    if (in.reset != nullptr) in.reset += b * T;
+    in.log_i += b * heads, in.log_f += b * heads, in.f_preact += b * heads;
+    if (out.y != nullptr) out.y += b * T * in.D;
+    if (out.dy != nullptr) out.dy += b * T * in.D;
   }
-  void pack(const Tensor& from, Floats& to, const float*& pointer, bool transposed) {
-    to = Floats(kBlock * p.E);
-    OPENXLSTM_CALL(pack_blocks, data(from), p.E, transposed, to.data());
-    pointer = to.data();
+  // Where c, q, k and v go.
+  void put_branches(Arena& arena) {
+    const int64_t wide = in.T * in.E, DH = in.E / in.NH;
+    in.c = arena.take(wide), in.out_q = arena.take(wide), in.out_k = arena.take(wide);
+    in.out_v = arena.take(wide), out.c = in.c;
+    q = {in.out_q, 0, DH, in.E}, k = {in.out_k, 0, DH, in.E}, v = {in.out_v, 0, DH, in.E};
   }
-  int64_t tasks() const { return p.B * OPENXLSTM_CALL(tiles, p.T); }
+  void put_kept(float* a, float* z, float* h) { in.a = a, in.z = z, out.z = z, out.h = h; }
 };
 
-// x (B, T, D), up (2E, D), q, k, v (E/4, 4, 4), gate (2·NH, 3E) and (2·NH), conv (E, K) and (E),
-// before (B, K-1, E) → a, z, c, q, k, v (B, T, E), log_i, log_f, and f̃ (B, NH, T).
-std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> mlstm_input(
-    Tensor x, Tensor up, Tensor q, Tensor k, Tensor v, Tensor gate, Tensor gate_bias,
-    MaybeTensor conv_weight, MaybeTensor conv_bias, MaybeTensor before, MaybeTensor reset) {
-  Prepared prepared(x, up, q, k, v, gate, gate_bias, conv_weight, conv_bias, before, reset, false);
-  MLSTMInput& p = prepared.p;
-  Tensor wide[6], narrow[3];
-  for (Tensor& each : wide) each = fresh(x, {p.B, p.T, p.E});
-  for (Tensor& each : narrow) each = fresh(x, {p.B, p.NH, p.T});
-  p.a = data(wide[0]), p.z = data(wide[1]), p.c = data(wide[2]);
-  p.out_q = data(wide[3]), p.out_k = data(wide[4]), p.out_v = data(wide[5]);
-  p.log_i = data(narrow[0]), p.log_f = data(narrow[1]), p.f_preact = data(narrow[2]);
-  for_each_task(prepared.tasks(), OPENXLSTM_CALL(input_forward_floats, p.D, p.E, p.NH, p.K),
-                [&](int64_t task, float* scratch) { OPENXLSTM_CALL(input_forward_task, p, task, scratch); });
-  return {wide[0], wide[1], wide[2], wide[3], wide[4], wide[5], narrow[0], narrow[1], narrow[2]};
+// What both directions read besides the input's arguments.
+void check_block(const Checks& check, const MLSTMInput& p, const Tensor& m_0, const Tensor& norm,
+                 const Tensor& skip, const Tensor& down, int64_t chunk_size) {
+  check.floats({p.B, p.NH}, {{"m_0", m_0}});
+  check.floats({p.E}, {{"norm", norm}, {"skip", skip}});
+  check.floats({p.D, p.E}, {{"down", down}});
+  check.in_range("chunk_size", chunk_size, 1, kMaxChunk);
 }
 
-// Sizes of the sums over tasks that the input's gradients are, in the order of MLSTMInputSums.
-std::vector<int64_t> sizes_of_sums(const MLSTMInput& p) {
-  const int64_t E = p.E, rows = 2 * p.NH;
-  return {2 * E * OPENXLSTM_CALL(padded, p.D), kBlock * E, kBlock * E, kBlock * E, rows * 2 * E,
-          OPENXLSTM_CALL(padded, rows), p.K * E, E};
-}
-MLSTMInputSums input_sums(float* const* part) {
-  return {part[0], part[1], part[2], part[3], part[4], part[5], part[6], part[7]};
-}
-// The gradients of the parameters from those sums, in the order of the forward's arguments.
-std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> parameter_grads(
-    Sums& sums, const MLSTMInput& p, const Tensor& x, const Tensor& q, const Tensor& k,
-    const Tensor& v, const Tensor& gate) {
-  const int64_t D = p.D, E = p.E, K = p.K, rows = 2 * p.NH;
-  const int64_t DP = OPENXLSTM_CALL(padded, D), GP = OPENXLSTM_CALL(padded, rows);
-  // From the gates' joint map of c and a back to the gates and to query, key and value.
-  const Tensor joint = sums.total(x, 4, {rows, 2 * E}, 2 * E);
-  Tensor dgate = fresh(x, {rows, 3 * E}), dweight[3];
-  std::fill_n(data(dgate), dgate.numel(), 0.0f);
-  const Tensor* weights[] = {&q, &k, &v};
-  for (int64_t part = 0; part < 3; ++part) {
-    const float* in = data(joint) + (part < 2 ? 0 : E);
-    const Tensor& weight = *weights[part];
-    dweight[part] = transposed(sums.total(x, part + 1, {kBlock, E}, E));
-    through_blocks(data(weight), false, in, 2 * E, rows, E, data(dgate) + part * E, 3 * E);
-    add_outer(data(gate) + part * E, 3 * E, in, 2 * E, rows, E, data(dweight[part]));
-  }
-  return {sums.total(x, 0, {2 * E, D}, DP), dweight[0], dweight[1], dweight[2], dgate,
-          sums.total(x, 5, {rows}, GP), transposed(sums.total(x, 6, {K, E}, E)),
-          sums.total(x, 7, {K ? E : 0}, E)};
+// Arguments are those of mlstm_input, mlstm and mlstm_output → y, the state after the last step, and
+// what the backward reads, which is empty unless `save` but for the gates.
+std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor,
+           Tensor, Tensor, Tensor>
+mlstm_block(Tensor x, Tensor up, Tensor q, Tensor k, Tensor v, Tensor gate, Tensor gate_bias,
+            MaybeTensor conv_weight, MaybeTensor conv_bias, MaybeTensor before, MaybeTensor reset,
+            Tensor C_0, Tensor n_0, Tensor m_0, Tensor norm, Tensor skip, Tensor down, double eps,
+            int64_t chunk_size, bool save) {
+  const Checks check("mlstm_block");
+  MLSTMInputWeights weights(check, x, up, q, k, v, gate, gate_bias, conv_weight, conv_bias, before,
+                            reset, false);
+  MLSTMInput& p = weights.p;
+  check_block(check, p, m_0, norm, skip, down, chunk_size);
+  const int64_t B = p.B, T = p.T, D = p.D, E = p.E, NH = p.NH, DH = E / NH, wide = T * E;
+  const int64_t NC = (T + chunk_size - 1) / chunk_size;
+  check.floats({B, NH, DH, DH}, {{"C_0", C_0}});
+  check.floats({B, NH, DH}, {{"n_0", n_0}});
+  Tensor y = fresh(x, {B, T, D}), a = fresh(x, {B, T, E}, save), z = fresh(x, {B, T, E}, save);
+  Tensor h = fresh(x, {B, NH, T, DH}, save), f_preact = fresh(x, {B, NH, T});
+  Tensor log_i = fresh(x, {B, NH, T}), log_f = fresh(x, {B, NH, T});
+  Tensor C = torch::stable::clone(C_0), n = torch::stable::clone(n_0), m = torch::stable::clone(m_0);
+  Tensor C_chunks = fresh(x, {B, NH, NC, DH, DH}, save), n_chunks = fresh(x, {B, NH, NC, DH}, save);
+  Tensor m_steps = fresh(x, {B, NH, T}, save), normalizer = fresh(x, {B, NH, T}, save);
+  p.log_i = data(log_i), p.log_f = data(log_f), p.f_preact = data(f_preact);
+  const auto down_packed = packed_forward(data(down), D, E);
+  MLSTMOutput out{1, T, D, E, NH, static_cast<float>(eps)};
+  out.norm = data(norm), out.skip = data(skip), out.down = down_packed.data(), out.y = data(y);
+  const MLSTMForward cell{1, NH, T, DH, DH, chunk_size};
+  const int64_t floats = std::max({mlstm_input_forward_floats(p), mlstm_forward_floats(cell),
+                                   mlstm_output_forward_floats(out)});
+  for_each_task(B, (save ? 4 : 7) * (wide + 16) + floats, [&](int64_t b, float* scratch) {
+    Arena arena{scratch};
+    Sample one(p, out, b);
+    one.put_branches(arena);
+    const auto place = [&](const Tensor& kept) {
+      return save ? data(kept) + b * wide : arena.take(wide);
+    };
+    float *a_b = place(a), *z_b = place(z), *h_b = place(h);
+    one.put_kept(a_b, z_b, h_b);
+    for (int64_t tile = 0; tile < one.tiles; ++tile)
+      mlstm_input_forward_task(one.in, tile, arena.next);
+    MLSTMForward f = cell;
+    f.q = one.q, f.k = one.k, f.v = one.v, f.log_i = one.in.log_i, f.log_f = one.in.log_f;
+    f.reset = one.in.reset, f.h = h_b;
+    f.C = data(C) + b * NH * DH * DH, f.n = data(n) + b * NH * DH, f.m = data(m) + b * NH;
+    if (save) {
+      f.C_chunks = data(C_chunks) + b * NH * NC * DH * DH;
+      f.n_chunks = data(n_chunks) + b * NH * NC * DH;
+      f.m_steps = data(m_steps) + b * NH * T, f.normalizer = data(normalizer) + b * NH * T;
+    }
+    for (int64_t head = 0; head < NH; ++head) mlstm_forward_task(f, head, arena.next);
+    for (int64_t tile = 0; tile < one.tiles; ++tile)
+      mlstm_output_forward_task(one.out, tile, arena.next);
+  });
+  return {y, C, n, m, a, z, h, f_preact, log_i, log_f, C_chunks, n_chunks, m_steps, normalizer};
 }
 
-// Gradients of x and the parameters, in the order of the forward's arguments, and of before; empty
-// for what there is not.
-std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor>
-mlstm_input_grad(Tensor x, Tensor up, Tensor q, Tensor k, Tensor v, Tensor gate, Tensor gate_bias,
+// Gradients of what `mlstm_block` was given, with m a constant. more_i and more_f are added to those of
+// the gates' logarithms, which the final state's m may have. Those of the initial state are only right
+// if `initial`.
+std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor,
+           Tensor, Tensor, Tensor, Tensor>
+mlstm_block_grad(Tensor x, Tensor up, Tensor q, Tensor k, Tensor v, Tensor gate, Tensor gate_bias,
                  MaybeTensor conv_weight, MaybeTensor conv_bias, MaybeTensor before,
-                 MaybeTensor reset, Tensor a, Tensor f_preact, Tensor dz, Tensor dc, Tensor dq,
-                 Tensor dk, Tensor dv, Tensor dlog_i, Tensor dlog_f) {
-  Prepared prepared(x, up, q, k, v, gate, gate_bias, conv_weight, conv_bias, before, reset, true);
-  MLSTMInput& p = prepared.p;
-  p.a = data(a), p.f_preact = data(f_preact);
-  Tensor dx = fresh(x, {p.B, p.T, p.D});
-  Tensor dbefore = fresh(x, {p.B, p.K - 1, p.E}, before.has_value());
-  const MLSTMInputGrads g{data(dz), data(dc), data(dq), data(dk), data(dv), data(dlog_i),
-                          data(dlog_f), data(dx), before ? data(dbefore) : nullptr};
-  Sums sums(prepared.tasks(), sizes_of_sums(p));
-  sums.for_each(OPENXLSTM_CALL(input_backward_floats, p.D, p.E, p.NH, p.K),
-                [&](int64_t task, float* const* part, float* scratch) {
-                  OPENXLSTM_CALL(input_backward_task, p, g, task, input_sums(part), scratch);
-                });
-  return std::tuple_cat(std::tuple(dx), parameter_grads(sums, p, x, q, k, v, gate),
-                        std::tuple(dbefore));
-}
+                 MaybeTensor reset, Tensor m_0, Tensor norm, Tensor skip, Tensor down, double eps,
+                 int64_t chunk_size, Tensor a, Tensor z, Tensor h, Tensor f_preact, Tensor log_i,
+                 Tensor log_f, Tensor C_chunks, Tensor n_chunks, Tensor m_steps, Tensor normalizer,
+                 Tensor dy, Tensor dC_T, Tensor dn_T, MaybeTensor more_i, MaybeTensor more_f,
+                 bool initial) {
+  const Checks check("mlstm_block_grad");
+  MLSTMInputWeights weights(check, x, up, q, k, v, gate, gate_bias, conv_weight, conv_bias, before,
+                            reset, true);
+  MLSTMInput& p = weights.p;
+  check_block(check, p, m_0, norm, skip, down, chunk_size);
+  const int64_t B = p.B, T = p.T, D = p.D, E = p.E, NH = p.NH, DH = E / NH, wide = T * E;
+  const int64_t NC = (T + chunk_size - 1) / chunk_size, heads = NH * T;
+  check.floats({B, T, E}, {{"a", a}, {"z", z}});
+  check.floats({B, NH, T, DH}, {{"h", h}});
+  check.floats({B, NH, T}, {{"f_preact", f_preact}, {"log_i", log_i}, {"log_f", log_f},
+                            {"m_steps", m_steps}, {"normalizer", normalizer},
+                            {"more_i", more_i}, {"more_f", more_f}});
+  check.floats({B, NH, NC, DH, DH}, {{"C_chunks", C_chunks}});
+  check.floats({B, NH, NC, DH}, {{"n_chunks", n_chunks}});
+  check.floats({B, T, D}, {{"dy", dy}});
+  check.floats({B, NH, DH, DH}, {{"dC_T", dC_T}});
+  check.floats({B, NH, DH}, {{"dn_T", dn_T}});
+  check.together({"more_i", more_i}, {"more_f", more_f});
+  Tensor dx = fresh(x, {B, T, D}), dbefore = fresh(x, {B, p.K - 1, E}, before.has_value());
+  Tensor dC = torch::stable::clone(dC_T), dn = torch::stable::clone(dn_T);
+  p.log_i = data(log_i), p.log_f = data(log_f), p.f_preact = data(f_preact);
+  const auto down_packed = packed_backward(data(down), D, E);
+  MLSTMOutput out{1, T, D, E, NH, static_cast<float>(eps)};
+  out.norm = data(norm), out.skip = data(skip), out.down = down_packed.data(), out.dy = data(dy);
+  const MLSTMBackward cell{1, NH, T, DH, DH, chunk_size};
+  // The forward's maps to q, k and v; what it made of them is made once more.
+  Floats q_map, k_map, v_map;
+  MLSTMInput again = p;
+  weights.pack(q, q_map, again.q, false), weights.pack(k, k_map, again.k, false);
+  weights.pack(v, v_map, again.v, false);
 
-MLSTMOutput output_arguments(const Tensor& h, const Tensor& c, const Tensor& z, const Tensor& norm,
-                             const Tensor& skip, double eps, int64_t D) {
-  MLSTMOutput p{h.size(0), h.size(2), D, c.size(2), h.size(1), static_cast<float>(eps)};
-  p.h = data(h), p.c = data(c), p.z = data(z), p.norm = data(norm), p.skip = data(skip);
-  return p;
-}
+  std::vector<int64_t> sizes = mlstm_sums(p);
+  const int64_t first_of_output = static_cast<int64_t>(sizes.size());
+  for (int64_t size : mlstm_sums(out)) sizes.push_back(size);
+  const int64_t floats = std::max({mlstm_branches_floats(p), mlstm_output_backward_floats(out),
+                                   mlstm_backward_floats(cell), mlstm_input_backward_floats(p)});
+  Sums sums(B, sizes);
+  sums.for_each(6 * (wide + 16) + 2 * (heads + 16) + floats, [&](int64_t b, float* const* part,
+                                                                 float* scratch) {
+    Arena arena{scratch};
+    Sample one(again, out, b);
+    one.put_branches(arena);
+    one.put_kept(data(a) + b * wide, data(z) + b * wide, data(h) + b * wide);
+    float *dh = arena.take(wide), *dz = arena.take(wide);
+    float *dlog_i = arena.take(heads), *dlog_f = arena.take(heads);
+    for (int64_t tile = 0; tile < one.tiles; ++tile)
+      mlstm_branches_task(one.in, tile, arena.next);
 
-// h (B, NH, T, DH), c and z (B, T, E), norm and skip (E), down (D, E) → y (B, T, D).
-Tensor mlstm_output(Tensor h, Tensor c, Tensor z, Tensor norm, Tensor skip, Tensor down,
-                    double eps) {
-  const int64_t D = down.size(0);
-  MLSTMOutput p = output_arguments(h, c, z, norm, skip, eps, D);
-  const auto down_packed = packed(data(down), 1, p.E, p.E, D);
-  Tensor y = fresh(h, {p.B, p.T, D});
-  p.down = down_packed.data(), p.y = data(y);
-  for_each_task(p.B * OPENXLSTM_CALL(tiles, p.T), OPENXLSTM_CALL(output_forward_floats, D, p.E),
-                [&](int64_t task, float* scratch) { OPENXLSTM_CALL(output_forward_task, p, task, scratch); });
-  return y;
-}
+    // Gradients take the place of what is no longer read: c, and chunk by chunk q, k and v.
+    one.out.dh = dh, one.out.dc = one.in.c, one.out.dz = dz;
+    for (int64_t tile = 0; tile < one.tiles; ++tile)
+      mlstm_output_backward_task(one.out, tile, mlstm_output_sums(part + first_of_output), arena.next);
+    MLSTMBackward f = cell;
+    f.q = one.q, f.k = one.k, f.v = one.v;
+    f.h = {one.out.h, 0, T * DH, DH}, f.dh = {dh, 0, T * DH, DH};
+    f.log_i = one.in.log_i, f.log_f = one.in.log_f, f.reset = one.in.reset;
+    f.m_0 = data(m_0) + b * NH, f.C_chunks = data(C_chunks) + b * NH * NC * DH * DH;
+    f.n_chunks = data(n_chunks) + b * NH * NC * DH;
+    f.m_steps = data(m_steps) + b * heads, f.normalizer = data(normalizer) + b * heads;
+    f.dq = {one.in.out_q, 0, DH, E}, f.dk = {one.in.out_k, 0, DH, E};
+    f.dv = {one.in.out_v, 0, DH, E};
+    f.dlog_i = dlog_i, f.dlog_f = dlog_f;
+    f.dC = data(dC) + b * NH * DH * DH, f.dn = data(dn) + b * NH * DH, f.wants_initial = initial;
+    for (int64_t head = 0; head < NH; ++head) mlstm_backward_task(f, head, arena.next);
+    for (int64_t j = 0; j < heads && more_i; ++j)
+      dlog_i[j] += data(more_i)[b * heads + j], dlog_f[j] += data(more_f)[b * heads + j];
 
-std::vector<int64_t> sizes_of_sums(const MLSTMOutput& p) {
-  return {p.E, p.E, p.D * OPENXLSTM_CALL(padded, p.E)};
+    one.in.q = p.q, one.in.k = p.k, one.in.v = p.v;
+    const MLSTMInputGrads g{dz, one.in.c, one.in.out_q, one.in.out_k, one.in.out_v, dlog_i, dlog_f,
+                            data(dx) + b * T * D, before ? data(dbefore) + b * (p.K - 1) * E : nullptr};
+    for (int64_t tile = 0; tile < one.tiles; ++tile)
+      mlstm_input_backward_task(one.in, g, tile, mlstm_input_sums(part), arena.next);
+  });
+  return std::tuple_cat(std::tuple(dx), mlstm_parameter_grads(sums, p, x, q, k, v, gate),
+                        std::tuple(dbefore, dC, dn, sums.total(x, first_of_output, {E}, 0),
+                                   sums.total(x, first_of_output + 1, {E}, 0),
+                                   sums.total(x, first_of_output + 2, {D, E}, E)));
 }
-
-// Gradients of h, c, z, norm, skip and down.
-std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> mlstm_output_grad(
-    Tensor h, Tensor c, Tensor z, Tensor norm, Tensor skip, Tensor down, double eps, Tensor dy) {
-  const int64_t D = down.size(0);
-  MLSTMOutput p = output_arguments(h, c, z, norm, skip, eps, D);
-  const auto down_packed = packed(data(down), p.E, 1, D, p.E);
-  Tensor dh = fresh(h, {p.B, p.NH, p.T, p.E / p.NH}), dc = fresh(h, {p.B, p.T, p.E});
-  Tensor dz = fresh(h, {p.B, p.T, p.E});
-  p.down = down_packed.data(), p.dy = data(dy), p.dh = data(dh), p.dc = data(dc), p.dz = data(dz);
-  Sums sums(p.B * OPENXLSTM_CALL(tiles, p.T), sizes_of_sums(p));
-  sums.for_each(OPENXLSTM_CALL(output_backward_floats, D, p.E),
-                [&](int64_t task, float* const* part, float* scratch) {
-                  const MLSTMOutputSums s{part[0], part[1], part[2]};
-                  OPENXLSTM_CALL(output_backward_task, p, task, s, scratch);
-                });
-  return {dh, dc, dz, sums.total(h, 0, {p.E}, 0), sums.total(h, 1, {p.E}, 0),
-          sums.total(h, 2, {D, p.E}, p.E)};
-}
-
-#include "mlstm_whole.h"
 
 }  // namespace
 }  // namespace openxlstm
 
-#define WEIGHTS \
-  "Tensor x, Tensor up, Tensor q, Tensor k, Tensor v, Tensor gate, Tensor gate_bias, " \
-  "Tensor? conv_weight, Tensor? conv_bias, Tensor? before, Tensor? reset"
-
 STABLE_TORCH_LIBRARY_FRAGMENT(openxlstm, m) {
   m.def(
-      "mlstm_input(" WEIGHTS ") -> (Tensor a, Tensor z, Tensor c, Tensor out_q, Tensor out_k, "
-      "Tensor out_v, Tensor log_i, Tensor log_f, Tensor f_preact)");
-  m.def(
-      "mlstm_input_grad(" WEIGHTS ", Tensor a, Tensor f_preact, Tensor dz, Tensor dc, Tensor dq, "
-      "Tensor dk, Tensor dv, Tensor dlog_i, Tensor dlog_f) -> (Tensor dx, Tensor d_up, Tensor d_q, Tensor d_k, Tensor d_v, "
-      "Tensor d_gate, Tensor d_gate_bias, Tensor d_conv_weight, Tensor d_conv_bias, "
-      "Tensor d_before)");
-  m.def(
-      "mlstm_output(Tensor h, Tensor c, Tensor z, Tensor norm, Tensor skip, Tensor down, "
-      "float eps) -> Tensor");
-  m.def(
-      "mlstm_output_grad(Tensor h, Tensor c, Tensor z, Tensor norm, Tensor skip, Tensor down, "
-      "float eps, Tensor dy) -> (Tensor dh, Tensor dc, Tensor dz, Tensor d_norm, Tensor d_skip, "
-      "Tensor d_down)");
-  m.def(
-      "mlstm_block(" WEIGHTS ", Tensor C_0, Tensor n_0, Tensor m_0, Tensor norm, Tensor skip, "
+      "mlstm_block(" MLSTM_WEIGHTS ", Tensor C_0, Tensor n_0, Tensor m_0, Tensor norm, Tensor skip, "
       "Tensor down, float eps, int chunk_size, bool save) -> (Tensor y, Tensor C, Tensor n, "
       "Tensor m, Tensor a, Tensor z, Tensor h, Tensor f_preact, Tensor log_i, Tensor log_f, "
       "Tensor C_chunks, Tensor n_chunks, Tensor m_steps, Tensor normalizer)");
   m.def(
-      "mlstm_block_grad(" WEIGHTS ", Tensor m_0, Tensor norm, Tensor skip, Tensor down, float eps, "
+      "mlstm_block_grad(" MLSTM_WEIGHTS ", Tensor m_0, Tensor norm, Tensor skip, Tensor down, float eps, "
       "int chunk_size, Tensor a, Tensor z, Tensor h, Tensor f_preact, Tensor log_i, Tensor log_f, "
       "Tensor C_chunks, Tensor n_chunks, Tensor m_steps, Tensor normalizer, Tensor dy, "
       "Tensor dC_T, Tensor dn_T, Tensor? more_i, Tensor? more_f, bool initial) -> (Tensor dx, "
@@ -236,10 +218,6 @@ STABLE_TORCH_LIBRARY_FRAGMENT(openxlstm, m) {
 }
 
 STABLE_TORCH_LIBRARY_IMPL(openxlstm, CPU, m) {
-  m.impl("mlstm_input", TORCH_BOX(&openxlstm::mlstm_input));
-  m.impl("mlstm_input_grad", TORCH_BOX(&openxlstm::mlstm_input_grad));
-  m.impl("mlstm_output", TORCH_BOX(&openxlstm::mlstm_output));
-  m.impl("mlstm_output_grad", TORCH_BOX(&openxlstm::mlstm_output_grad));
   m.impl("mlstm_block", TORCH_BOX(&openxlstm::mlstm_block));
   m.impl("mlstm_block_grad", TORCH_BOX(&openxlstm::mlstm_block_grad));
 }

@@ -4,6 +4,7 @@
 #include <cstdint>
 #include <tuple>
 
+#include "checks.h"
 #include "isa.h"
 #include "norm_args.h"
 #include "tensors.h"
@@ -14,16 +15,18 @@
 namespace openxlstm {
 namespace {
 
-using MaybeTensor = std::optional<Tensor>;
-
-Norm arguments(const Tensor& x, const Tensor& weight, const MaybeTensor& bias, int64_t groups,
-               bool rms, double eps) {
-  return {x.size(0), groups, x.size(1) / groups, static_cast<float>(eps), rms,
-          data(x),   data(weight), data(bias)};
+Norm arguments(const Checks& check, const Tensor& x, const Tensor& weight, const MaybeTensor& bias,
+               int64_t groups, bool rms, double eps) {
+  const int64_t R = check.size({"x", x}, 2, 0, 0), width = check.size({"x", x}, 2, 1);
+  check.floats({R, width}, {{"x", x}});
+  check.floats({width}, {{"weight", weight}, {"bias", bias}});
+  check.in_range("groups", groups, 1, width);
+  check.multiple("the width", width, groups);
+  return {R, groups, width / groups, static_cast<float>(eps), rms, data(x), data(weight), data(bias)};
 }
 // x (R, G·W), weight and bias (G·W) → y (R, G·W).
 Tensor norm(Tensor x, Tensor weight, MaybeTensor bias, int64_t groups, bool rms, double eps) {
-  Norm a = arguments(x, weight, bias, groups, rms, eps);
+  Norm a = arguments(Checks("norm"), x, weight, bias, groups, rms, eps);
   Tensor y = fresh(x, {x.size(0), x.size(1)});
   a.y = data(y);
   for_each_task(OPENXLSTM_CALL(tiles, a.R), 0,
@@ -33,8 +36,10 @@ Tensor norm(Tensor x, Tensor weight, MaybeTensor bias, int64_t groups, bool rms,
 
 std::tuple<Tensor, Tensor, Tensor> norm_grad(Tensor x, Tensor weight, MaybeTensor bias,
                                              int64_t groups, bool rms, double eps, Tensor dy) {
-  Norm a = arguments(x, weight, bias, groups, rms, eps);
+  const Checks check("norm_grad");
+  Norm a = arguments(check, x, weight, bias, groups, rms, eps);
   const int64_t width = x.size(1);
+  check.floats({a.R, width}, {{"dy", dy}});
   Tensor dx = fresh(x, {x.size(0), width});
   a.dy = data(dy), a.dx = data(dx);
   Sums sums(OPENXLSTM_CALL(tiles, a.R), {width, width});

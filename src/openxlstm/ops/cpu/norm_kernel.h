@@ -3,10 +3,7 @@
 #include "rows.h"
 
 #include "norm_rows.h"
-
-constexpr int64_t kTileRows = 64;
-inline int64_t tiles(int64_t rows) { return (rows + kTileRows - 1) / kTileRows; }
-
+#include "tiles.h"
 
 inline NormedRows norm_of(const Norm& a) {
   return {a.G, a.W, a.weight, a.eps, a.bias, !a.rms, a.rms ? 0.0f : 1.0f};

@@ -7,6 +7,7 @@
 
 #include "arena.h"
 #include "block_parts.h"
+#include "checks.h"
 #include "isa.h"
 #include "slstm_args.h"
 #include "tensors.h"
@@ -49,7 +50,18 @@ void slstm_backward_task(const SLSTMBackward& a, int64_t task, const float* pack
 
 namespace {
 
-using MaybeTensor = std::optional<Tensor>;
+using Named = Checks::Named;
+
+void check_weights(const Checks& check, int64_t NH, int64_t DH, std::initializer_list<Named> weights,
+                   const MaybeTensor& bias) {
+  check.floats({NH, 4, DH, DH}, weights);
+  check.floats({NH, 4, DH}, {{"bias", bias}});
+}
+void check_scan(const Checks& check, int64_t B, int64_t T, int64_t NH, int64_t DH,
+                std::initializer_list<Named> states, const MaybeTensor& reset) {
+  check.floats({4, B, NH, DH}, states);
+  check.mask({B, T}, {"reset", reset});
+}
 
 void run(SLSTMForward& a, const Tensor& R) {
   const auto packed = slstm_packed_recurrent(R, false);
@@ -63,7 +75,12 @@ void run(SLSTMForward& a, const Tensor& R) {
 // the state after the last step, and what the backward reads, which is empty unless `save`.
 std::tuple<Tensor, Tensor, Tensor> slstm(Tensor x, Tensor R, MaybeTensor bias, Tensor state,
                                          MaybeTensor reset, bool exp_gate, bool save) {
-  const int64_t B = x.size(0), T = x.size(1), NH = x.size(2), DH = x.size(4);
+  const Checks check("slstm");
+  const int64_t B = check.size({"x", x}, 5, 0, 0), T = check.size({"x", x}, 5, 1, 0);
+  const int64_t NH = check.size({"x", x}, 5, 2), DH = check.size({"x", x}, 5, 4);
+  check.rows({B, T, NH, 4, DH}, {{"x", x}});
+  check_weights(check, NH, DH, {{"R", R}}, bias);
+  check_scan(check, B, T, NH, DH, {{"state", state}}, reset);
   Tensor h = fresh(x, {B, T, NH, DH}), saved = fresh(x, {NH, B, T, kSaved, DH}, save);
   Tensor final = torch::stable::clone(state);
   SLSTMForward a{B, T, NH, DH, exp_gate, data(x)};
@@ -78,7 +95,12 @@ std::tuple<Tensor, Tensor, Tensor> slstm(Tensor x, Tensor R, MaybeTensor bias, T
 std::tuple<Tensor, Tensor, Tensor> slstm_layer(Tensor convolved, Tensor raw, Tensor W, Tensor R,
                                                Tensor bias, Tensor state, MaybeTensor reset,
                                                bool exp_gate, bool save) {
-  const int64_t B = raw.size(0), T = raw.size(1), NH = W.size(0), DH = W.size(3);
+  const Checks check("slstm_layer");
+  const int64_t B = check.size({"raw", raw}, 3, 0, 0), T = check.size({"raw", raw}, 3, 1, 0);
+  const int64_t NH = check.size({"W", W}, 4, 0), DH = check.size({"W", W}, 4, 3);
+  check.floats({B, T, NH * DH}, {{"convolved", convolved}, {"raw", raw}});
+  check_weights(check, NH, DH, {{"W", W}, {"R", R}}, bias);
+  check_scan(check, B, T, NH, DH, {{"state", state}}, reset);
   Tensor h = fresh(raw, {B, T, NH, DH}), saved = fresh(raw, {NH, B, T, kSaved, DH}, save);
   Tensor final = torch::stable::clone(state);
   const auto input = slstm_packed_input(W, false);
@@ -90,12 +112,17 @@ std::tuple<Tensor, Tensor, Tensor> slstm_layer(Tensor convolved, Tensor raw, Ten
   return {h, final, saved};
 }
 
-SLSTMBackward backward_arguments(const Tensor& state, const MaybeTensor& reset, const Tensor& h,
-                                 const Tensor& final, const Tensor& saved, const Tensor& dh,
-                                 const Tensor& d_state) {
-  SLSTMBackward a{h.size(0), h.size(1), state.size(2), state.size(3)};
+SLSTMBackward backward_arguments(const Checks& check, const Tensor& R, const Tensor& state,
+                                 const MaybeTensor& reset, const Tensor& h, const Tensor& final,
+                                 const Tensor& saved, const Tensor& dh, const Tensor& d_final) {
+  const int64_t NH = R.size(0), DH = R.size(3);
+  const int64_t B = check.size({"h", h}, 4, 0, 0), T = check.size({"h", h}, 4, 1, 0);
+  check.floats({B, T, NH, DH}, {{"h", h}, {"dh", dh}});
+  check.floats({NH, B, T, kSaved, DH}, {{"saved", saved}});
+  check_scan(check, B, T, NH, DH, {{"state", state}, {"final", final}, {"d_final", d_final}}, reset);
+  SLSTMBackward a{B, T, NH, DH};
   a.reset = mask(reset), a.h = data(h), a.saved = data(saved), a.before = data(state);
-  a.after = data(final), a.dh = data(dh), a.dstate = data(d_state);
+  a.after = data(final), a.dh = data(dh);
   return a;
 }
 Sums run_grad(const SLSTMBackward& a, const Tensor& R, bool bias, bool input) {
@@ -118,10 +145,14 @@ Sums run_grad(const SLSTMBackward& a, const Tensor& R, bool bias, bool input) {
 std::tuple<Tensor, Tensor, Tensor, Tensor> slstm_grad(Tensor R, MaybeTensor bias, Tensor state,
                                                       MaybeTensor reset, Tensor h, Tensor final,
                                                       Tensor saved, Tensor dh, Tensor d_final) {
-  const int64_t NH = R.size(0), DH = R.size(3);
+  const Checks check("slstm_grad");
+  const int64_t NH = check.size({"R", R}, 4, 0), DH = check.size({"R", R}, 4, 3);
   const int64_t DP = OPENXLSTM_CALL(padded, DH), GP = OPENXLSTM_CALL(padded, 4 * DH);
-  Tensor dx = fresh(h, {h.size(0), h.size(1), NH, 4, DH}), d_state = torch::stable::clone(d_final);
-  SLSTMBackward a = backward_arguments(state, reset, h, final, saved, dh, d_state);
+  check_weights(check, NH, DH, {{"R", R}}, bias);
+  SLSTMBackward a = backward_arguments(check, R, state, reset, h, final, saved, dh, d_final);
+  Tensor d_state = torch::stable::clone(d_final);
+  a.dstate = data(d_state);
+  Tensor dx = fresh(h, {a.B, a.T, NH, 4, DH});
   a.dx = data(dx);
   Sums sums = run_grad(a, R, bias.has_value(), false);
   return {dx, sums.total(h, 0, {NH, 4, DH, DH}, DP), sums.total(h, 1, {bias ? NH : 0, 4 * DH}, GP),
@@ -132,12 +163,17 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> slstm_grad(Tensor R, MaybeTensor bias
 std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> slstm_layer_grad(
     Tensor convolved, Tensor raw, Tensor W, Tensor R, Tensor state, MaybeTensor reset, Tensor h,
     Tensor final, Tensor saved, Tensor dh, Tensor d_final, bool inputs) {
-  const int64_t NH = R.size(0), DH = R.size(3), B = raw.size(0), T = raw.size(1);
+  const Checks check("slstm_layer_grad");
+  const int64_t NH = check.size({"R", R}, 4, 0), DH = check.size({"R", R}, 4, 3);
   const int64_t DP = OPENXLSTM_CALL(padded, DH), GP = OPENXLSTM_CALL(padded, 4 * DH);
+  check_weights(check, NH, DH, {{"W", W}, {"R", R}}, std::nullopt);
+  SLSTMBackward a = backward_arguments(check, R, state, reset, h, final, saved, dh, d_final);
   Tensor d_state = torch::stable::clone(d_final);
+  a.dstate = data(d_state);
+  const int64_t B = a.B, T = a.T;
+  check.floats({B, T, NH * DH}, {{"convolved", convolved}, {"raw", raw}});
   Tensor dconvolved = fresh(raw, {B, T, NH * DH}, inputs), draw = fresh(raw, {B, T, NH * DH}, inputs);
   const auto input = slstm_packed_input(W, true);
-  SLSTMBackward a = backward_arguments(state, reset, h, final, saved, dh, d_state);
   a.convolved = data(convolved), a.raw = data(raw), a.input = input.data();
   if (inputs) a.dconvolved = data(dconvolved), a.draw = data(draw);
   Sums sums = run_grad(a, R, true, true);

@@ -8,19 +8,18 @@
 
 #include "arena.h"
 #include "block_parts.h"
+#include "checks.h"
 #include "conv_args.h"
 #include "isa.h"
+#include "packing.h"
 #include "slstm_block_args.h"
 #include "tensors.h"
 
 #define OPENXLSTM_KERNEL "slstm_block_kernel.h"
 #include "each_isa.h"
-#include "packed_conv.h"
 
 namespace openxlstm {
 namespace {
-
-using MaybeTensor = std::optional<Tensor>;
 
 // The arguments of both directions, and the packed weights that they point to.
 struct Whole {
@@ -30,24 +29,43 @@ struct Whole {
   PackedConv conv;
   Floats R, W, gate, value, down;
 
-  Whole(const Tensor& x, const Tensor& norm, const MaybeTensor& conv_weight,
-        const MaybeTensor& conv_bias, const Tensor& W_, const Tensor& R_, const Tensor& head_norm,
-        const Tensor& ff_norm, const Tensor& up_, const Tensor& down_, const MaybeTensor& up_bias,
-        const MaybeTensor& down_bias, const MaybeTensor& before, const MaybeTensor& reset,
-        double eps, int64_t tiles_, int64_t steps_, bool backward)
-      : tiles(tiles_),
-        steps(steps_),
-        R(slstm_packed_recurrent(R_, backward)),
-        W(slstm_packed_input(W_, backward)) {
-    const int64_t D = x.size(2), F = down_.size(1), K = conv_weight ? conv_weight->size(1) : 0;
-    p = {x.size(0), x.size(1), D, W_.size(0), K, static_cast<float>(eps), data(x)};
+  Whole(const Checks& check, const Tensor& x, const Tensor& norm, const MaybeTensor& conv_weight,
+        const MaybeTensor& conv_bias, const Tensor& W_, const Tensor& R_, const Tensor& bias,
+        const Tensor& head_norm, const Tensor& ff_norm, const Tensor& up_, const Tensor& down_,
+        const MaybeTensor& up_bias, const MaybeTensor& down_bias, const MaybeTensor& before,
+        const MaybeTensor& reset, double eps, int64_t tiles_, int64_t steps_, bool backward)
+      : tiles(tiles_), steps(steps_) {
+    const int64_t B = check.size({"x", x}, 3, 0, 0), T = check.size({"x", x}, 3, 1, 0);
+    const int64_t D = check.size({"x", x}, 3, 2), NH = check.size({"W", W_}, 4, 0), DH = D / NH;
+    const int64_t F = check.size({"down", down_}, 2, 1);
+    const int64_t K = conv_weight ? check.size({"conv_weight", *conv_weight}, 2, 1) : 0;
+    check.multiple("the width", D, 16);
+    check.multiple("the width", D, NH);
+    check.in_range("the kernel size", K, 0, kMaxKernel);
+    check.in_range("tiles", tiles, 1, std::max<int64_t>(B, 1));
+    check.in_range("steps", steps, 1, std::max<int64_t>(T, 1));
+    check.floats({B, T, D}, {{"x", x}});
+    check.floats({D}, {{"norm", norm}, {"head_norm", head_norm}, {"ff_norm", ff_norm},
+                       {"conv_bias", conv_bias}, {"down_bias", down_bias}});
+    check.floats({D, K}, {{"conv_weight", conv_weight}});
+    check.floats({NH, 4, DH, DH}, {{"W", W_}, {"R", R_}});
+    check.floats({NH, 4, DH}, {{"bias", bias}});
+    check.floats({2 * F, D}, {{"up", up_}});
+    check.floats({D, F}, {{"down", down_}});
+    check.floats({2 * F}, {{"up_bias", up_bias}});
+    check.floats({B, K - 1, D}, {{"before", before}});
+    check.mask({B, T}, {"reset", reset});
+    check.only_with({"conv_bias", conv_bias}, {"conv_weight", conv_weight});
+    check.only_with({"before", before}, {"conv_weight", conv_weight});
+    R = slstm_packed_recurrent(R_, backward), W = slstm_packed_input(W_, backward);
+    p = {B, T, D, NH, K, static_cast<float>(eps), data(x)};
     p.before = data(before), p.reset = mask(reset);
     p.norm = data(norm), p.head_norm = data(head_norm);
     if (K) conv.pack(*conv_weight, conv_bias, D);
     p.conv = conv.weight.data(), p.conv_bias = conv.bias.data();
-    gate = feedforward_packed(data(up_), F, D, backward);
-    value = feedforward_packed(data(up_) + F * D, F, D, backward);
-    down = feedforward_packed(data(down_), D, F, backward);
+    const auto pack = backward ? packed_backward : packed_forward;
+    gate = pack(data(up_), F, D), value = pack(data(up_) + F * D, F, D);
+    down = pack(data(down_), D, F);
     ff = {0, D, F, false, true, false, static_cast<float>(eps)};
     ff.norm = data(ff_norm);
     ff.gate = gate.data(), ff.value = value.data(), ff.down = down.data();
@@ -136,10 +154,12 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> slstm_block(
     Tensor bias, Tensor head_norm, Tensor ff_norm, Tensor up, Tensor down, MaybeTensor up_bias,
     MaybeTensor down_bias, MaybeTensor before, Tensor state, MaybeTensor reset, bool exp_gate,
     double eps, int64_t tiles, int64_t steps, bool save) {
-  const Whole w(x, norm, conv_weight, conv_bias, W, R, head_norm, ff_norm, up, down, up_bias,
-                down_bias, before, reset, eps, tiles, steps, false);
+  const Checks check("slstm_block");
+  const Whole w(check, x, norm, conv_weight, conv_bias, W, R, bias, head_norm, ff_norm, up, down,
+                up_bias, down_bias, before, reset, eps, tiles, steps, false);
   const SLSTMBlock& p = w.p;
   const int64_t B = p.B, T = p.T, D = p.D, F = w.ff.F, NH = p.NH, DH = D / NH;
+  check.floats({4, B, NH, DH}, {{"state", state}});
   Tensor y = fresh(x, {B, T, D}), final = torch::stable::clone(state);
   Tensor after = fresh(x, {B, w.back(), D}, p.K > 0);
   Tensor h = fresh(x, {B * T, D}, save), saved = fresh(x, {B * T, kSaved, D}, save);
@@ -193,10 +213,19 @@ slstm_block_grad(Tensor x, Tensor norm, MaybeTensor conv_weight, MaybeTensor con
                  MaybeTensor up_bias, MaybeTensor down_bias, MaybeTensor before, MaybeTensor reset,
                  double eps, int64_t tiles, int64_t steps, Tensor final, Tensor h, Tensor saved,
                  Tensor preact, Tensor states, Tensor dy, MaybeTensor d_after, Tensor d_final) {
-  const Whole w(x, norm, conv_weight, conv_bias, W, R, head_norm, ff_norm, up, down, up_bias,
-                down_bias, before, reset, eps, tiles, steps, true);
+  const Checks check("slstm_block_grad");
+  const Whole w(check, x, norm, conv_weight, conv_bias, W, R, bias, head_norm, ff_norm, up, down,
+                up_bias, down_bias, before, reset, eps, tiles, steps, true);
   const SLSTMBlock& p = w.p;
   const int64_t B = p.B, T = p.T, D = p.D, F = w.ff.F, K = p.K, NH = p.NH, DH = D / NH;
+  check.floats({4, B, NH, DH}, {{"final", final}, {"d_final", d_final}});
+  check.floats({B * T, D}, {{"h", h}});
+  check.floats({B * T, kSaved, D}, {{"saved", saved}});
+  check.floats({B * T, 2 * F}, {{"preact", preact}});
+  check.floats({B * w.chunks(), 4, D}, {{"states", states}});
+  check.floats({B, T, D}, {{"dy", dy}});
+  check.floats({B, K - 1, D}, {{"d_after", d_after}});
+  check.only_with({"d_after", d_after}, {"conv_weight", conv_weight});
   const int64_t DP = OPENXLSTM_CALL(padded, DH), GP = OPENXLSTM_CALL(padded, 4 * DH);
   const int64_t FP = OPENXLSTM_CALL(padded, F), UP = 2 * FP;
   Tensor dx = fresh(x, {B, T, D}), d_state = torch::stable::clone(d_final);

@@ -21,12 +21,13 @@
 namespace openxlstm {
 
 using torch::stable::Tensor;
+using MaybeTensor = std::optional<Tensor>;
 
 inline float* data(const Tensor& x) { return static_cast<float*>(x.data_ptr()); }
 
 // Null for a tensor that was left out.
-inline const float* data(const std::optional<Tensor>& x) { return x ? data(*x) : nullptr; }
-inline const bool* mask(const std::optional<Tensor>& x) {
+inline const float* data(const MaybeTensor& x) { return x ? data(*x) : nullptr; }
+inline const bool* mask(const MaybeTensor& x) {
   return x ? static_cast<const bool*>(x->data_ptr()) : nullptr;
 }
 

@@ -10,17 +10,7 @@
 #include "conv_rows.h"
 #include "norm_rows.h"
 #include "product.h"
-
-constexpr int64_t kTileRows = 64;
-
-inline int64_t tiles(int64_t T) { return (T + kTileRows - 1) / kTileRows; }
-struct Tile {
-  int64_t b, t0, rows;
-  Tile(int64_t task, int64_t T)
-      : b(task / tiles(T)),
-        t0(task % tiles(T) * T / tiles(T)),
-        rows((task % tiles(T) + 1) * T / tiles(T) - t0) {}
-};
+#include "tiles.h"
 
 inline int64_t row_floats(int64_t E) { return odd_lines(E); }
 
@@ -70,7 +60,7 @@ inline void window_of(const MLSTMInput& p, const Tile& tile, int64_t rows, float
 // c, query, key and value of a tile from the rows of a; the K-1 rows before it lie before them.
 inline void branches(const MLSTMInput& p, const Tile& tile, const float* rows, int64_t ldr,
                      float* preact, int64_t* reach) {
-  const int64_t E = p.E, ld = row_floats(E), at = tile.b * p.T + tile.t0;
+  const int64_t E = p.E, ld = row_floats(E), at = tile.at;
   if (p.K > 0) {
     compute_reach(p.reset == nullptr ? nullptr : p.reset + tile.b * p.T, tile.t0, tile.rows, p.K, reach);
     convolve(rows, ldr, tile.rows, E, p.conv, p.conv_bias, p.K, reach, preact, ld);
@@ -117,7 +107,7 @@ inline void input_forward_task(const MLSTMInput& p, int64_t task, float* scratch
   int64_t* reach = reinterpret_cast<int64_t*>(arena.take(2 * kTileRows));
 
   // The steps before the tile are projected once more, instead of waiting for who does.
-  const int64_t halo = std::min(back, tile.t0), at = tile.b * T + tile.t0;
+  const int64_t halo = std::min(back, tile.t0), at = tile.at;
   product_packed(halo + tile.rows, 2 * E, D, p.x + (at - halo) * D, D, 1, p.up, u - halo * UP, UP,
                  false);
   const float* before = p.before == nullptr ? nullptr : p.before + tile.b * back * E;
@@ -153,7 +143,7 @@ inline void input_backward_task(const MLSTMInput& p, const MLSTMInputGrads& g, i
   const int64_t XP = odd_lines(D), DP = padded(D), rows_taken = kTileRows + p.K;
   const Tile tile(task, T);
   const int64_t rows = tile.rows, extended = std::min(rows + back, T - tile.t0);
-  const int64_t at = tile.b * T + tile.t0;
+  const int64_t at = tile.at;
   Arena arena{scratch};
   float* window = arena.take((rows_taken + p.K) * ld) + back * ld;
   float *c = arena.take(rows_taken * ld), *dc = arena.take(rows_taken * ld);
@@ -230,16 +220,6 @@ inline void input_backward_task(const MLSTMInput& p, const MLSTMInputGrads& g, i
 
 // --- The output.
 
-// Calls f(head, row, count, h) for up to LANES rows of a tile and their h of one head.
-template <class F>
-inline void for_head_rows(const MLSTMOutput& p, const Tile& tile, const F& f) {
-  const int64_t DH = p.E / p.NH;
-  for (int64_t r = 0; r < tile.rows; r += LANES)
-    for (int64_t head = 0; head < p.NH; ++head)
-      f(head, r, std::min<int64_t>(LANES, tile.rows - r),
-        p.h + ((tile.b * p.NH + head) * p.T + tile.t0 + r) * DH);
-}
-
 inline int64_t output_forward_floats(int64_t D, int64_t E) {
   return kTileRows * (padded(E) + padded(D)) + 32;
 }
@@ -247,10 +227,10 @@ inline int64_t output_forward_floats(int64_t D, int64_t E) {
 inline void output_forward_task(const MLSTMOutput& p, int64_t task, float* scratch) {
   const int64_t D = p.D, E = p.E, DH = E / p.NH, EP = padded(E), DP = padded(D);
   const Tile tile(task, p.T);
-  const int64_t at = tile.b * p.T + tile.t0;
+  const int64_t at = tile.at;
   Arena arena{scratch};
   float *inner = arena.take(kTileRows * EP), *y = arena.take(kTileRows * DP);
-  for_head_rows(p, tile, [&](int64_t head, int64_t r0, int64_t count, const float* h) {
+  for_head_rows(p.h, p.NH, p.T, DH, tile, [&](int64_t head, int64_t r0, int64_t count, const float* h) {
     const Moments m = moments(h, DH, count, DH, p.eps);
     for (int64_t j = 0; j < count; ++j)
       for_vectors(DH, [&](int64_t d, int64_t n) {
@@ -273,13 +253,13 @@ inline void output_backward_task(const MLSTMOutput& p, int64_t task, const MLSTM
                                  float* scratch) {
   const int64_t D = p.D, E = p.E, DH = E / p.NH, EP = odd_lines(E), XP = odd_lines(D);
   const Tile tile(task, p.T);
-  const int64_t at = tile.b * p.T + tile.t0;
+  const int64_t at = tile.at;
   Arena arena{scratch};
   float *inner = arena.take(kTileRows * EP), *dinner = arena.take(kTileRows * EP);
   float* dy = arena.take(kTileRows * XP);
   copy_rows(p.dy + at * D, D, tile.rows, D, dy, XP);
   product_packed(tile.rows, E, D, dy, XP, 1, p.down, dinner, EP, false);
-  for_head_rows(p, tile, [&](int64_t head, int64_t r0, int64_t count, const float* h) {
+  for_head_rows(p.h, p.NH, p.T, DH, tile, [&](int64_t head, int64_t r0, int64_t count, const float* h) {
     // What comes from memory: the processor does not foresee rows that are read down their columns.
     for (int64_t j = LANES; j < 2 * LANES; ++j) {
       prefetch<false>(h + j * DH, DH);

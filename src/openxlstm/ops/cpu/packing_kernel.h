@@ -1,0 +1,5 @@
+// The packing of weights, for one instruction set (see each_isa.h).
+
+#include "rows.h"
+
+#include "product.h"
