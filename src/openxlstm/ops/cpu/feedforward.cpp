@@ -46,6 +46,8 @@ struct Prepared {
            bool backward) {
     const int64_t R = check.size({"x", x}, 2, 0, 0), D = check.size({"x", x}, 2, 1);
     const int64_t F = check.size({"down", down_}, 2, 1), U = value_ ? F : 2 * F;
+    check.only_with({"norm_bias", norm_bias}, {"norm", norm});
+    check.only_with({"value_bias", value_bias}, {"value", value_});
     check.floats({R, D}, {{"x", x}});
     check.floats({D}, {{"norm", norm}, {"norm_bias", norm_bias}, {"down_bias", down_bias}});
     check.floats({U, D}, {{"up", up}});
@@ -53,8 +55,6 @@ struct Prepared {
     check.floats({D, F}, {{"down", down_}});
     check.floats({U}, {{"up_bias", up_bias}});
     check.floats({F}, {{"value_bias", value_bias}});
-    check.only_with({"norm_bias", norm_bias}, {"norm", norm});
-    check.only_with({"value_bias", value_bias}, {"value", value_});
     const auto pack = backward ? packed_backward : packed_forward;
     gate = pack(data(up), F, D), value = pack(value_ ? data(*value_) : data(up) + F * D, F, D);
     down = pack(data(down_), D, F);

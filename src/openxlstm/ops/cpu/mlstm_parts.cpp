@@ -50,6 +50,8 @@ MLSTMInputWeights::MLSTMInputWeights(const Checks& check, const Tensor& x, const
   check.multiple("the inner width", E, 16);
   check.multiple("the inner width", E, NH);
   check.in_range("the kernel size", K, 0, kMaxKernel);
+  check.together({"conv_weight", conv_weight}, {"conv_bias", conv_bias});
+  check.only_with({"before", before}, {"conv_weight", conv_weight});
   check.floats({B, T, D}, {{"x", x}});
   check.floats({2 * E, D}, {{"up", up_}});
   check.floats({E / kBlock, kBlock, kBlock}, {{"q", q_}, {"k", k_}, {"v", v_}});
@@ -59,8 +61,6 @@ MLSTMInputWeights::MLSTMInputWeights(const Checks& check, const Tensor& x, const
   check.floats({E}, {{"conv_bias", conv_bias}});
   check.floats({B, K - 1, E}, {{"before", before}});
   check.mask({B, T}, {"reset", reset});
-  check.together({"conv_weight", conv_weight}, {"conv_bias", conv_bias});
-  check.only_with({"before", before}, {"conv_weight", conv_weight});
   p = {B, T, D, E, NH, K};
   p.x = data(x), p.before = data(before), p.reset = mask(reset);
   up = (backward ? packed_backward : packed_forward)(data(up_), 2 * E, D);

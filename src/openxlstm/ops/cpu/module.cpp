@@ -11,15 +11,18 @@ PyMODINIT_FUNC PyInit__native() {
        "step(plan, address): one step of a whole model, as openxlstm.ops.native.step packs it."},
       {"step_layout", openxlstm::step_layout, METH_NOARGS,
        "step_layout(): names and sizes of a step's plan, in the order of its 64-bit words."},
+      {"watched", openxlstm::watched, METH_O,
+       "watched(torch.ops.openxlstm.watch(tensors)): these tensors and where their memory is now.\n\n"
+       "It holds references: while it lives, torch.utils.swap_tensors refuses to swap them."},
       {"is_unchanged", openxlstm::is_unchanged, METH_O,
        "is_unchanged(snapshot): whether modules and parameters are still what they were.\n\n"
-       "A snapshot is a tuple of four tuples:\n"
-       "(dict, (value, ...)), ...: the dict's values are these very objects, in this order;\n"
-       "(dict, size), ...: the dict has so many entries;\n"
-       "(object, type), ...: the object's class is exactly this type;\n"
-       "(methods, addresses): each of these bound `tensor.data_ptr` returns its address.\n\n"
-       "Raises TypeError for a snapshot of another form. It holds strong references, so that an\n"
-       "identity cannot be taken over by a new object."},
+       "A snapshot is a tuple of four:\n"
+       "((dict, (value, ...)), ...): each dict's values are these very objects, in this order;\n"
+       "((dict, size), ...): each dict has so many entries;\n"
+       "((object, type), ...): each object's class is exactly this type;\n"
+       "watched(...), or the slower (methods, addresses): tensors are still in the same memory; the\n"
+       "methods are bound `tensor.data_ptr`.\n\n"
+       "Raises TypeError for a snapshot of another form."},
       {nullptr, nullptr, 0, nullptr}};
   static PyModuleDef definition = {PyModuleDef_HEAD_INIT, "_native", nullptr, 0,      methods,
                                    nullptr,               nullptr,   nullptr, nullptr};

@@ -44,6 +44,8 @@ struct Whole {
     check.in_range("the kernel size", K, 0, kMaxKernel);
     check.in_range("tiles", tiles, 1, std::max<int64_t>(B, 1));
     check.in_range("steps", steps, 1, std::max<int64_t>(T, 1));
+    check.only_with({"conv_bias", conv_bias}, {"conv_weight", conv_weight});
+    check.only_with({"before", before}, {"conv_weight", conv_weight});
     check.floats({B, T, D}, {{"x", x}});
     check.floats({D}, {{"norm", norm}, {"head_norm", head_norm}, {"ff_norm", ff_norm},
                        {"conv_bias", conv_bias}, {"down_bias", down_bias}});
@@ -55,8 +57,6 @@ struct Whole {
     check.floats({2 * F}, {{"up_bias", up_bias}});
     check.floats({B, K - 1, D}, {{"before", before}});
     check.mask({B, T}, {"reset", reset});
-    check.only_with({"conv_bias", conv_bias}, {"conv_weight", conv_weight});
-    check.only_with({"before", before}, {"conv_weight", conv_weight});
     R = slstm_packed_recurrent(R_, backward), W = slstm_packed_input(W_, backward);
     p = {B, T, D, NH, K, static_cast<float>(eps), data(x)};
     p.before = data(before), p.reset = mask(reset);
@@ -224,8 +224,8 @@ slstm_block_grad(Tensor x, Tensor norm, MaybeTensor conv_weight, MaybeTensor con
   check.floats({B * T, 2 * F}, {{"preact", preact}});
   check.floats({B * w.chunks(), 4, D}, {{"states", states}});
   check.floats({B, T, D}, {{"dy", dy}});
-  check.floats({B, K - 1, D}, {{"d_after", d_after}});
   check.only_with({"d_after", d_after}, {"conv_weight", conv_weight});
+  check.floats({B, K - 1, D}, {{"d_after", d_after}});
   const int64_t DP = OPENXLSTM_CALL(padded, DH), GP = OPENXLSTM_CALL(padded, 4 * DH);
   const int64_t FP = OPENXLSTM_CALL(padded, F), UP = 2 * FP;
   Tensor dx = fresh(x, {B, T, D}), d_state = torch::stable::clone(d_final);

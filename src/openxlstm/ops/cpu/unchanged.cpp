@@ -1,24 +1,56 @@
 // Whether a model's modules and parameters are still what they were, for whoever keeps addresses of
-// their memory. It runs before every step, so it is written against Python's limited API.
+// their memory. It runs before every step, so it takes about a microsecond.
 #define PY_SSIZE_T_CLEAN
 #include "module.h"
 
 #include <cstdint>
+#include <memory>
+#include <mutex>
+#include <set>
+#include <vector>
+
+#include "tensors.h"
 
 namespace openxlstm {
 namespace {
 
-// A tuple of pairs, looked at one by one. `same` returns 1, 0 for a difference, -1 for an error.
+// Tensors, and where their memory was.
+struct Watched {
+  std::vector<Tensor> tensors;
+  std::vector<const void*> addresses;
+  bool is_unchanged() const {
+    for (size_t i = 0; i < tensors.size(); ++i)
+      if (tensors[i].const_data_ptr() != addresses[i]) return false;
+    return true;
+  }
+};
+constexpr const char* kCapsule = "openxlstm.watched";
+
+// What `watch` made and `watched` has not taken yet.
+std::mutex new_ones_mutex;
+std::set<Watched*> new_ones;
+
+// An operator, since only operators are given tensors; its result is for `watched` alone.
+int64_t watch(std::vector<Tensor> tensors) {
+  auto made = std::make_unique<Watched>();
+  for (const Tensor& x : tensors) made->addresses.push_back(x.const_data_ptr());
+  made->tensors = std::move(tensors);
+  const std::lock_guard lock(new_ones_mutex);
+  new_ones.insert(made.get());
+  return reinterpret_cast<int64_t>(made.release());
+}
+
+// Calls same(first, second) for each pair of a tuple, which returns 1, 0 for a difference, or -1 for
+// an error.
 template <class Same>
 int all_pairs(PyObject* pairs, const Same& same) {
   const Py_ssize_t count = PyTuple_Size(pairs);
   if (count < 0) return -1;
   for (Py_ssize_t i = 0; i < count; ++i) {
     PyObject* pair = PyTuple_GetItem(pairs, i);
-    PyObject* first = PyTuple_GetItem(pair, 0);
-    PyObject* second = first == nullptr ? nullptr : PyTuple_GetItem(pair, 1);
-    if (second == nullptr) return -1;
-    if (const int result = same(first, second); result != 1) return result;
+    if (PyTuple_Size(pair) != 2) return -1;
+    const int result = same(PyTuple_GetItem(pair, 0), PyTuple_GetItem(pair, 1));
+    if (result != 1) return result;
   }
   return 1;
 }
@@ -33,29 +65,25 @@ int same_values(PyObject* dict, PyObject* values) {
   return 1;
 }
 
-// `wanted` is an int, kept as an int of the same value.
-int same_number(uint64_t found, PyObject* wanted) {
-  const unsigned long long value = PyLong_AsUnsignedLongLong(wanted);
+int same_number(unsigned long long found, PyObject* expected) {
+  const unsigned long long value = PyLong_AsUnsignedLongLong(expected);
   if (value == ~0ull && PyErr_Occurred()) return -1;
   return found == value;
 }
 
-int same_size(PyObject* dict, PyObject* wanted) {
+int same_size(PyObject* dict, PyObject* expected) {
   const Py_ssize_t size = PyDict_Size(dict);
-  return size < 0 ? -1 : same_number(static_cast<uint64_t>(size), wanted);
+  return size < 0 ? -1 : same_number(static_cast<unsigned long long>(size), expected);
 }
 
 int same_type(PyObject* object, PyObject* type) {
   return reinterpret_cast<PyObject*>(Py_TYPE(object)) == type;
 }
 
+// Bound `tensor.data_ptr` methods and what they returned.
 int same_addresses(PyObject* methods, PyObject* addresses) {
   const Py_ssize_t count = PyTuple_Size(methods);
-  if (count < 0) return -1;
-  if (const Py_ssize_t others = PyTuple_Size(addresses); others != count) {
-    if (others >= 0) PyErr_SetString(PyExc_TypeError, "an address is wanted for each method");
-    return -1;
-  }
+  if (count < 0 || PyTuple_Size(addresses) != count) return -1;
   for (Py_ssize_t i = 0; i < count; ++i) {
     PyObject* address = PyObject_CallNoArgs(PyTuple_GetItem(methods, i));
     if (address == nullptr) return -1;
@@ -69,25 +97,44 @@ int same_addresses(PyObject* methods, PyObject* addresses) {
 }
 
 int unchanged(PyObject* snapshot) {
-  const Py_ssize_t count = PyTuple_Size(snapshot);
-  if (count != 4) return -1;
+  if (PyTuple_Size(snapshot) != 4) return -1;
   int (*const checks[3])(PyObject*, PyObject*) = {same_values, same_size, same_type};
   for (int i = 0; i < 3; ++i)
     if (const int result = all_pairs(PyTuple_GetItem(snapshot, i), checks[i]); result != 1)
       return result;
   PyObject* last = PyTuple_GetItem(snapshot, 3);
+  if (PyCapsule_IsValid(last, kCapsule))
+    return static_cast<Watched*>(PyCapsule_GetPointer(last, kCapsule))->is_unchanged();
   if (PyTuple_Size(last) != 2) return -1;
   return same_addresses(PyTuple_GetItem(last, 0), PyTuple_GetItem(last, 1));
 }
 
 }  // namespace
 
+PyObject* watched(PyObject*, PyObject* made_by_watch) {
+  auto* made = static_cast<Watched*>(PyLong_AsVoidPtr(made_by_watch));
+  {
+    const std::lock_guard lock(new_ones_mutex);
+    if (made == nullptr || new_ones.erase(made) == 0) {
+      PyErr_SetString(PyExc_ValueError, "only a result of the operator `watch` can be taken, once");
+      return nullptr;
+    }
+  }
+  return PyCapsule_New(made, kCapsule, [](PyObject* capsule) {
+    delete static_cast<Watched*>(PyCapsule_GetPointer(capsule, kCapsule));
+  });
+}
+
 PyObject* is_unchanged(PyObject*, PyObject* snapshot) {
   const int result = unchanged(snapshot);
   if (result >= 0) return PyBool_FromLong(result);
-  // Python's own complaint about a tuple that is none is a SystemError.
+  // Python's own complaint about an object that is no tuple is a SystemError.
   PyErr_SetString(PyExc_TypeError, "the snapshot is not of the form that is_unchanged documents");
   return nullptr;
 }
 
 }  // namespace openxlstm
+
+STABLE_TORCH_LIBRARY_FRAGMENT(openxlstm, m) { m.def("watch(Tensor[] tensors) -> int"); }
+
+STABLE_TORCH_LIBRARY_IMPL(openxlstm, CPU, m) { m.impl("watch", TORCH_BOX(&openxlstm::watch)); }

@@ -126,12 +126,26 @@ def register(
         return tuple(grads.get(name) for name in Arguments._fields)
 
     library = torch.library
-    library.register_fake(f"openxlstm::{operator}", lambda *args: fake(Arguments(*args)))
-    library.register_fake(
-        f"openxlstm::{grad}", lambda *args: tuple(grad_fake(GradArguments(*args)))
-    )
+
+    def run_fake(*given: Any) -> Any:
+        _check_devices(operator, given)
+        return fake(Arguments(*given))
+
+    def run_grad_fake(*given: Any) -> Any:
+        _check_devices(grad, given)
+        return tuple(grad_fake(GradArguments(*given)))
+
+    library.register_fake(f"openxlstm::{operator}", run_fake)
+    library.register_fake(f"openxlstm::{grad}", run_grad_fake)
     library.register_autograd(f"openxlstm::{operator}", run_backward, setup_context=setup_context)
     library.register_autograd(f"openxlstm::{grad}", _refuse_second_derivative)
+
+
+def _check_devices(operator: str, given: Sequence[Any]) -> None:
+    """Torch calls a fake also for real tensors beside meta tensors, whose result would be empty."""
+    devices = {str(x.device) for x in given if isinstance(x, Tensor)}
+    if len(devices) > 1:
+        raise RuntimeError(f"openxlstm.{operator}: tensors are on {' and '.join(sorted(devices))}")
 
 
 def _refuse_second_derivative(ctx: Any, *grads: Tensor) -> None:
@@ -179,15 +193,11 @@ def low_precision(request: Request) -> str | None:
     return None
 
 
-MAX_KERNEL = 8
-"""The longest convolution that the fused kernels hold in registers."""
-
-
 @by_sizes
 def long_kernel(sizes: Sizes) -> str | None:
-    """Why a convolution is too long, or None."""
-    K = sizes["K"]
-    return f"a convolution over {K} steps is too long for it" if K > MAX_KERNEL else None
+    """Why a convolution is too long for the fused kernels, or None."""
+    K, most = sizes["K"], extension().MAX_KERNEL
+    return f"a convolution over {K} steps is too long for it" if most < K else None
 
 
 def compiled() -> str | None:

@@ -1,0 +1,82 @@
+"""`is_unchanged` sees every change of a snapshot, and takes no other form for one."""
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from op_cases import needs_native
+from torch import Tensor, nn
+
+pytestmark = needs_native
+
+
+def snapshot_of(modules: list[nn.Module], by_methods: bool) -> Any:
+    from openxlstm.ops.native.backend import extension
+
+    tables = [table for m in modules for table in (m._modules, m._parameters)]
+    tensors = [x for m in modules for x in m.parameters()]
+    return (
+        tuple((table, tuple(table.values())) for table in tables),
+        tuple((m._forward_hooks, 0) for m in modules),
+        tuple((m, type(m)) for m in modules),
+        (tuple(x.data_ptr for x in tensors), tuple(x.data_ptr() for x in tensors))
+        if by_methods
+        else extension().watched(torch.ops.openxlstm.watch(tensors)),
+    )
+
+
+def swap_data(model: nn.Sequential) -> None:
+    model[0].weight.data = torch.zeros(3, 3)
+
+
+CHANGES: dict[str, Callable[[nn.Sequential], Any]] = {
+    "a child replaced": lambda model: model.__setitem__(1, nn.Linear(3, 3)),
+    "a child added": lambda model: model.append(nn.Linear(3, 3)),
+    "a child removed": lambda model: model.__delitem__(1),
+    "a parameter replaced": lambda model: setattr(model[0], "weight", nn.Parameter(torch.ones(3))),
+    "a parameter removed": lambda model: setattr(model[0], "bias", None),
+    "a hook": lambda model: model[1].register_forward_hook(lambda *_: None),
+    "another class": lambda model: setattr(model[0], "__class__", nn.Identity),
+    "other memory": swap_data,
+    "another dtype": lambda model: model.double(),
+}
+
+
+@pytest.mark.parametrize("by_methods", [True, False])
+@pytest.mark.parametrize("change", CHANGES)
+def test_a_change_is_seen(change: str, by_methods: bool) -> None:
+    from openxlstm.ops.native.backend import extension
+
+    model = nn.Sequential(nn.Linear(3, 3), nn.Linear(3, 3))
+    snapshot = snapshot_of([model, *model], by_methods)
+    with torch.no_grad():
+        model[0].weight += 1.0  # training in place is no change
+    assert extension().is_unchanged(snapshot)
+    CHANGES[change](model)
+    assert not extension().is_unchanged(snapshot)
+
+
+@pytest.mark.parametrize("place", range(4))
+@pytest.mark.parametrize(
+    "wrong", [None, 1, [], (1,), ((),), ((1,),), ((1, 2, 3),), (1, 2), ((1,), (2,))]
+)
+def test_another_form_is_an_error(place: int, wrong: Any) -> None:
+    from openxlstm.ops.native.backend import extension
+
+    valid: list[Any] = [(), (), (), ((), ())]
+    valid[place] = wrong
+    if place < 3 and wrong in ((), []):
+        return
+    with pytest.raises(TypeError):
+        extension().is_unchanged(tuple(valid))
+    with pytest.raises(ValueError, match="watch"):
+        extension().watched(12345)
+
+
+def test_watching_keeps_memory_alive_for_as_long_as_it_lasts() -> None:
+    from openxlstm.ops.native.backend import extension
+
+    watched = extension().watched(torch.ops.openxlstm.watch([torch.zeros(3) for _ in range(5)]))
+    new: list[Tensor] = [torch.ones(3) for _ in range(50)]
+    assert extension().is_unchanged(((), (), (), watched)), new
