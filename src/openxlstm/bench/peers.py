@@ -123,7 +123,7 @@ def nxai_slstm_block(B: int, T: int, NH: int, DH: int) -> ForwardBackward:
 
     layer = sLSTMLayerConfig(num_heads=NH, backend="vanilla", dtype="float32")
     config = xLSTMBlockStackConfig(
-        nxai_slstm_block=sLSTMBlockConfig(
+        slstm_block=sLSTMBlockConfig(
             slstm=layer, feedforward=FeedForwardConfig(proj_factor=1.3, act_fn="gelu")
         ),
         context_length=T,
@@ -159,7 +159,7 @@ def nxai_model(
         embedding_dim=embedding_dim,
         slstm_at=[place for place, kind in enumerate(layers) if kind == "s"],
         mlstm_block=mLSTMBlockConfig(mlstm=mLSTMLayerConfig(num_heads=num_heads)),
-        nxai_slstm_block=sLSTMBlockConfig(
+        slstm_block=sLSTMBlockConfig(
             slstm=slstm, feedforward=FeedForwardConfig(proj_factor=1.3, act_fn="gelu")
         ),
     )
