@@ -124,7 +124,7 @@ def test_generation_is_a_token(outcomes: Outcomes, limits: Limits, where: dict[s
     (axes,) = figure_of("generation", outcomes, limits, where).axes
     ends = [bar.get_x() + bar.get_width() for bar in axes.patches]
     assert ends == pytest.approx([330 / 128, 900 / 128, 340 / 128])
-    assert axes.get_title(loc="left").endswith("a token")
+    assert axes.get_title(loc="left").endswith("per token")
 
 
 def test_without_peers_there_are_fewer_bars(

@@ -1,1 +1,1 @@
-"""Measures openxlstm beside its peers and beside the machine's limits, for `openxlstm bench`."""
+"""Benchmarks: openxlstm compared with other implementations and with the machine's limits."""

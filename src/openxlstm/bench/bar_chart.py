@@ -1,4 +1,4 @@
-"""The figures as a picture: a bar for each contender, on a logarithmic scale of time."""
+"""Draws results as a bar chart: one bar per contender, on a logarithmic time axis."""
 
 import math
 import textwrap
@@ -15,18 +15,18 @@ from openxlstm.figures import FAINT, INK, new_figure, save_figure
 
 OURS, OURS_TOO, PEER = "#d1495b", "#e9a6ae", "#b8bfc6"
 ROW = 0.235
-"""Height of a bar with its share of the space around it, in inches."""
+"""Height of a row in inches: a bar and the space around it."""
 LABEL_SHARE = 0.36
-"""Of an axis, kept free for the figures behind the longest bar."""
+"""Share of an axis that is kept free for the label after the longest bar."""
 
 
 @dataclass(frozen=True)
 class Bar:
-    """One contender, or a heading above some; in milliseconds."""
+    """One contender, or a heading above several; times are in milliseconds."""
 
     name: str
     place: float
-    """From the top, in rows."""
+    """Position from the top, in rows."""
     entry: Entry | None = None
     ms: float = 0.0
     lowest: float = 0.0
@@ -38,7 +38,7 @@ class Bar:
 def draw_bar_chart(
     path: Path, outcomes: Sequence[ComparisonResult], limits: Limits, where: dict[str, Any]
 ) -> bool:
-    """Writes the picture as a PNG; False if nothing was timed, and then nothing is written."""
+    """Writes the chart as a PNG. Returns False, and writes nothing, if nothing was timed."""
     figure = bar_figure(outcomes, limits, where)
     if figure is None:
         return False
@@ -47,9 +47,8 @@ def draw_bar_chart(
 
 
 def bar_figure(outcomes: Sequence[ComparisonResult], limits: Limits, where: dict[str, Any]) -> Any:
-    """A matplotlib figure with a panel for each op, and for training and generation.
-
-    None if nothing was timed."""
+    """A matplotlib figure with one panel per op, and one each for training and generation; None if
+    nothing was timed."""
     panels = [
         (panel_title(name, group), bars)
         for name, group in ((n, list(g)) for n, g in groupby(outcomes, lambda o: o.name))
@@ -68,7 +67,7 @@ def bar_figure(outcomes: Sequence[ComparisonResult], limits: Limits, where: dict
             place = grid[row, :] if len(line) < columns else grid[row, column]
             draw_panel(figure.add_subplot(place), title, bars, max_rows=tallest(line))
     note = (
-        "bar: median · line: lowest to highest turn · ×: over the time of the first openxlstm "
+        "bar: median · line: lowest to highest · ×: relative to the time of the first openxlstm "
         f"above · black mark: this machine's limit for the work, {limits.gflops:.0f} GFLOP/s and "
         f"{limits.gbytes:.0f} GB/s"
     )
@@ -84,20 +83,20 @@ def bar_figure(outcomes: Sequence[ComparisonResult], limits: Limits, where: dict
 
 
 def tallest(panels: Sequence[tuple[str, list[Bar]]]) -> float:
-    """Rows of the tallest of some panels that stand side by side."""
+    """Rows of the tallest of several panels side by side."""
     return max(bars[-1].place + 1 for _, bars in panels)
 
 
 def panel_title(name: str, outcomes: Sequence[ComparisonResult]) -> str:
-    """What the panel shows."""
+    """The title of a panel."""
     title, part = TITLES.get(name, name), outcomes[0].part
     if part == "ops":
         return title
-    return f"{title}, a token" if part == "generation" else f"{title}: {outcomes[0].shape}"
+    return f"{title}, per token" if part == "generation" else f"{title}: {outcomes[0].shape}"
 
 
 def place_bars(outcomes: Sequence[ComparisonResult], limits: Limits) -> list[Bar]:
-    """The bars of one panel from the top; ours stands above what is compared with it."""
+    """The bars of one panel from the top; openxlstm is above the contenders compared with it."""
     bars: list[Bar] = []
     place = 0.0
     for outcome in outcomes:
@@ -185,7 +184,7 @@ def draw_panel(axes: Any, title: str, bars: Sequence[Bar], max_rows: float) -> N
 
 
 def round_times(start: float, end: float) -> list[float]:
-    """Marks for an axis: powers of ten, with 2 and 5 times those where they are few."""
+    """Ticks of an axis: powers of ten, and 2 and 5 times these if there are few."""
     powers = [10.0**n for n in range(math.floor(math.log10(start)), math.ceil(math.log10(end)) + 1)]
     for steps in ((1,), (1, 2, 5)):
         times = [step * power for power in powers for step in steps if start <= step * power <= end]

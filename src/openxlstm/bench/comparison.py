@@ -1,4 +1,4 @@
-"""A contest: who takes turns on which task, checked before it is timed; and what came of it."""
+"""A comparison of contenders on one task, checked before it is timed, and its result."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
@@ -15,54 +15,54 @@ class Entry:
     name: str
     ours: bool = False
     beside: str | None = None
-    """Name of the entry whose time is the unit of `ratio`; None for that one itself."""
+    """The entry whose time is the unit of `ratio`; None for that entry itself."""
     parameters: int | None = None
     work: Work | None = None
-    """What a turn has to do; counted for ours alone."""
+    """Work of one turn; known for openxlstm only."""
     goal: float | None = None
-    """Ratio that is aimed at."""
+    """Ratio to reach."""
     absent: str | None = None
-    """Why it does not take part."""
+    """Why the contender cannot run here, or None."""
     timing: Timing | None = None
 
 
 @dataclass(frozen=True)
 class Verdict:
-    """Whether the answers are right, in words for the reader."""
+    """Whether the results are correct, with an explanation."""
 
     right: bool
     words: str
     error: float | None = None
-    """The largest relative error, where answers were compared number by number."""
+    """Largest relative error, if results were compared number by number."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Comparison:
-    """What will be measured."""
+    """A comparison to be measured."""
 
     part: str
     """ops, training or generation."""
     name: str
     sizes: Mapping[str, int]
     tokens: int | None = None
-    """Tokens of a turn, where they are worth a column."""
+    """Tokens per turn; None if the table has no column for them."""
     entries: tuple[Entry, ...]
-    """In the order of the table, those that are absent included."""
+    """All contenders in the order of the table, absent ones included."""
     turns: Mapping[str, Callable[[], object]]
-    """What runs, by the name of its entry."""
+    """The function of one turn, by the name of its entry."""
     check: Callable[[], Verdict]
 
 
 @dataclass(frozen=True, kw_only=True)
 class ComparisonResult:
-    """What was measured; holds no model and no tensor."""
+    """The result of a comparison, without models and tensors."""
 
     part: str
     name: str
     sizes: Mapping[str, int]
     tokens: int | None = None
     entries: tuple[Entry, ...]
-    """As in the contest, with their timings; none has one if the verdict is wrong."""
+    """The contenders with their timings; no timings if the results were wrong."""
     verdict: Verdict = field(default_factory=lambda: Verdict(True, ""))
 
     @property
@@ -70,14 +70,14 @@ class ComparisonResult:
         return ", ".join(f"{name} {size}" for name, size in self.sizes.items())
 
     def ratio(self, entry: Entry) -> float | None:
-        """Time of an entry over that of the one that it stands beside; None where one has none."""
+        """Time of an entry relative to the entry `beside` it; None if one was not timed."""
         beside = next(other for other in self.entries if other.name == (entry.beside or entry.name))
         if entry.timing is None or beside.timing is None:
             return None
         return entry.timing.median / beside.timing.median
 
     def goal_is_met(self, entry: Entry) -> bool | None:
-        """None where there is no goal, or nothing to judge it by."""
+        """Whether the goal is met; None if there is no goal or no timing."""
         ratio = self.ratio(entry)
         return None if entry.goal is None or ratio is None else ratio >= entry.goal
 
@@ -123,15 +123,15 @@ class ComparisonResult:
 
 @dataclass(frozen=True)
 class Speed:
-    """How fast an entry was, beside the machine's limit."""
+    """Speed of an entry, and its share of the machine's limit."""
 
     gflops: float
     share: float
-    """Time that the limit allows over the time that it took."""
+    """Least time at the machine's limit, relative to the measured time."""
 
     @classmethod
     def of(cls, entry: Entry, limits: Limits) -> "Speed | None":
-        """None where work or time is not known."""
+        """The speed of an entry; None if its work or time is not known."""
         if entry.work is None or entry.timing is None:
             return None
         seconds = entry.timing.median
@@ -139,7 +139,7 @@ class Speed:
 
 
 def finite(number: float | None) -> float | None:
-    """JSON knows neither nan nor inf."""
+    """The number, or None instead of nan and inf, which JSON does not have."""
     return None if number is None or number - number != 0 else number
 
 
@@ -149,7 +149,7 @@ def run_comparison(
     fewest: int = FEWEST,
     tell: Callable[[str], object] = lambda name: None,
 ) -> ComparisonResult:
-    """Checks a contest and, if the answers are right, times it."""
+    """Checks a comparison and, if the results are correct, times it."""
     tell("checking")
     verdict = contest.check()
     timings: dict[str, Timing] = {}

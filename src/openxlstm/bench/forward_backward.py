@@ -1,4 +1,4 @@
-"""Turns of forward and backward, and how far the answers of two are apart."""
+"""Forward and backward passes to be timed, and the difference between two results."""
 
 import math
 from collections.abc import Callable
@@ -8,13 +8,13 @@ import torch
 from torch import Tensor, nn
 
 ForwardBackward = Callable[[], list[Tensor]]
-"""One turn: the output, then the gradients."""
+"""Runs one turn and returns the output, followed by the gradients."""
 
 
 def differentiated(
     function: Callable[[], Tensor], inputs: list[Tensor], dh: Tensor
 ) -> ForwardBackward:
-    """The turn that calls `function` and takes the gradients of `inputs` for the gradient `dh`."""
+    """A turn that calls `function` and computes the gradients of `inputs` for the gradient `dh`."""
 
     def turn() -> list[Tensor]:
         h = function()
@@ -24,7 +24,7 @@ def differentiated(
 
 
 def module_turn(module: nn.Module, B: int, T: int, width: int) -> ForwardBackward:
-    """The turn of a module from (B, T, width) to the same, possibly with a state."""
+    """A turn of a module from (B, T, width) to the same shape, possibly with a state."""
     x, dh = torch.randn(B, T, width, requires_grad=True), torch.randn(B, T, width)
 
     def call() -> Tensor:
@@ -37,7 +37,7 @@ def module_turn(module: nn.Module, B: int, T: int, width: int) -> ForwardBackwar
 def disagreement(ours: list[Tensor], theirs: list[Tensor]) -> float:
     """The largest relative error ‖ours - theirs‖ / ‖theirs‖ among outputs and gradients.
 
-    nan where something is not finite, inf where shapes differ.
+    nan if a value is not finite, inf if shapes differ.
     """
     if [a.shape for a in ours] != [b.shape for b in theirs]:
         return math.inf

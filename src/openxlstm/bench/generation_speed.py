@@ -1,14 +1,13 @@
-"""Generation beside the peers: one stream, greedy.
+"""Compares generation with other implementations: one stream, greedy.
 
-One turn reads one token and then produces TOKENS, each from the one before. The small models, 128
-wide with 4 blocks and 4 heads:
+One turn reads one token and then generates TOKENS tokens. The small models, of width 128 with 4
+blocks and 4 heads:
     openxlstm         LanguageModel with layers mmmm, ssss, msmm, through its engine
     NX-AI             package xlstm, xLSTMLMModel with the same blocks, through its `step`
-and some of about 12.9 million parameters, 512 wide with 4 heads, more than most caches hold:
+and models of about 12.9 million parameters, of width 512 with 4 heads, larger than most caches:
     openxlstm         LanguageModel with 4 large blocks, and with 8 mLSTM blocks of the paper's
     Hugging Face      xLSTMForCausalLM, 4 large blocks, token by token with its cache
-Before anything is timed, the tokens of openxlstm are compared with what its model says when it
-reads them as one sequence.
+Before timing, the tokens of openxlstm are compared with a forward pass over the whole sequence.
 """
 
 from collections.abc import Callable
@@ -40,25 +39,25 @@ from openxlstm.lm.model import LanguageModel
 from openxlstm.lm.summary import summarize
 
 TOKENS = 128
-"""Tokens of one turn."""
+"""Tokens per turn."""
 WIDE, WIDE_LAYERS = 512, "m" * 8
-"""Width of the larger models, and the paper's blocks that are as large as BLOCKS large ones."""
+"""Width of the larger models, and paper blocks with as many parameters as BLOCKS large ones."""
 ROUNDING = 1e-3
-"""How far below the likeliest a token's logit may be, over the range of the logits: two that are
-as good as equal come in either order."""
+"""How far the logit of a generated token may be below the largest one, relative to the range of the
+logits: rounding may swap two nearly equal tokens."""
 
 Generate = Callable[[], list[int]]
 Player = tuple[nn.Module, Generate]
-"""A model, and the turn that lets it write."""
+"""A model, and a turn that generates with it."""
 
 
 def comparisons(quick: bool) -> list[tuple[str, Callable[[], Comparison]]]:
-    """A title, and what makes the contest."""
+    """The title and the constructor of each comparison."""
     return [("generation", generation)]
 
 
 def generation() -> Comparison:
-    """All the models."""
+    """The comparison of all models."""
     players: dict[str, Player | Absent] = {}
     beside: dict[str, str] = {}
     for layers in STACKS:
@@ -106,7 +105,7 @@ def hugging_face_player() -> Player:
 
 
 def generation_entry(name: str, player: Player | Absent, beside: str | None) -> Entry:
-    """The line of a model."""
+    """The entry of a model."""
     goal = find_goal("generation", name)
     if isinstance(player, Absent):
         return Entry(name=name, beside=beside, absent=player.why, goal=goal)
@@ -121,7 +120,7 @@ def generation_entry(name: str, player: Player | Absent, beside: str | None) -> 
 
 
 def check_tokens(players: dict[str, Player]) -> Verdict:
-    """Whether all wrote, and whether ours wrote what it should."""
+    """Whether all models generated tokens, and whether those of openxlstm are correct."""
     wrong: list[str] = []
     for name, (model, turn) in players.items():
         tokens = turn()
@@ -136,10 +135,10 @@ def check_tokens(players: dict[str, Player]) -> Verdict:
 
 @torch.inference_mode()
 def shortfall(model: LanguageModel, tokens: list[int]) -> float:
-    """How far the least likely of the tokens is below the likeliest in its place.
+    """How far the logits of the tokens are at most below the largest at their positions.
 
-    The model reads them as one sequence. In parts of the range of its logits; 0 if each is the
-    likeliest.
+    The model reads the tokens as one sequence. Relative to the range of the logits; 0 if each token
+    is the likeliest.
     """
     logits = model(torch.tensor([[0, *tokens[:-1]]]))[0][0]  # (T, V)
     chosen = logits.gather(1, torch.tensor(tokens).unsqueeze(1)).squeeze(1)

@@ -1,4 +1,4 @@
-"""What is aimed at: how many times as long a peer takes as openxlstm does."""
+"""Goals: the time of other implementations relative to that of openxlstm."""
 
 from dataclasses import dataclass
 
@@ -10,9 +10,9 @@ class Goal:
     contest: str
     peer: str
     ratio: float
-    """Least time of the peer over ours."""
+    """Time of the peer relative to openxlstm's, at least."""
     T: int | None = None
-    """The length that it is for; None for all."""
+    """The sequence length to which it applies; None for all."""
 
 
 GOALS = (
@@ -31,7 +31,7 @@ GOALS = (
 
 
 def find_goal(contest: str, peer: str, T: int | None = None) -> float | None:
-    """The ratio aimed at, or None if none is."""
+    """The ratio to reach, or None if there is no goal."""
     for goal in GOALS:
         if (goal.contest, goal.peer) == (contest, peer) and goal.T in (None, T):
             return goal.ratio

@@ -1,4 +1,4 @@
-"""What the machine can do at best, measured, and how long some work takes at that speed."""
+"""The machine's measured limits, and the least time that some work takes at these."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -9,14 +9,14 @@ import torch
 from openxlstm.bench.timing import alternate
 
 SIDE = 1024
-"""Of the square matrices whose product is timed."""
+"""Side of the square matrices whose product is timed."""
 COPIED = 2**26
-"""float32 numbers that are copied: 256 MiB, more than caches hold."""
+"""float32 numbers per copy: 256 MiB, more than caches hold."""
 
 
 @dataclass(frozen=True)
 class Work:
-    """What has to be done, whatever code does it."""
+    """The work of a task, independent of the implementation."""
 
     flops: int
     """Floating-point operations, a multiply-add counting as two."""
@@ -29,24 +29,24 @@ class Work:
 
 @dataclass(frozen=True)
 class Limits:
-    """The machine's best, at the number of threads that the benchmark uses."""
+    """The machine's limits at the benchmark's number of threads."""
 
     products: Mapping[str, float]
-    """By library, 10⁹ operations a second in a float32 product of two 1024 × 1024 matrices."""
+    """GFLOP/s of a float32 product of two 1024 × 1024 matrices, by library."""
     gbytes: float
-    """10⁹ bytes a second, read plus written, in a copy of 256 MiB."""
+    """GB/s, read plus written, of a copy of 256 MiB."""
 
     @property
     def gflops(self) -> float:
-        """The fastest library's; 0 where nothing was measured yet."""
+        """GFLOP/s of the fastest library; 0 before the first measurement."""
         return max(self.products.values(), default=0.0)
 
     def seconds(self, work: Work) -> float:
-        """Time that arithmetic and traffic need at least, one hidden behind the other."""
+        """Least time of some work: the longer of its arithmetic and its memory traffic."""
         return max(work.flops / self.gflops, work.bytes / self.gbytes) / 1e9
 
     def or_better(self, other: "Limits") -> "Limits":
-        """The higher of both, each by itself: a limit is what no neighbour disturbed."""
+        """The higher of both, limit by limit: the lower one was disturbed by other programs."""
         products = dict(self.products)
         for name, gflops in other.products.items():
             products[name] = max(gflops, products.get(name, 0.0))
@@ -65,7 +65,7 @@ class Limits:
 
 
 def measure_limits(budget: float = 1.0) -> Limits:
-    """The limits at present: the best of many turns, no median."""
+    """Measures the limits: the best of many turns, not the median."""
     a, b, out = (torch.randn(SIDE, SIDE) for _ in range(3))
     source, target = torch.ones(COPIED), torch.zeros(COPIED)
     products: dict[str, Callable[[], object]] = {"MKL": lambda: torch.mm(a, b, out=out)}
@@ -85,7 +85,7 @@ def measure_limits(budget: float = 1.0) -> Limits:
 
 
 def onednn_product() -> Callable[..., Any] | None:
-    """torch's way to oneDNN's x wᵀ in float32; None in a build without it."""
+    """torch's function for oneDNN's x wᵀ in float32; None in a build without oneDNN."""
     if not torch.backends.mkldnn.is_available():
         return None
     return getattr(torch.ops.mkldnn, "_linear_pointwise", None)

@@ -1,9 +1,9 @@
-"""openxlstm.ops.mlstm and openxlstm.ops.slstm, forward and backward, beside their peers.
+"""Compares openxlstm.ops.mlstm and openxlstm.ops.slstm, forward and backward, with other code.
 
 One turn computes the output and the gradient of every input, in float32 on the CPU. Inputs are
-random, the forget gates mostly open, as in training. Before a shape is timed, output and gradients
-are compared with NX-AI's where its package is installed, else with openxlstm.reference; where they
-do not agree the shape is not timed.
+random, with mostly open forget gates, as in training. Before a shape is timed, output and gradients
+are compared with NX-AI's if its package is installed, else with openxlstm.reference. A shape with
+wrong results is not timed.
 
 Peers of the mLSTM, on the same tensors:
     NX-AI parallel    package xlstm, parallel_stabilized_simple: what its v1 models run on a CPU
@@ -46,7 +46,7 @@ TOLERANCE = 1e-4
 
 
 def comparisons(quick: bool) -> list[tuple[str, Callable[[], Comparison]]]:
-    """A title, and what makes the contest, for each op and shape; the first shapes if `quick`."""
+    """The title and the constructor of each comparison; only the first shapes if `quick`."""
     count = 1 if quick else None
     return [
         *(
@@ -61,7 +61,7 @@ def comparisons(quick: bool) -> list[tuple[str, Callable[[], Comparison]]]:
 
 
 def mlstm_comparison(B: int, NH: int, T: int, D: int) -> Comparison:
-    """The mLSTM at one shape."""
+    """The comparison of the mLSTM at one shape."""
     q, k, v, dh = (torch.randn(B, NH, T, D) for _ in range(4))
     i_preact, f_preact = torch.randn(B, NH, T), torch.randn(B, NH, T) + 4
     inputs = [x.requires_grad_() for x in (q, k, v, i_preact, f_preact)]
@@ -95,7 +95,7 @@ def mlstm_comparison(B: int, NH: int, T: int, D: int) -> Comparison:
 
 
 def slstm_comparison(B: int, T: int, NH: int, DH: int) -> Comparison:
-    """The sLSTM at one shape."""
+    """The comparison of the sLSTM at one shape."""
     x, dh = torch.randn(B, T, NH, 4, DH), torch.randn(B, T, NH, DH)
     recurrent_weight = torch.randn(NH, 4, DH, DH) * 0.5 * DH**-0.5
     bias = torch.zeros(NH, 4, DH)
@@ -131,7 +131,7 @@ def op_comparison(
     judges: tuple[str, ...],
     work: Work,
 ) -> Comparison:
-    """An op's backends beside its peers; the first of `judges` that is here says what is right."""
+    """Compares the backends of an op with peers; the first available judge has the right result."""
     mine = {name: backend(name) for name in fast_backends(op, sizes)}
     first, *rest = (f"openxlstm {name}" for name in mine)
     entries = [Entry(name=first, ours=True, work=work)]
@@ -164,9 +164,9 @@ def op_comparison(
 
 
 def fast_backends(op: str, sizes: dict[str, int]) -> list[str]:
-    """Names of the backends that run an op of these sizes here, the preferred one first.
+    """Names of the backends that can run an op of these sizes here, the preferred one first.
 
-    The slow ones, there to be compared with, are left out.
+    Slow backends, which exist for comparison, are left out.
     """
     request = Request("cpu", torch.float32, sizes, CallContext.PLAIN)
     return [

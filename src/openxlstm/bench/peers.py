@@ -1,10 +1,10 @@
-"""Every import of a peer, and how each is called.
+"""The other implementations: all their imports, and how they are called.
 
 xlstm            NX-AI's package: its v1 blocks. The sLSTM needs backend "vanilla" on a CPU.
 mlstm_kernels    NX-AI's kernels, of which the ones in plain PyTorch run on a CPU
 transformers     Hugging Face's xLSTM (the large block), which runs on xlstm where that is installed
 
-A peer is built when its contest is, so that what is not measured is not imported.
+A peer is imported when its comparison is built, so that unused peers are not imported.
 """
 
 import importlib
@@ -27,15 +27,15 @@ PACKAGES = ("xlstm", "mlstm_kernels", "transformers")
 
 @dataclass(frozen=True)
 class Absent:
-    """In place of a peer that cannot take part."""
+    """Stands in for a peer that cannot run."""
 
     why: str
 
 
 def find(package: str, make: Callable[[], T]) -> T | Absent:
-    """What `make` makes of a package, or why it does not.
+    """The result of `make`, or the reason why a package cannot run.
 
-    A peer may be too old, or lack what it needs itself: that is no reason to measure nothing.
+    A peer may be too old or lack a dependency; the others are measured all the same.
     """
     if importlib.util.find_spec(package) is None:
         return Absent("not installed")
@@ -47,12 +47,12 @@ def find(package: str, make: Callable[[], T]) -> T | Absent:
 
 
 def versions() -> dict[str, str]:
-    """The versions of the peers that are here."""
+    """The versions of the installed peers."""
     return {name: version(name) for name in PACKAGES if importlib.util.find_spec(name)}
 
 
 def version(package: str) -> str:
-    """The version of a package; unknown if it is on the path without being installed."""
+    """The version of a package; "unknown" if it is importable but not installed."""
     try:
         return importlib.metadata.version(package)
     except importlib.metadata.PackageNotFoundError:
@@ -63,7 +63,7 @@ def version(package: str) -> str:
 
 
 def mlstm_parallel() -> Callable[..., Tensor]:
-    """What NX-AI's v1 models run on a CPU: (q, k, v, i_preact, f_preact) → h."""
+    """The code of NX-AI's v1 models on a CPU: (q, k, v, i_preact, f_preact) → h."""
     from xlstm.blocks.mlstm.backends import (  # pyright: ignore[reportMissingImports]
         parallel_stabilized_simple,
     )
@@ -82,7 +82,7 @@ def mlstm_chunkwise() -> Callable[..., Tensor]:
 
 
 def nxai_slstm_cell(inputs: list[Tensor], dh: Tensor) -> ForwardBackward:
-    """NX-AI's cell on x, recurrent weight and bias, its answers in openxlstm's layout."""
+    """NX-AI's cell on x, recurrent weight and bias, with results in openxlstm's layout."""
     from xlstm.blocks.slstm.cell import (  # pyright: ignore[reportMissingImports]
         sLSTMCell,
         sLSTMCellConfig,
@@ -169,7 +169,7 @@ def nxai_model(
 
 
 def nxai_generate(model: Any, num_tokens: int) -> list[int]:
-    """Reads token 0, then picks the likeliest token, one after another."""
+    """Reads token 0, then generates greedily."""
     tokens: list[int] = []
     ids, state = torch.zeros(1, 1, dtype=torch.long), None
     with torch.inference_mode():
@@ -206,7 +206,7 @@ def hugging_face_model(
 
 
 def hugging_face_generate(model: Any, num_tokens: int) -> list[int]:
-    """Reads token 0, then picks the likeliest token, one after another, with its cache."""
+    """Reads token 0, then generates greedily with the model's cache."""
     tokens: list[int] = []
     ids, cache = torch.zeros(1, 1, dtype=torch.long), None
     with torch.inference_mode():

@@ -1,4 +1,4 @@
-"""One run of the benchmark: which contests, in which order, with the limits measured in between."""
+"""One run of the benchmark: its comparisons in order, with the limits measured in between."""
 
 import platform
 from collections.abc import Callable, Sequence
@@ -20,18 +20,18 @@ PARTS: dict[Part, Any] = {
     "training": training_speed,
     "generation": generation_speed,
 }
-"""Each module has `comparisons(quick)`."""
+"""The module of each part, which has `comparisons(quick)`."""
 
 BUDGET, QUICK_BUDGET = 120.0, 4.0
-"""Seconds of timing a part, where nobody asked for another."""
+"""Default seconds of timing per part."""
 
 Tell = Callable[[str, str], object]
-"""Hears the title of a contest and who is next in it."""
+"""Receives the title of a comparison and the name of its next contender."""
 
 
 @dataclass
 class Session:
-    """What is measured so far."""
+    """A run of the benchmark and its results so far."""
 
     parts: Sequence[Part]
     quick: bool = False
@@ -39,12 +39,12 @@ class Session:
     limits: Limits = field(default_factory=lambda: Limits({}, 0.0))
     outcomes: list[ComparisonResult] = field(default_factory=list)
     complete: bool = False
-    """Whether nothing interrupted it."""
+    """Whether the run was not interrupted."""
 
     def run(self, tell: Tell = lambda title, who: None) -> None:
-        """Measures everything. Whoever interrupts it finds what was measured until then.
+        """Measures everything. After an interruption, the results so far are available.
 
-        Limits are measured before and after each contest, and the best of all holds for all.
+        Limits are measured before and after each comparison; the best of all is used for all.
         """
         torch.manual_seed(0)
         budget = self.budget or (QUICK_BUDGET if self.quick else BUDGET)
@@ -68,7 +68,7 @@ class Session:
 
     @property
     def right(self) -> bool:
-        """Whether no contest was left untimed for a wrong answer."""
+        """Whether all results were correct."""
         return all(outcome.verdict.right for outcome in self.outcomes)
 
     def to_dict(self) -> dict[str, Any]:
@@ -83,7 +83,7 @@ class Session:
 
 
 def environment() -> dict[str, Any]:
-    """What a reader of the figures has to know about where they were measured."""
+    """The machine and the versions with which the figures were measured."""
     return {
         "processor": processor(),
         "threads": torch.get_num_threads(),
@@ -95,7 +95,7 @@ def environment() -> dict[str, Any]:
 
 
 def processor() -> str:
-    """The processor's name, as far as the system tells."""
+    """The name of the processor, if the system provides it."""
     info = Path("/proc/cpuinfo")
     if info.exists():
         for line in info.read_text().splitlines():

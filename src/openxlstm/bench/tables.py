@@ -1,4 +1,4 @@
-"""The tables that a person reads."""
+"""Prints the results as tables."""
 
 from collections.abc import Iterator, Sequence
 from itertools import groupby
@@ -13,8 +13,7 @@ from openxlstm.bench.comparison import ComparisonResult, Entry, Speed
 from openxlstm.bench.limits import Limits
 
 WIDTH = 160
-"""More columns than any table needs. A narrower terminal breaks the lines, which reads better than
-figures that are cut."""
+"""Wider than any table. A narrower terminal wraps lines, which is better than cut figures."""
 
 TITLES = {
     "mlstm": "mLSTM, forward + backward, float32",
@@ -24,15 +23,15 @@ TITLES = {
 }
 
 LEGEND = """\
-time / ours: the median over that of the first line above of openxlstm. goal: at least. GFLOP/s:
-useful arithmetic alone. limit: the time of that arithmetic, or of the least memory traffic, at the
-machine's measured best, and the share of it that was reached."""
+time / ours: the median relative to the first line of openxlstm above. goal: the least ratio to
+reach. GFLOP/s: useful arithmetic only. limit: the time of this arithmetic, or of the least memory
+traffic, at the machine's measured limits, and the share of it that was reached."""
 
 
 def print_comparisons(
     outcomes: Sequence[ComparisonResult], limits: Limits, where: dict[str, Any], file: TextIO
 ) -> None:
-    """Prints all tables, and what one has to know to read them."""
+    """Prints all tables with a legend."""
     console = Console(file=file, highlight=False)
     console.width = max(console.width, WIDTH)
     console.print(escape(environment_line(where)), "")
@@ -44,7 +43,7 @@ def print_comparisons(
 
 
 def environment_line(where: dict[str, Any]) -> str:
-    """The machine and the packages, in a line."""
+    """The machine and the packages, in one line."""
     peers = [f"{name} {version}" for name, version in where["peers"].items()]
     packages = [f"openxlstm {where['openxlstm']}", f"torch {where['torch']}", *peers]
     threads = "1 thread" if where["threads"] == 1 else f"{where['threads']} threads"
@@ -52,7 +51,7 @@ def environment_line(where: dict[str, Any]) -> str:
 
 
 def comparison_table(name: str, outcomes: Sequence[ComparisonResult], limits: Limits) -> Table:
-    """The contests of one name: of one op at several shapes, or of whole models."""
+    """The table of one op at several shapes, or of whole models."""
     models = outcomes[0].tokens is not None
     made = Table(
         title=f"[bold]{TITLES.get(name, name)}",
@@ -78,13 +77,13 @@ def comparison_table(name: str, outcomes: Sequence[ComparisonResult], limits: Li
 
 
 def answers(outcome: ComparisonResult) -> str:
-    """Whether what was computed is right."""
+    """Whether the results are correct."""
     color = "dim" if outcome.verdict.right else "red"
     return f"[{color}]{escape(f'{outcome.shape}: {outcome.verdict.words}')}"
 
 
 def cells(outcome: ComparisonResult, entry: Entry, limits: Limits, models: bool) -> Iterator[str]:
-    """The line of one contender, from its name on."""
+    """The cells of one contender, starting with its name."""
     bold = "[bold]" if entry.ours else ""
     yield bold + escape(entry.name)
     if models:

@@ -1,11 +1,11 @@
-"""How the benchmarks measure: contenders that take turns in one process, and their medians.
+"""Timing: contenders alternate in one process, and their medians are compared.
 
-Other programs use the machine too, and its clock rate changes. So the contenders take turns
-(A B C A B C …), each turn is timed by itself, and what is compared is the median turn of each.
-The figures of two processes, or of two days, do not compare; the ratios within one run do.
+Other programs use the machine too, and its clock rate changes. So the contenders alternate
+(A B C A B C …), each turn is timed separately, and the medians are compared. Figures of different
+processes or days are not comparable; the ratios within one run are.
 
-The spread is shown from the lowest turn to the highest. With the three turns that a slow contender
-gets, quartiles would look tidier than what was measured.
+The spread is shown from the lowest to the highest turn: slow contenders have only three turns, too
+few for quartiles.
 """
 
 import statistics
@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from typing import Any
 
 FEWEST, MOST = 3, 40
-"""Turns of a contender, whatever the budget."""
+"""Fewest and most turns of a contender, for any budget."""
 
 
 @dataclass(frozen=True)
@@ -43,7 +43,7 @@ class Timing:
         return f"{median:.{digits}f} ({low:.{digits}f}–{high:.{digits}f})"
 
     def to_dict(self) -> dict[str, Any]:
-        """The summary, and every turn in the order they were taken, as JSON-ready values."""
+        """The summary and all turns in their order, as JSON-ready values."""
         return {
             "median_ms": self.median * 1e3,
             "lowest_ms": self.lowest * 1e3,
@@ -61,12 +61,12 @@ def alternate(
     tell: Callable[[str], object] = lambda name: None,
     clock: Callable[[], float] = time.perf_counter,
 ) -> dict[str, Timing]:
-    """Times the contenders in turns, after one turn of each that does not count.
+    """Times the contenders alternately, after one turn of each as warm-up.
 
-    Each has an equal share of `budget` seconds and sits out once it has spent that, so that the
-    slow ones have fewer turns: at least `fewest`, at most `most`. The last of several does not play
-    on by itself, with caches that nobody else found warm. `tell` hears who is next, outside the
-    time that is taken.
+    Each contender has an equal share of `budget` seconds and stops once it has used it, so that
+    slow ones have fewer turns: at least `fewest`, at most `most`. The last one does not continue
+    alone, because its caches would be warmer than before. `tell` receives the name of the next
+    contender, outside the measured time.
     """
     share = budget / len(contenders)
     for name, run in contenders.items():

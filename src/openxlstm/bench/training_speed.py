@@ -1,14 +1,14 @@
-"""A training step of whole language models beside their peers.
+"""Compares a training step of whole language models with other implementations.
 
 One turn is forward, cross entropy, backward and AdamW (torch's, the same for all) on one fixed
-batch of random tokens, 16 sequences of 256, vocabulary 65. The models are 128 wide with 4 blocks
-and 4 heads:
+batch of random tokens, 16 sequences of 256, vocabulary 65. The models have width 128, 4 blocks and
+4 heads:
     openxlstm         LanguageModel with layers mmmm, ssss, msmm, and with 4 large blocks
     NX-AI             package xlstm, xLSTMLMModel with the same blocks; sLSTM backend "vanilla"
     Hugging Face      xLSTMForCausalLM, 4 large blocks
-    nn.LSTM           embedding, 3 layers of width 256, head, beside ssss
-What stands beside each other must have the same number of parameters, or nothing is timed; but for
-nn.LSTM, which has more.
+    nn.LSTM           embedding, 3 layers of width 256, head, compared with ssss
+Models that are compared must have the same number of parameters, or nothing is timed. nn.LSTM is an
+exception and has more.
 """
 
 import math
@@ -48,12 +48,12 @@ class LSTMModel(nn.Module):
 
 
 def comparisons(quick: bool) -> list[tuple[str, Callable[[], Comparison]]]:
-    """A title, and what makes the contest."""
+    """The title and the constructor of each comparison."""
     return [("training step", training)]
 
 
 def training() -> Comparison:
-    """All the models."""
+    """The comparison of all models."""
     models: dict[str, nn.Module | Absent] = {}
     for layers in STACKS:
         models[f"openxlstm {layers}"] = openxlstm_model(layers)
@@ -90,12 +90,12 @@ def openxlstm_model(layers: str, width: int = WIDTH, **options: Any) -> Language
 
 
 def large_model(width: int) -> LanguageModel:
-    """Of as many large blocks, and as many parameters, as Hugging Face's."""
+    """A model with as many large blocks and parameters as Hugging Face's."""
     return openxlstm_model("m" * BLOCKS, width, block="large", mlstm_eps=1e-6)
 
 
 def training_entry(name: str, model: nn.Module | Absent) -> Entry:
-    """The line of a model."""
+    """The entry of a model."""
     if isinstance(model, LanguageModel):
         work = training_work(model.config, size(model), B * T)
         return Entry(name=name, ours=True, parameters=size(model), work=work)
@@ -127,14 +127,14 @@ def training_step(model: nn.Module) -> Callable[[], float]:
 
 
 def logits_of(output: Any) -> Tensor:
-    """The logits in what a model returns: a tensor, (logits, state) or Hugging Face's output."""
+    """The logits in a model's output: a tensor, (logits, state) or Hugging Face's output."""
     if isinstance(output, Tensor):
         return output
     return output[0] if type(output) is tuple else output.logits
 
 
 def check_losses(models: Mapping[str, nn.Module | Absent], losses: Mapping[str, float]) -> Verdict:
-    """Whether all models compute something, and pairs are of one size."""
+    """Whether all losses are finite, and compared models have the same size."""
     wrong = [f"{name}: loss {loss}" for name, loss in losses.items() if not math.isfinite(loss)]
     pairs = [(f"openxlstm {layers}", f"NX-AI {layers}") for layers in STACKS]
     for mine, theirs in [*pairs, (LARGE, HUGGING_FACE)]:

@@ -1,22 +1,22 @@
-"""How much work the mathematics is: counted once, and the same whatever code did it.
+"""Counts the work of an operation, independent of the implementation.
 
-Counted are products, as `lm.cost` says: no element-wise arithmetic, no masked halves, and nothing
-that is computed twice, so that a code that recomputes does not look faster for it.
+Only matrix products are counted, as in `lm.cost`: no element-wise arithmetic, no masked halves, and
+no recomputation, so that recomputing code does not look faster.
 
-mLSTM, for each head and step, forward + backward, in chunks of L = 64:
+mLSTM, per head and step, forward + backward, in chunks of L = 64:
     within the chunk        3·L·(DQK + DHV)     two products forward, four backward, causal half
     the memory              12·DQK·DHV          written and read forward; twice that backward
-sLSTM, for each head and step, forward + backward:
+sLSTM, per head and step, forward + backward:
     the recurrent product   24·DH²              and its transpose, and the weight's gradient
 A training step takes `lm.cost.training_flops_per_token`, generation `lm.cost.flops_per_token`.
 
-Bytes are the least that has to move, in float32, if everything in between stays in a cache:
-    an op                   each input, and the gradient of the result, read; the result, and each
-                            input's gradient, written
+Bytes are the least memory traffic in float32, if all intermediate tensors stay in a cache:
+    an op                   each input and the gradient of the result read; the result and each
+                            input's gradient written
     a training step         each parameter and its two moments read and written
-    a generated token       each weight read (of an embedding one row), the state read and written
-Small weights stay in a cache, which is faster than the copy that the limit is taken from: there the
-limit of generation is no lower bound.
+    a generated token       each weight read (one row of an embedding), the state read and written
+Small models stay in a cache, which is faster than the copy that defines the limit. For these, the
+limit of generation is not a lower bound.
 """
 
 from openxlstm.bench.limits import Work
@@ -42,7 +42,7 @@ def slstm_work(B: int, T: int, NH: int, DH: int) -> Work:
 
 
 def training_work(config: ModelConfig, num_parameters: int, num_tokens: int) -> Work:
-    """One step: forward, backward and AdamW, on so many tokens."""
+    """One training step on `num_tokens` tokens: forward, backward and AdamW."""
     flops = training_flops_per_token(config) * num_tokens
     return Work(flops, 6 * FLOAT * num_parameters)
 
@@ -50,7 +50,7 @@ def training_work(config: ModelConfig, num_parameters: int, num_tokens: int) -> 
 def generation_work(
     config: ModelConfig, num_parameters: int, state_bytes: int, num_tokens: int
 ) -> Work:
-    """So many tokens of one stream, one after another."""
+    """`num_tokens` tokens of one stream, one after another."""
     unread = (config.vocab_size - 1) * config.embedding_dim
     bytes_a_token = FLOAT * (num_parameters - unread) + 2 * state_bytes
     return Work(flops_per_token(config), bytes_a_token).times(num_tokens)
