@@ -39,12 +39,12 @@ def make(folder: Path, width: int, blocks: int) -> None:
     """Writes the models."""
     import torch
 
-    from openxlstm import LanguageModel, ModelConfig
+    from openxlstm import LanguageModel, LargeBlockConfig, ModelConfig
     from openxlstm.interop.writing import write_checkpoint
 
     config = ModelConfig(
-        vocab_size=32000, embedding_dim=width, layers="m" * blocks, block="large",
-        num_heads=8, mlstm_eps=1e-6,
+        vocab_size=32000, embedding_dim=width, layers="m" * blocks, num_heads=8,
+        block=LargeBlockConfig(eps=1e-6),
     )  # fmt: skip
     model = LanguageModel(config)
     model.save_pretrained(folder / "float32")

@@ -8,14 +8,17 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from openxlstm.config import ModelConfig, StackConfig
+from openxlstm.config import LargeBlockConfig, ModelConfig, StackConfig
 from openxlstm.lm.model import LanguageModel
 from openxlstm.nn.stack import Stack
 
 PAPER: dict[str, Any] = {
     "vocab_size": 11, "embedding_dim": 16, "layers": "ms", "num_heads": 2, "mlstm_eps": 1e-6,
 }  # fmt: skip
-LARGE: dict[str, Any] = {**PAPER, "layers": "mm", "block": "large"}
+LARGE: dict[str, Any] = {
+    "vocab_size": 11, "embedding_dim": 16, "layers": "mm", "num_heads": 2, "block": "large",
+    "eps": 1e-6,
+}  # fmt: skip
 
 
 def random_model(config: StackConfig) -> LanguageModel | Stack:
@@ -45,3 +48,10 @@ def edit(folder: Path, change: Callable[[dict[str, Tensor]], object]) -> None:
     tensors = load_file(folder / "model.safetensors")
     change(tensors)
     save_file(tensors, folder / "model.safetensors")
+
+
+def widths(config: StackConfig) -> tuple[int, int, int]:
+    """Of keys, values and feed-forwards."""
+    assert isinstance(config.block, LargeBlockConfig)
+    D = config.embedding_dim
+    return *config.block.mlstm_dims(D), config.block.ff_dim(D)

@@ -11,7 +11,16 @@ from openxlstm._version import __version__
 
 if TYPE_CHECKING:
     from openxlstm import ops
-    from openxlstm.config import DataConfig, ModelConfig, StackConfig, TrainConfig
+    from openxlstm.config import (
+        BareBlockConfig,
+        ComputeConfig,
+        DataConfig,
+        LargeBlockConfig,
+        ModelConfig,
+        PaperBlockConfig,
+        StackConfig,
+        TrainConfig,
+    )
     from openxlstm.data.tokenizer import load_tokenizer
     from openxlstm.errors import UserError
     from openxlstm.generation.text import generate
@@ -28,12 +37,16 @@ if TYPE_CHECKING:
     from openxlstm.states import MLSTMState, ModelState, SLSTMState, XLSTMState
 
 _PLACES = {
+    "BareBlockConfig": "openxlstm.config",
+    "ComputeConfig": "openxlstm.config",
     "DataConfig": "openxlstm.config",
     "LanguageModel": "openxlstm.lm.model",
+    "LargeBlockConfig": "openxlstm.config",
     "MLSTMCell": "openxlstm.nn.cells",
     "MLSTMState": "openxlstm.states",
     "ModelConfig": "openxlstm.config",
     "ModelState": "openxlstm.states",
+    "PaperBlockConfig": "openxlstm.config",
     "SLSTMCell": "openxlstm.nn.cells",
     "SLSTMState": "openxlstm.states",
     "Stack": "openxlstm.nn.stack",
@@ -57,12 +70,16 @@ _PLACES = {
 
 __all__ = [
     "XLSTM",
+    "BareBlockConfig",
+    "ComputeConfig",
     "DataConfig",
     "LanguageModel",
+    "LargeBlockConfig",
     "MLSTMCell",
     "MLSTMState",
     "ModelConfig",
     "ModelState",
+    "PaperBlockConfig",
     "SLSTMCell",
     "SLSTMState",
     "Stack",

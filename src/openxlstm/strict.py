@@ -2,8 +2,10 @@
 of the wrong type, is an error rather than a silent default."""
 
 import dataclasses
+import math
 import types
 import typing
+from collections.abc import Callable, Iterable
 from typing import Any, Literal, Self
 
 from openxlstm.errors import UserError
@@ -13,6 +15,34 @@ def require(condition: bool, message: str) -> None:
     """Raises a `UserError` with `message` unless `condition` holds."""
     if not condition:
         raise UserError(message)
+
+
+def check_fields(
+    config: Any,
+    *,
+    positive: Iterable[str] = (),
+    not_negative: Iterable[str] = (),
+    shares: Iterable[str] = (),
+) -> None:
+    """Checks numeric fields by name; None is accepted.
+
+    Args:
+        positive: finite and more than 0.
+        not_negative: finite and 0 or more.
+        shares: in [0, 1).
+
+    Raises:
+        UserError: that names the first field that is out of range.
+    """
+    ranges: list[tuple[Iterable[str], Callable[[float], bool], str]] = [
+        (positive, lambda x: 0 < x < math.inf, "positive"),
+        (not_negative, lambda x: 0 <= x < math.inf, "0 or more"),
+        (shares, lambda x: 0 <= x < 1, "in [0, 1)"),
+    ]
+    for names, holds, words in ranges:
+        for name in names:
+            value = getattr(config, name)
+            require(value is None or holds(value), f"{name} must be {words}, not {value}")
 
 
 class Config:
@@ -60,6 +90,8 @@ class Config:
 
 def _checked(cls: type, name: str, hint: Any, value: Any) -> Any:
     """`value` as the type `hint`, or a UserError that names the option."""
+    if hasattr(hint, "__set__"):
+        return value  # a descriptor checks it when it is set
     if typing.get_origin(hint) is Literal:
         choices = typing.get_args(hint)
         require(value in choices, f"{name} must be {_either(choices)}, not {value!r}")

@@ -61,7 +61,9 @@ def test_a_folder_in_use(trained: Path, cli: Cli, tree: Tree) -> None:
 
 def write(folder: Path, kind: Any, **options: Any) -> Path:
     """A model in a format."""
-    config = ModelConfig(**{**(LARGE if kind == "hf" else PAPER), "vocab_size": 300, **options})
+    config = ModelConfig.from_options(
+        **{**(LARGE if kind == "hf" else PAPER), "vocab_size": 300, **options}
+    )
     write_checkpoint(folder, config, weights_of(random_model(config)), kind)
     return folder
 
@@ -79,7 +81,7 @@ def read(folder: Path, kind: Any) -> dict[str, torch.Tensor]:
 def test_there_and_back(
     to: str, options: dict[str, Any], named: bool, cli: Cli, tree: Tree, tmp_path: Path
 ) -> None:
-    model = random_model(ModelConfig(**options))
+    model = random_model(ModelConfig.from_options(**options))
     assert isinstance(model, openxlstm.LanguageModel)
     model.save_pretrained(tmp_path / "ours")
     before = tree(tmp_path / "ours")
@@ -137,7 +139,7 @@ def test_shards(to: str, cli: Cli, tmp_path: Path) -> None:
 
 
 def test_a_stack_alone(cli: Cli, tree: Tree, tmp_path: Path) -> None:
-    config = StackConfig(**{k: v for k, v in PAPER.items() if k != "vocab_size"})
+    config = StackConfig.from_options(**{k: v for k, v in PAPER.items() if k != "vocab_size"})
     openxlstm.save_stack(random_model(config), tmp_path / "ours")  # pyright: ignore
     assert cli("convert", tmp_path / "ours", "--to", "nxai", "--out", tmp_path / "theirs").code == 0
     result = cli("convert", tmp_path / "theirs", "--out", tmp_path / "again")

@@ -19,7 +19,7 @@ from jobs import Jobs, children, needs_proc, started
 from torch import Tensor
 
 import openxlstm
-from openxlstm.lm.folder import load_config
+from openxlstm.lm.config_file import read_config
 from openxlstm.train.checkpoint import checkpoints, load_weights, newest, shapes
 from openxlstm.train.records import read_metrics
 
@@ -64,7 +64,8 @@ def losses(folder: Path, but: int | None = None) -> list[Any]:
 
 def weights(folder: Path) -> dict[str, Tensor]:
     """Those of the newest checkpoint."""
-    model, path = openxlstm.LanguageModel(load_config(folder)), newest(folder)
+    model = openxlstm.LanguageModel(read_config(folder, openxlstm.ModelConfig))
+    path = newest(folder)
     assert path is not None
     load_weights(path, model)
     return model.state_dict()

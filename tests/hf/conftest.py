@@ -32,7 +32,7 @@ def _quiet() -> Iterator[None]:
 def random_model(kind: str = "paper", **options: Any) -> OpenXLSTMForCausalLM:
     """A small model whose every parameter is random, in evaluation mode."""
     defaults = {"vocab_size": 11, "embedding_dim": 16, "num_heads": 2}
-    config = ModelConfig(**{**defaults, **KINDS[kind], **options})
+    config = ModelConfig.from_options(**{**defaults, **KINDS[kind], **options})
     torch.manual_seed(0)
     model = OpenXLSTMForCausalLM(OpenXLSTMConfig(model=config.to_dict()))
     with torch.no_grad():

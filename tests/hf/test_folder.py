@@ -67,7 +67,7 @@ def test_bfloat16(model: OpenXLSTMForCausalLM, tmp_path: Path) -> None:
     small = AutoModelForCausalLM.from_pretrained(tmp_path, dtype=torch.bfloat16)
     assert {parameter.dtype for parameter in small.parameters()} == {torch.bfloat16}
     output = small(IDS)
-    is_capped = model.config.model_config.block == "large"
+    is_capped = model.config.model_config.logit_soft_cap != 0
     assert output.logits.dtype == (torch.float32 if is_capped else torch.bfloat16)
     cells = [block.cell for block in output.past_key_values.state.stack.blocks]
     assert {part.dtype for cell in cells for part in cell} == {torch.float32}

@@ -8,10 +8,10 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from interop_cases import LARGE, PAPER, assert_same, random_model, weights_of
+from interop_cases import LARGE, PAPER, assert_same, random_model, weights_of, widths
 from safetensors.torch import load_file, save_file
 
-from openxlstm.config import ModelConfig, StackConfig
+from openxlstm.config import ModelConfig, PaperBlockConfig, StackConfig
 from openxlstm.errors import UserError
 from openxlstm.interop import nxai
 from openxlstm.interop.keymap import (
@@ -52,21 +52,21 @@ LARGES = st.fixed_dictionaries(
         "embedding_dim": st.sampled_from([8, 24, 100]),
         "layers": st.text("m", min_size=1, max_size=3),
         "num_heads": st.sampled_from([1, 2, 4]),
-        "large_qk_dim_factor": st.sampled_from([0.5, 1.0, 2.0]),
-        "large_v_dim_factor": st.sampled_from([0.5, 1.0, 1.5]),
-        "large_ff_factor": st.sampled_from([0.3, 2.667, 2.6667]),
-        "large_ff_multiple": st.sampled_from([1, 8, 64]),
-        "large_norm_eps": st.sampled_from([1e-5, 1e-6]),
-        "mlstm_eps": st.sampled_from([0.0, 1e-6]),
-        "large_gate_soft_cap": st.sampled_from([1.5, 15.0]),
-        "large_logit_soft_cap": st.sampled_from([3.0, 30.0]),
+        "qk_dim_factor": st.sampled_from([0.5, 1.0, 2.0]),
+        "v_dim_factor": st.sampled_from([0.5, 1.0, 1.5]),
+        "ff_factor": st.sampled_from([0.3, 2.667, 2.6667]),
+        "ff_multiple": st.sampled_from([1, 8, 64]),
+        "norm_eps": st.sampled_from([1e-5, 1e-6]),
+        "eps": st.sampled_from([0.0, 1e-6]),
+        "gate_soft_cap": st.sampled_from([1.5, 15.0]),
+        "logit_soft_cap": st.sampled_from([3.0, 30.0]),
     }
 )
 
 
 def large_config(options: dict[str, Any]) -> ModelConfig | None:
     try:
-        return ModelConfig(block="large", **options)
+        return ModelConfig.from_options(block="large", **options)
     except UserError:  # heads that do not divide the widths
         return None
 
@@ -90,7 +90,7 @@ def there_and_back(config: StackConfig, kind: Any) -> None:
 @given(PAPERS, st.booleans())
 def test_openxlstm_to_nxai_and_back(options: dict[str, Any], is_model: bool) -> None:
     options = {**options, "mlstm_eps": 1e-6}
-    defaults = StackConfig()
+    defaults = PaperBlockConfig()
     for letter, prefix in (("m", "mlstm_"), ("s", "slstm_")):
         if letter not in options["layers"]:  # what no block has is not written
             own = {name for name in options if name.startswith(prefix) and name != "mlstm_eps"}
@@ -99,7 +99,7 @@ def test_openxlstm_to_nxai_and_back(options: dict[str, Any], is_model: bool) -> 
         options["bias"] = False  # there is nothing that could have one
     if not is_model:
         options = {k: v for k, v in options.items() if k not in ("vocab_size", "tie_weights")}
-    there_and_back((ModelConfig if is_model else StackConfig)(**options), "nxai")
+    there_and_back((ModelConfig if is_model else StackConfig).from_options(**options), "nxai")
 
 
 @EXAMPLES
@@ -122,7 +122,7 @@ def test_openxlstm_to_hugging_face_and_back(options: dict[str, Any]) -> None:
 @given(PAPERS, st.data())
 def test_nxai_to_openxlstm_and_back(options: dict[str, Any], data: st.DataObject) -> None:
     """Also where every sLSTM lies in a layout of its own."""
-    config = ModelConfig(**{**options, "mlstm_eps": 1e-6})
+    config = ModelConfig.from_options(**{**options, "mlstm_eps": 1e-6})
     layouts: list[Layout] = [data.draw(st.sampled_from(list(RECURRENT))) for _ in config.layers]
     rows = nxai_rows(config.layers, layouts)
     theirs = dict(to_theirs(rows, with_head(weights_of(random_model(config)))))
@@ -149,8 +149,7 @@ def test_fused_weights_to_openxlstm_and_back(options: dict[str, Any]) -> None:
     # Widths come from the tensors, whatever the options say.
     values |= {"qk_dim_factor": 0.125, "v_dim_factor": 4.0, "ffn_proj_factor": 9.0}
     found = read_large_config(values, theirs, "the configuration", hugging_face=False)
-    widths = ("large_qk_dim", "large_v_dim", "large_ff_dim")
-    assert all(getattr(found.config, name) == getattr(config, name) for name in widths)
+    assert widths(found.config) == widths(config)
     ours = to_ours(found.rows, theirs, {k: tuple(v.shape) for k, v in tensors.items()}, "it")
     assert_same(ours, tensors)
     assert_same(to_theirs(found.rows, ours), theirs)
@@ -195,10 +194,10 @@ def test_layouts_of_an_slstm(num_heads: int, head_dim: int) -> None:
 @pytest.mark.parametrize("options", [PAPER, LARGE], ids=["paper", "large"])
 def test_every_weight_has_one_row(options: dict[str, Any]) -> None:
     """None is lost, and none comes from two places."""
-    config = ModelConfig(**{**options, "bias": True})
+    config = ModelConfig.from_options(**{**options, "bias": True})
     tables = (
         [nxai_rows(config.layers)]
-        if config.block == "paper"
+        if config.block.kind == "paper"
         else [large_rows(2, hugging_face=hf, fused=fused) for hf in (0, 1) for fused in (0, 1)]  # pyright: ignore
     )
     for rows in tables:
@@ -211,7 +210,7 @@ def test_every_weight_has_one_row(options: dict[str, Any]) -> None:
 
 def test_written_files_are_read_by_others(tmp_path: Path) -> None:
     """Halves of one of our tensors are tensors of their own in a file."""
-    config = ModelConfig(**PAPER)
+    config = ModelConfig.from_options(**PAPER)
     theirs = dict(to_theirs(nxai_rows(config.layers), weights_of(random_model(config))))
     save_file(theirs, tmp_path / "x.safetensors")
     assert_same(load_file(tmp_path / "x.safetensors"), theirs)

@@ -37,7 +37,7 @@ def test_formats_are_told_apart(
 ) -> None:
     assert [format_of(path) for path in (nxai, nxai_large, hugging_face)] == ["nxai", "nxai", "hf"]
     assert format_of(nxai / "model.safetensors") == "nxai"
-    LanguageModel(ModelConfig(**PAPER)).save_pretrained(tmp_path / "ours")
+    LanguageModel(ModelConfig.from_options(**PAPER)).save_pretrained(tmp_path / "ours")
     assert format_of(tmp_path / "ours") == "openxlstm"
     values = yaml.safe_load((nxai / "config.yaml").read_text())
     (nxai / "config.yaml").unlink()
@@ -64,7 +64,7 @@ def test_no_checkpoint(content: Any, says: str, tmp_path: Path) -> None:
 
 def test_load(nxai: Path, nxai_large: Path, hugging_face: Path, tmp_path: Path) -> None:
     for path, options in ((nxai, PAPER), (nxai_large, LARGE), (hugging_face, LARGE)):
-        expected = random_model(ModelConfig(**options))
+        expected = random_model(ModelConfig.from_options(**options))
         model = load(path)
         assert not model.training
         assert model.config == expected.config
@@ -90,13 +90,13 @@ def test_a_file_with_its_configuration_elsewhere(nxai: Path, tmp_path: Path) -> 
     torch.save({"state_dict": tensors}, tmp_path / "last.ckpt")
     assert "give the configuration with --config" in complaint(tmp_path / "last.ckpt")
     opened = open_foreign(tmp_path / "last.ckpt", "nxai", config=nxai / "config.yaml")
-    assert_same(opened.tensors, weights_of(random_model(ModelConfig(**PAPER))))
+    assert_same(opened.tensors, weights_of(random_model(ModelConfig.from_options(**PAPER))))
 
 
 def test_a_training_run_s_configuration(nxai: Path) -> None:
     values = yaml.safe_load((nxai / "config.yaml").read_text())
     (nxai / "config.yaml").write_text(yaml.safe_dump({"training": {"lr": 1}, "model": values}))
-    assert open_foreign(nxai, "nxai").config == ModelConfig(**PAPER)
+    assert open_foreign(nxai, "nxai").config == ModelConfig.from_options(**PAPER)
 
 
 def test_numbered_files(nxai_large: Path) -> None:
@@ -106,12 +106,16 @@ def test_numbered_files(nxai_large: Path) -> None:
     for number in range(2):
         part = dict(list(tensors.items())[number::2])
         save_file(part, nxai_large / f"model_{number}.safetensors")
-    assert_same(weights_of(load(nxai_large)), weights_of(random_model(ModelConfig(**LARGE))))
+    assert_same(
+        weights_of(load(nxai_large)), weights_of(random_model(ModelConfig.from_options(**LARGE)))
+    )
 
 
 @pytest.mark.parametrize("wrapped", [False, True])
 def test_a_stack_alone(wrapped: bool, tmp_path: Path) -> None:
-    config = StackConfig(**{k: v for k, v in PAPER.items() if k != "vocab_size"}, bias=True)
+    config = StackConfig.from_options(
+        **{k: v for k, v in PAPER.items() if k != "vocab_size"}, bias=True
+    )
     stack = random_model(config)
     write_checkpoint(tmp_path / "stack", config, weights_of(stack), "nxai")
     if wrapped:
@@ -136,11 +140,13 @@ def test_a_model_is_no_stack(nxai: Path) -> None:
 def test_a_mask_is_no_weight(nxai: Path) -> None:
     name = "xlstm_block_stack.blocks.0.xlstm.mlstm_cell.causal_mask"
     edit(nxai, lambda tensors: tensors.update({name: torch.ones(4, 4, dtype=torch.bool)}))
-    assert_same(load(nxai).state_dict(), random_model(ModelConfig(**PAPER)).state_dict())
+    assert_same(
+        load(nxai).state_dict(), random_model(ModelConfig.from_options(**PAPER)).state_dict()
+    )
 
 
 def test_a_tied_head_must_be_the_embedding(tmp_path: Path) -> None:
-    config = ModelConfig(**PAPER, tie_weights=True)
+    config = ModelConfig.from_options(**PAPER, tie_weights=True)
     write_checkpoint(tmp_path, config, weights_of(random_model(config)), "nxai")
     assert torch.equal(load_file(tmp_path / "model.safetensors")["lm_head.weight"],
                        load_file(tmp_path / "model.safetensors")[EMBEDDING])  # fmt: skip
@@ -201,12 +207,12 @@ def test_unknown_tensors_can_be_allowed(nxai: Path) -> None:
     edit(nxai, lambda tensors: tensors.update({"extra": torch.ones(1)}))
     opened = open_foreign(nxai, "nxai", allow_unknown=True)
     assert opened.notes == ["extra, which the model does not have, was skipped"]
-    assert_same(opened.tensors, weights_of(random_model(ModelConfig(**PAPER))))
+    assert_same(opened.tensors, weights_of(random_model(ModelConfig.from_options(**PAPER))))
 
 
 def test_a_missing_bias_is_not_zero(tmp_path: Path) -> None:
     """Unless the configuration says that there is none."""
-    config = ModelConfig(**PAPER, bias=True)
+    config = ModelConfig.from_options(**PAPER, bias=True)
     write_checkpoint(tmp_path, config, weights_of(random_model(config)), "nxai")
     name = "xlstm_block_stack.blocks.1.ffn.proj_up.bias"
     edit(tmp_path, lambda tensors: tensors.pop(name))
@@ -214,7 +220,7 @@ def test_a_missing_bias_is_not_zero(tmp_path: Path) -> None:
 
 
 def test_hugging_face_has_no_bias_in_its_last_norm(tmp_path: Path) -> None:
-    config = ModelConfig(**LARGE, bias=True)
+    config = ModelConfig.from_options(**LARGE, bias=True)
     tensors = weights_of(random_model(config))
     with pytest.raises(UserError, match=r"stack\.norm\.bias is not 0 and has no counterpart"):
         write_checkpoint(tmp_path / "a", config, tensors, "hf")

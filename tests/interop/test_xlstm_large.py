@@ -3,9 +3,9 @@
 from typing import Any
 
 import pytest
-from interop_cases import LARGE, random_model, weights_of
+from interop_cases import LARGE, random_model, weights_of, widths
 
-from openxlstm.config import ModelConfig
+from openxlstm.config import LargeBlockConfig, ModelConfig
 from openxlstm.errors import UserError
 from openxlstm.interop.keymap import large_rows
 from openxlstm.interop.translate import to_theirs
@@ -48,15 +48,15 @@ def complaint(values: dict[str, Any], *, hugging_face: bool = False) -> str:
 
 def test_the_file_of_the_7b() -> None:
     config = config_of(SEVEN_B, hugging_face=True)
-    assert (config.large_qk_dim, config.large_v_dim, config.large_ff_dim) == (2048, 4096, 10944)
+    assert widths(config) == (2048, 4096, 10944)
     assert (config.embedding_dim, len(config.layers), config.num_heads) == (4096, 32, 8)
-    assert (config.mlstm_eps, config.large_norm_eps) == (1e-6, 1e-6)
+    assert config.block == LargeBlockConfig(eps=1e-6, ff_factor=2.667)
     assert not config.tie_weights
 
 
 def test_defaults_of_nxai() -> None:
-    assert config_of(NXAI) == ModelConfig(
-        vocab_size=11, embedding_dim=128, num_heads=2, layers="mm", block="large", mlstm_eps=1e-6
+    assert config_of(NXAI) == ModelConfig.from_options(
+        vocab_size=11, embedding_dim=128, num_heads=2, layers="mm", block="large", eps=1e-6
     )
 
 
@@ -64,23 +64,22 @@ def test_defaults_of_nxai() -> None:
 def test_feed_forwards_have_two_widths(D: int, nxai: int, hugging_face: int) -> None:
     """Where the options do not say one; where they do and are wrong, the tensors are right."""
     values = {"embedding_dim": D, "num_heads": 4, "num_blocks": 1, "vocab_size": 2}
-    assert config_of(values).large_ff_dim == nxai
-    assert config_of(values, hugging_face=True).large_ff_dim == hugging_face
+    assert widths(config_of(values))[2] == nxai
+    assert widths(config_of(values, hugging_face=True))[2] == hugging_face
 
 
 @pytest.mark.parametrize("fused", [False, True])
 @pytest.mark.parametrize(("qk", "v", "ff"), [(0.5, 1.0, 2.6667), (0.3, 0.75, 1.01), (2.0, 0.4, 9)])
 def test_widths_are_the_tensors_own(qk: float, v: float, ff: float, fused: bool) -> None:
-    config = ModelConfig(
+    config = ModelConfig.from_options(
         vocab_size=3, embedding_dim=40, layers="m", num_heads=2, block="large",
-        large_qk_dim_factor=qk, large_v_dim_factor=v, large_ff_factor=ff, large_ff_multiple=2,
+        qk_dim_factor=qk, v_dim_factor=v, ff_factor=ff, ff_multiple=2,
     )  # fmt: skip
     rows = large_rows(1, hugging_face=True, fused=fused)
     theirs = dict(to_theirs(rows, weights_of(random_model(config))))
     values = {"hidden_size": 40, "num_heads": 2, "num_hidden_layers": 1, "vocab_size": 3}
     found = read_large_config(values, theirs, "config", hugging_face=True).config
-    for name in ("large_qk_dim", "large_v_dim", "large_ff_dim"):
-        assert getattr(found, name) == getattr(config, name), name
+    assert widths(found) == widths(config)
 
 
 @pytest.mark.parametrize(
@@ -88,11 +87,11 @@ def test_widths_are_the_tensors_own(qk: float, v: float, ff: float, fused: bool)
     [
         ({"use_bias": True}, {"bias": True}),
         ({"add_out_norm": False}, {"final_norm": False}),
-        ({"norm_eps": "1e-5"}, {"large_norm_eps": 1e-5}),
-        ({"eps": 0.0}, {"mlstm_eps": 0.0}),
-        ({"gate_soft_cap": None}, {"large_gate_soft_cap": 0.0}),
-        ({"output_logit_soft_cap": 7}, {"large_logit_soft_cap": 7.0}),
-        ({"qk_dim_factor": 1}, {"large_qk_dim_factor": 1.0}),
+        ({"norm_eps": "1e-5"}, {"norm_eps": 1e-5}),
+        ({"eps": 0.0}, {"eps": 0.0}),
+        ({"gate_soft_cap": None}, {"gate_soft_cap": 0.0}),
+        ({"output_logit_soft_cap": 7}, {"logit_soft_cap": 7.0}),
+        ({"qk_dim_factor": 1}, {"qk_dim_factor": 1.0}),
         (dict.fromkeys(KERNELS, "anything"), {}),
     ],
 )
@@ -129,7 +128,7 @@ def test_two_names_of_an_option_must_agree() -> None:
 
 def test_a_head_that_is_said_to_be_tied() -> None:
     """It is where it is not there, or is the same; else it is a head of its own."""
-    config = ModelConfig(**{**LARGE, "tie_weights": False})
+    config = ModelConfig.from_options(**{**LARGE, "tie_weights": False})
     theirs = dict(to_theirs(large_rows(2, hugging_face=True), weights_of(random_model(config))))
     values, _ = write_hugging_face(config, "float32", {})
     values["tie_word_embeddings"] = True
@@ -150,18 +149,18 @@ def test_a_head_that_is_said_to_be_tied() -> None:
     [
         ({"num_positions": 3}, "num_positions=3 has no counterpart in"),
         ({"final_norm": False}, "final_norm=False has no counterpart in Hugging Face's xLSTM"),
-        ({"large_gate_soft_cap": 0.0}, "large_gate_soft_cap=0.0 has no counterpart"),
-        ({"large_logit_soft_cap": 0.0}, "large_logit_soft_cap=0.0 has no counterpart"),
+        ({"gate_soft_cap": 0.0}, "gate_soft_cap=0.0 has no counterpart"),
+        ({"logit_soft_cap": 0.0}, "logit_soft_cap=0.0 has no counterpart"),
         ({"block": "paper", "layers": "ms"}, "block='paper' has no counterpart"),
     ],
 )
 def test_what_cannot_be_written(options: dict[str, Any], says: str) -> None:
     with pytest.raises(UserError, match=says):
-        write_hugging_face(ModelConfig(**{**LARGE, **options}), "float32", {})
+        write_hugging_face(ModelConfig.from_options(**LARGE).replace(**options), "float32", {})
 
 
 def test_what_is_different_there_is_said() -> None:
-    config = ModelConfig(**{**LARGE, "dropout": 0.1})
+    config = ModelConfig.from_options(**{**LARGE, "dropout": 0.1})
     values, notes = write_hugging_face(config, "bfloat16", {"eos_token_id": 5})
     assert "dropout=0.1 is lost" in notes[0]
     assert "keys are 8 channels wide and values 16" in notes[1]
@@ -170,4 +169,4 @@ def test_what_is_different_there_is_said() -> None:
     assert values["dtype"] == "bfloat16"
     wide = config.replace(embedding_dim=128)
     assert write_hugging_face(wide, "float32", {})[0]["use_cache"] is True
-    assert write_nxai(config.replace(large_gate_soft_cap=0.0))[0]["gate_soft_cap"] is None
+    assert write_nxai(config.replace(gate_soft_cap=0.0))[0]["gate_soft_cap"] is None

@@ -16,7 +16,7 @@ def random_model(**options: Any) -> LanguageModel:
         "vocab_size": 11, "embedding_dim": 16, "layers": "ms", "num_heads": 2, "num_positions": 6,
     }  # fmt: skip
     torch.manual_seed(0)
-    model = LanguageModel(ModelConfig(**{**defaults, **options})).double()
+    model = LanguageModel(ModelConfig.from_options(**{**defaults, **options})).double()
     with torch.no_grad():
         for parameter in model.parameters():
             parameter.add_(0.3 * torch.randn_like(parameter))

@@ -11,9 +11,11 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from openxlstm.config import ModelConfig
 from openxlstm.errors import UserError
 from openxlstm.lm import weights as weights_module
-from openxlstm.lm.folder import fill, load_config
+from openxlstm.lm.config_file import read_config
+from openxlstm.lm.folder import fill
 from openxlstm.lm.model import LanguageModel
 from openxlstm.lm.weights import open_weights
 
@@ -318,4 +320,4 @@ def test_missing_folders(tmp_path: Path) -> None:
 
 
 def test_config_alone(folder: Path, model: LanguageModel) -> None:
-    assert load_config(folder) == model.config
+    assert read_config(folder, ModelConfig) == model.config

@@ -29,7 +29,7 @@ PLAIN = ComputeConfig()
 
 
 def config_of(kind: str, **options: Any) -> ModelConfig:
-    return ModelConfig(
+    return ModelConfig.from_options(
         **{"vocab_size": V, "embedding_dim": D, "num_heads": 2, **KINDS[kind], **options}
     )
 

@@ -292,8 +292,8 @@ def test_the_embedding_of_the_position_is_added(make_model: MakeModel) -> None:
 
 
 def test_logits_of_large_blocks_are_capped(make_model: MakeModel) -> None:
-    free = make_model(**KINDS["large"], large_logit_soft_cap=0.0)
-    capped = make_model(**KINDS["large"], large_logit_soft_cap=2.0)
+    free = make_model(**KINDS["large"], logit_soft_cap=0.0)
+    capped = make_model(**KINDS["large"], logit_soft_cap=2.0)
     logits, _ = free(random_ids())
     assert logits.abs().max() > 2
     assert_close(capped(random_ids())[0], 2 * torch.tanh(logits / 2))

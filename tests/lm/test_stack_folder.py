@@ -7,7 +7,7 @@ import torch
 
 import openxlstm
 from openxlstm.errors import UserError
-from openxlstm.lm.stack_folder import load_stack, load_stack_config, save_stack
+from openxlstm.lm.stack_folder import load_stack, save_stack
 
 CONFIG = openxlstm.StackConfig(embedding_dim=16, layers="msm", num_heads=2, bias=True)
 
@@ -29,15 +29,15 @@ def test_round_trip_is_exact(shard_bytes: int | None, tmp_path: Path) -> None:
 
 
 def test_broken_folders(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="does not exist"):
+    with pytest.raises(UserError, match="is not a stack's folder: it has no"):
         load_stack(tmp_path)
     openxlstm.LanguageModel(openxlstm.ModelConfig(vocab_size=3)).save_pretrained(tmp_path / "model")
-    with pytest.raises(UserError, match="is not the configuration of a stack"):
+    with pytest.raises(UserError, match="not an openxlstm stack's configuration"):
         load_stack(tmp_path / "model")
     save_stack(openxlstm.Stack(CONFIG), tmp_path / "stack")
     path = tmp_path / "stack" / "config.json"
     path.write_text(path.read_text().replace('"msm"', '"mxm"'))
     with pytest.raises(UserError, match=r"config\.json: layers='mxm'"):
-        load_stack_config(tmp_path / "stack")
+        load_stack(tmp_path / "stack")
     with pytest.raises(UserError, match="not an openxlstm model's configuration"):
         openxlstm.LanguageModel.from_pretrained(tmp_path / "stack")

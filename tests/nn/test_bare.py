@@ -74,8 +74,8 @@ def test_stack_is_its_layers_with_dense_maps_between() -> None:
 
 
 def test_nothing_else_is_there() -> None:
-    """No convolution, norm or feed-forward, whatever the options of those say."""
-    rnn = XLSTM(D, D, layers="sm", block="bare", slstm_conv_kernel_size=4, slstm_ff_factor=2.0)
+    """No convolution, norm or feed-forward."""
+    rnn = XLSTM(D, D, layers="sm", block="bare")
     assert {name: tuple(x.shape) for name, x in rnn.named_parameters()} == {
         "stack.blocks.0.layer.input_weight": (4, 4, 4, 4),
         "stack.blocks.0.layer.recurrent_weight": (4, 4, 4, 4),

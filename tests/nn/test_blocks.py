@@ -14,7 +14,7 @@ from tolerances import assert_close
 from torch import Tensor, nn
 
 from openxlstm import reference
-from openxlstm.config import StackConfig
+from openxlstm.config import PaperBlockConfig, StackConfig
 from openxlstm.nn.block import Block
 from openxlstm.nn.stack import Stack
 from openxlstm.reference import mlstm as reference_mlstm
@@ -71,12 +71,17 @@ def silu(x: Tensor) -> Tensor:
     return x / (1 + torch.exp(-x))
 
 
+def block_of(config: StackConfig) -> PaperBlockConfig:
+    assert isinstance(config.block, PaperBlockConfig)
+    return config.block
+
+
 def naive_mlstm(w: Weights, config: StackConfig, x: Tensor) -> Tensor:
     """The layer of an mLSTM block, for one sequence x (T, D)."""
-    NH = config.num_heads
+    NH, block = config.num_heads, block_of(config)
     u = linear(w, "up_proj", x)
     a, z = u[:, : u.shape[1] // 2], u[:, u.shape[1] // 2 :]
-    c = silu(conv(w, "conv", a) if config.mlstm_conv_kernel_size else a)
+    c = silu(conv(w, "conv", a) if block.mlstm_conv_kernel_size else a)
     q, k, v = headwise(w, "q_proj", c), headwise(w, "k_proj", c), headwise(w, "v_proj", a)
     qkv = torch.cat([q, k, v], dim=-1)
     i_preact = qkv @ w["gate_weight"][0].T + w["gate_bias"][0]  # (T, NH)
@@ -87,7 +92,7 @@ def naive_mlstm(w: Weights, config: StackConfig, x: Tensor) -> Tensor:
 
     h, _ = reference_mlstm.recurrent(
         heads(q), heads(k), heads(v), i_preact.T[None], -torch.log1p(torch.exp(-f_preact)).T[None],
-        eps=config.mlstm_eps,
+        eps=block.mlstm_eps,
     )  # fmt: skip
     h = head_norm(w, "norm", h[0].transpose(0, 1)) + w["skip"] * c
     return linear(w, "down_proj", h * silu(z))
@@ -95,7 +100,8 @@ def naive_mlstm(w: Weights, config: StackConfig, x: Tensor) -> Tensor:
 
 def naive_slstm(w: Weights, config: StackConfig, x: Tensor) -> Tensor:
     """The layer of an sLSTM block, for one sequence x (T, D)."""
-    c = silu(conv(w, "conv", x)) if config.slstm_conv_kernel_size else x
+    block = block_of(config)
+    c = silu(conv(w, "conv", x)) if block.slstm_conv_kernel_size else x
     heads = []
     for weight, bias, c_head, x_head in zip(
         w["input_weight"], w["bias"], c.chunk(NH, -1), x.chunk(NH, -1), strict=True
@@ -106,7 +112,7 @@ def naive_slstm(w: Weights, config: StackConfig, x: Tensor) -> Tensor:
     h, _ = reference_slstm.recurrent(
         torch.stack(heads, dim=1)[None],
         w["recurrent_weight"],
-        forget_gate=config.slstm_forget_gate,
+        forget_gate=block.slstm_forget_gate,
     )
     return head_norm(w, "norm", h[0])
 
@@ -126,7 +132,7 @@ def naive_block(w: Weights, config: StackConfig, kind: str, x: Tensor) -> Tensor
     """A whole block, for a batch x (B, T, D)."""
     layer = {"m": naive_mlstm, "s": naive_slstm}[kind]
     x = x + torch.stack([layer(part(w, "layer"), config, row) for row in layer_norm(w, "norm", x)])
-    if kind == "s" and config.slstm_ff_factor:
+    if kind == "s" and block_of(config).slstm_ff_factor:
         x = x + naive_feedforward(part(w, "ff"), layer_norm(w, "ff_norm", x))
     return x
 
@@ -159,7 +165,7 @@ def check(module: nn.Module, naive: Callable[[Weights, Tensor], Tensor]) -> None
 
 @pytest.mark.parametrize(("kernel_size", "bias"), list(product([0, 1, 4], [False, True])))
 def test_mlstm_block_is_the_papers(kernel_size: int, bias: bool, randomize: Randomize) -> None:
-    config = StackConfig(
+    config = StackConfig.from_options(
         embedding_dim=D, layers="m", num_heads=NH, bias=bias, mlstm_conv_kernel_size=kernel_size
     )
     block = Block(config, 0)
@@ -169,10 +175,10 @@ def test_mlstm_block_is_the_papers(kernel_size: int, bias: bool, randomize: Rand
 
 @pytest.mark.parametrize("options", [{"mlstm_eps": 1e-2}, {"mlstm_qkv_block_size": 16}], ids=str)
 def test_mlstm_options(options: dict[str, float], randomize: Randomize) -> None:
-    config = StackConfig.from_dict(
-        {"embedding_dim": D, "layers": "m", "num_heads": NH, "mlstm_proj_factor": 5.0, **options}
+    config = StackConfig.from_options(
+        **{"embedding_dim": D, "layers": "m", "num_heads": NH, "mlstm_proj_factor": 5.0, **options}
     )
-    assert config.mlstm_inner_dim == 128
+    assert block_of(config).mlstm_inner_dim(D) == 128
     block = Block(config, 0)
     randomize(block)
     check(block, lambda w, x: naive_block(w, config, "m", x))
@@ -185,12 +191,9 @@ def test_mlstm_options(options: dict[str, float], randomize: Randomize) -> None:
 def test_slstm_block_is_the_papers(
     kernel_size: int, bias: bool, forget_gate: str, ff_factor: float, randomize: Randomize
 ) -> None:
-    config = StackConfig.from_dict(
-        {
-            "embedding_dim": D, "layers": "s", "num_heads": NH, "bias": bias,
-            "slstm_conv_kernel_size": kernel_size, "slstm_forget_gate": forget_gate,
-            "slstm_ff_factor": ff_factor,
-        }
+    config = StackConfig.from_options(
+        embedding_dim=D, layers="s", num_heads=NH, bias=bias, slstm_conv_kernel_size=kernel_size,
+        slstm_forget_gate=forget_gate, slstm_ff_factor=ff_factor,
     )  # fmt: skip
     block = Block(config, 0)
     randomize(block)

@@ -30,7 +30,7 @@ def make_model(**options: Any) -> LanguageModel:
     """A float32 model of odd sizes, whose every parameter is random."""
     defaults: dict[str, Any] = {"embedding_dim": 36, "layers": "ms", "num_heads": 4}
     torch.manual_seed(0)
-    model = LanguageModel(ModelConfig(**defaults | options, vocab_size=V)).eval()
+    model = LanguageModel(ModelConfig.from_options(**defaults | options, vocab_size=V)).eval()
     with torch.no_grad():
         for parameter in model.parameters():
             parameter.add_(0.2 * torch.randn_like(parameter))
@@ -103,6 +103,7 @@ OPTIONS: dict[str, dict[str, Any]] = {
     "no blocks": {"mlstm_qkv_block_size": 1},
     "three heads": {"num_heads": 3, "mlstm_proj_factor": 5.0},
     "one head": {"num_heads": 1, "embedding_dim": 33},
+    "a limit to logits": {"logit_soft_cap": 0.3},
 }
 
 
@@ -118,17 +119,17 @@ LARGE: dict[str, dict[str, Any]] = {
     "biases": {"bias": True},
     "positions": {"num_positions": 7},
     "tied": {"tie_weights": True},
-    "no caps": {"large_gate_soft_cap": 0.0, "large_logit_soft_cap": 0.0},
-    "low caps": {"large_gate_soft_cap": 0.7, "large_logit_soft_cap": 0.3},
-    "eps": {"mlstm_eps": 0.1, "large_norm_eps": 0.1},
+    "no caps": {"gate_soft_cap": 0.0, "logit_soft_cap": 0.0},
+    "low caps": {"gate_soft_cap": 0.7, "logit_soft_cap": 0.3},
+    "eps": {"eps": 0.1, "norm_eps": 0.1},
     "no final norm": {"final_norm": False},
-    "wide keys": {"large_qk_dim_factor": 1.0, "large_v_dim_factor": 0.5},
-    "wide values": {"embedding_dim": 32, "large_qk_dim_factor": 0.25, "large_v_dim_factor": 9.0},
+    "wide keys": {"qk_dim_factor": 1.0, "v_dim_factor": 0.5},
+    "wide values": {"embedding_dim": 32, "qk_dim_factor": 0.25, "v_dim_factor": 9.0},
     "odd widths": {
         "embedding_dim": 36,
         "num_heads": 3,
-        "large_qk_dim_factor": 0.25,
-        "large_ff_multiple": 7,
+        "qk_dim_factor": 0.25,
+        "ff_multiple": 7,
     },
     "one head": {"num_heads": 1, "embedding_dim": 33},
 }
@@ -149,14 +150,14 @@ def test_steps_of_large_blocks_are_the_models(B: int, options: dict[str, Any]) -
     bias=st.booleans(),
     num_positions=st.sampled_from([0, 6]),
     tie_weights=st.booleans(),
-    mlstm_eps=st.sampled_from([0.0, 1e-6]),
-    large_qk_dim_factor=st.sampled_from([0.5, 1.0]),
-    large_v_dim_factor=st.sampled_from([0.5, 1.0, 3.0]),
-    large_ff_factor=st.sampled_from([0.5, 2.6667]),
-    large_ff_multiple=st.sampled_from([3, 64]),
-    large_norm_eps=st.sampled_from([1e-6, 0.01]),
-    large_gate_soft_cap=st.sampled_from([0.0, 15.0]),
-    large_logit_soft_cap=st.sampled_from([0.0, 1.0, 30.0]),
+    eps=st.sampled_from([0.0, 1e-6]),
+    qk_dim_factor=st.sampled_from([0.5, 1.0]),
+    v_dim_factor=st.sampled_from([0.5, 1.0, 3.0]),
+    ff_factor=st.sampled_from([0.5, 2.6667]),
+    ff_multiple=st.sampled_from([3, 64]),
+    norm_eps=st.sampled_from([1e-6, 0.01]),
+    gate_soft_cap=st.sampled_from([0.0, 15.0]),
+    logit_soft_cap=st.sampled_from([0.0, 1.0, 30.0]),
     final_norm=st.booleans(),
 )
 def test_any_mixture_of_options_of_large_blocks(B: int, **options: Any) -> None:

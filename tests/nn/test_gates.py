@@ -27,7 +27,9 @@ B, T, D, NH = 2, 9, 16, 2
 
 
 def config(**options: object) -> StackConfig:
-    return StackConfig(**{"embedding_dim": D, "num_heads": NH, "layers": "sm", **options})  # pyright: ignore
+    return StackConfig.from_options(
+        **{"embedding_dim": D, "num_heads": NH, "layers": "sm", **options}
+    )  # pyright: ignore
 
 
 def inputs(mask: bool) -> tuple[Tensor, Tensor | None]:
@@ -107,7 +109,7 @@ def test_mlstm(randomize: Randomize, kernel_size: int, mask: bool, bias: bool) -
 
 @pytest.mark.parametrize("mask", [False, True])
 def test_large(randomize: Randomize, mask: bool) -> None:
-    layer = LargeMLSTMLayer(config(block="large", layers="m", large_gate_soft_cap=2.0)).double()
+    layer = LargeMLSTMLayer(config(block="large", layers="m", gate_soft_cap=2.0)).double()
     norm = RMSNorm(D).double()
     randomize(layer)
     randomize(norm)

@@ -53,7 +53,7 @@ def test_mlstm_layer() -> None:
         assert zeros(proj.bias)
     assert_normal(layer.down_proj.weight, WANG)
     assert zeros(layer.down_proj.bias, layer.gate_weight)
-    assert torch.equal(layer.skip, torch.ones(CONFIG.mlstm_inner_dim))
+    assert torch.equal(layer.skip, torch.ones(CONFIG.block.mlstm_dims(D)[0]))
     assert layer.gate_bias[1].tolist() == [3, 4, 5, 6]
 
 
@@ -162,9 +162,8 @@ def test_a_head_of_one_channel_remembers() -> None:
 def test_without_memory(block: Literal["paper", "large"]) -> None:
     """Names, shapes and what is trained are the model's; its weights are nowhere yet."""
     layers = "mm" if block == "large" else "ms"
-    config = ModelConfig(
+    config = ModelConfig.from_options(
         vocab_size=64, embedding_dim=64, layers=layers, block=block, bias=True, num_positions=4,
-        slstm_recurrent_init="uniform",
     )  # fmt: skip
     before = torch.get_rng_state()
     with without_memory():

@@ -12,7 +12,7 @@ import torch
 from tolerances import assert_close
 from torch import Tensor, nn
 
-from openxlstm.config import ModelConfig, StackConfig
+from openxlstm.config import LargeBlockConfig, ModelConfig, StackConfig
 from openxlstm.errors import UserError
 from openxlstm.nn.large import LargeBlock, soft_cap
 from openxlstm.nn.stack import Stack
@@ -23,7 +23,9 @@ Weights = dict[str, Tensor]
 Randomize = Callable[[nn.Module], None]
 
 B, T, D, NH = 2, 9, 16, 2
-CONFIG = StackConfig(embedding_dim=D, layers="mm", num_heads=NH, block="large", mlstm_eps=1e-6)
+CONFIG = StackConfig.from_options(
+    embedding_dim=D, layers="mm", num_heads=NH, block="large", eps=1e-6
+)
 
 
 def linear(w: Weights, name: str, x: Tensor) -> Tensor:
@@ -53,34 +55,32 @@ def cap(x: Tensor, a: float) -> Tensor:
     return a * (torch.exp(2 * x / a) - 1) / (torch.exp(2 * x / a) + 1) if a else x
 
 
-def naive_mlstm(w: Weights, config: StackConfig, rows: Tensor) -> Tensor:
+def naive_mlstm(w: Weights, block: LargeBlockConfig, rows: Tensor) -> Tensor:
     """The layer, for one sequence (T, D) that the norm has been through."""
     state, outputs = None, []
     for u in rows:
         q, k, v = (linear(w, f"{name}_proj", u).view(NH, -1) for name in "qkv")
         i_preact, f_preact = (
-            cap(w["gate_weight"][g] @ u + w["gate_bias"][g], config.large_gate_soft_cap)
-            for g in range(2)
+            cap(w["gate_weight"][g] @ u + w["gate_bias"][g], block.gate_soft_cap) for g in range(2)
         )
         if state is None:
             state = initial_state(q[None, :, None], v[None, :, None])
         log_f = -torch.log1p(torch.exp(-f_preact))
-        h, state = step(
-            q[None], k[None], v[None], i_preact[None], log_f[None], state, config.mlstm_eps
-        )
-        h = affine(w, "norm", torch.cat([layer_norm(head, config.large_norm_eps) for head in h[0]]))
+        h, state = step(q[None], k[None], v[None], i_preact[None], log_f[None], state, block.eps)
+        h = affine(w, "norm", torch.cat([layer_norm(head, block.norm_eps) for head in h[0]]))
         outputs.append(linear(w, "out_proj", sigmoid(linear(w, "o_proj", u)) * h))
     return torch.stack(outputs)
 
 
 def naive_block(w: Weights, config: StackConfig, x: Tensor) -> Tensor:
     """A whole block, for a batch x (B, T, D)."""
-    layer, ff = part(w, "layer"), part(w, "ff")
+    layer, ff, options = part(w, "layer"), part(w, "ff"), config.block
+    assert isinstance(options, LargeBlockConfig)
     results = []
     for row in x:
-        eps = config.large_norm_eps
+        eps = options.norm_eps
         u = torch.stack([rms_norm(w, "norm", x_t, eps) for x_t in row])
-        row = row + naive_mlstm(layer, config, u)
+        row = row + naive_mlstm(layer, options, u)
         steps = []
         for x_t in row:
             u = rms_norm(w, "ff_norm", x_t, eps)
@@ -123,17 +123,17 @@ def check(module: nn.Module, naive: Callable[[Weights, Tensor], Tensor]) -> None
     [
         {},
         {"bias": True},
-        {"mlstm_eps": 0.0},
-        {"large_gate_soft_cap": 0.0},
-        {"large_gate_soft_cap": 0.5},
-        {"large_norm_eps": 0.1},
-        {"large_ff_multiple": 7},
-        {"large_qk_dim_factor": 1.0, "large_v_dim_factor": 0.75, "large_ff_factor": 5.0},
+        {"eps": 0.0},
+        {"gate_soft_cap": 0.0},
+        {"gate_soft_cap": 0.5},
+        {"norm_eps": 0.1},
+        {"ff_multiple": 7},
+        {"qk_dim_factor": 1.0, "v_dim_factor": 0.75, "ff_factor": 5.0},
     ],
     ids=str,
 )
 def test_block_is_that_of_xlstm_7b(options: dict[str, float], randomize: Randomize) -> None:
-    config = StackConfig.from_dict({**CONFIG.to_dict(), **options})
+    config = CONFIG.replace(**options)
     block = LargeBlock(config)
     randomize(block)
     check(block, lambda w, x: naive_block(w, config, x))
@@ -220,19 +220,19 @@ def test_soft_cap() -> None:
     ("options", "words"),
     [
         ({"layers": "msm"}, "block='large' has no sLSTM.*layers='msm'.*'mmm'"),
-        ({"num_heads": 3}, "large_qk_dim_factor × embedding_dim=16 is 8, not a multiple.*=3"),
-        ({"large_v_dim_factor": 0.7}, "large_v_dim_factor × embedding_dim=16 is 11"),
-        ({"large_qk_dim_factor": 0.01}, "large_qk_dim_factor × embedding_dim=16 is 0"),
-        ({"large_ff_factor": 0.0}, "large_ff_factor must be positive"),
-        ({"large_gate_soft_cap": -1.0}, "large_gate_soft_cap must be 0 or more"),
-        ({"large_logit_soft_cap": -1.0}, "large_logit_soft_cap must be 0 or more"),
+        ({"num_heads": 3}, "qk_dim_factor × embedding_dim=16 is 8, not a multiple.*=3"),
+        ({"v_dim_factor": 0.7}, "v_dim_factor × embedding_dim=16 is 11"),
+        ({"qk_dim_factor": 0.01}, "qk_dim_factor × embedding_dim=16 is 0"),
+        ({"ff_factor": 0.0}, "ff_factor must be positive"),
+        ({"gate_soft_cap": -1.0}, "gate_soft_cap must be 0 or more"),
+        ({"logit_soft_cap": -1.0}, "logit_soft_cap must be 0 or more"),
         ({"block": "huge"}, "block must be paper or large or bare"),
     ],
     ids=str,
 )
 def test_what_does_not_fit_is_a_users_mistake(options: dict[str, object], words: str) -> None:
     with pytest.raises(UserError, match=words):
-        ModelConfig.from_dict({"vocab_size": 5, **CONFIG.to_dict(), **options})
+        ModelConfig.from_options(**{"vocab_size": 5, "layers": "mm", **vars(CONFIG), **options})
 
 
 @pytest.mark.parametrize(
@@ -241,5 +241,4 @@ def test_what_does_not_fit_is_a_users_mistake(options: dict[str, object], words:
 )
 def test_width_of_the_feed_forward(width: int, factor: float, inner: int) -> None:
     """As the original's own code rounds; what 8/3 has too much in 2.6667 adds no 64 channels."""
-    config = CONFIG.replace(embedding_dim=width, large_ff_factor=factor)
-    assert config.large_ff_dim == inner
+    assert LargeBlockConfig(ff_factor=factor).ff_dim(width) == inner

@@ -74,11 +74,11 @@ def test_other_instruction_sets(isa: str) -> None:
         {
             "bias": st.booleans(),
             "num_heads": st.sampled_from([1, 2]),
-            "mlstm_eps": st.sampled_from([0.0, 0.1]),
-            "large_qk_dim_factor": st.sampled_from([0.5, 2.0]),
-            "large_v_dim_factor": st.sampled_from([0.5, 5.0]),
-            "large_norm_eps": st.sampled_from([1e-6, 0.1]),
-            "large_gate_soft_cap": st.sampled_from([0.0, 2.0]),
+            "eps": st.sampled_from([0.0, 0.1]),
+            "qk_dim_factor": st.sampled_from([0.5, 2.0]),
+            "v_dim_factor": st.sampled_from([0.5, 5.0]),
+            "norm_eps": st.sampled_from([1e-6, 0.1]),
+            "gate_soft_cap": st.sampled_from([0.0, 2.0]),
             "final_norm": st.booleans(),
         }
     ),

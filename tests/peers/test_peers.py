@@ -76,7 +76,7 @@ OURS: dict[str, tuple[str, dict[str, Any]]] = {
             "layers": "mm",
             "num_heads": 2,
             "block": "large",
-            "mlstm_eps": 0.0,
+            "eps": 0.0,
         },
     ),
     "hf-own": (
@@ -87,7 +87,7 @@ OURS: dict[str, tuple[str, dict[str, Any]]] = {
             "num_heads": 2,
             "block": "large",
             "tie_weights": True,
-            "large_ff_factor": 2.0,
+            "ff_factor": 2.0,
         },
     ),
     # Its cache takes keys and values of a multiple of 64 channels alone.
@@ -149,7 +149,8 @@ def test_a_checkpoint_of_theirs(name: str, tmp_path: Path) -> None:
 def test_a_checkpoint_written_for_them(name: str, tmp_path: Path) -> None:
     to, options = OURS[name]
     torch.manual_seed(1)
-    model = LanguageModel(ModelConfig(vocab_size=31, **{"mlstm_eps": 1e-6, **options})).eval()
+    eps = "eps" if options.get("block") == "large" else "mlstm_eps"
+    model = LanguageModel(ModelConfig.from_options(vocab_size=31, **{eps: 1e-6, **options})).eval()
     with torch.no_grad():
         for parameter in model.parameters():
             scale = parameter.shape[-1] ** -0.5 if parameter.dim() > 1 else 0.3

@@ -48,7 +48,7 @@ def small_model(seed: int = 0, **options: Any) -> LanguageModel:
         "vocab_size": 6, "embedding_dim": 16, "layers": "ms", "num_heads": 2,
     }  # fmt: skip
     torch.manual_seed(seed)
-    return LanguageModel(ModelConfig(**{**defaults, **options}))
+    return LanguageModel(ModelConfig.from_options(**{**defaults, **options}))
 
 
 def small_config(**options: Any) -> TrainConfig:

@@ -83,7 +83,7 @@ def training() -> Comparison:
 
 
 def openxlstm_model(layers: str, width: int = WIDTH, **options: Any) -> LanguageModel:
-    config = ModelConfig(
+    config = ModelConfig.from_options(
         vocab_size=VOCAB, embedding_dim=width, layers=layers, num_heads=HEADS, **options
     )
     return LanguageModel(config)
@@ -91,7 +91,7 @@ def openxlstm_model(layers: str, width: int = WIDTH, **options: Any) -> Language
 
 def large_model(width: int) -> LanguageModel:
     """A model with as many large blocks and parameters as Hugging Face's."""
-    return openxlstm_model("m" * BLOCKS, width, block="large", mlstm_eps=1e-6)
+    return openxlstm_model("m" * BLOCKS, width, block="large", eps=1e-6)
 
 
 def training_entry(name: str, model: nn.Module | Absent) -> Entry:

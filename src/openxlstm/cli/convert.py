@@ -119,8 +119,9 @@ def _open(
         )
         return opened.config, opened.tensors, opened.notes
 
+    from openxlstm.config import ModelConfig
     from openxlstm.files import read_json
-    from openxlstm.lm.folder import CONFIG, load_config
+    from openxlstm.lm.config_file import CONFIG, read_config
     from openxlstm.lm.stack_folder import load_stack
 
     if options.config is not None:
@@ -129,7 +130,7 @@ def _open(
     if (folder / CONFIG).is_file() and "stack" in read_json(folder / CONFIG):
         module = load_stack(folder)
     else:
-        load_config(folder)  # that it is ours: load_model opens the formats of others as well
+        read_config(folder, ModelConfig)  # refuses other formats, which load_model opens
         module = load_model(folder, options.checkpoint)
     tensors = {name: parameter.detach() for name, parameter in module.named_parameters()}
     return module.config, tensors, []

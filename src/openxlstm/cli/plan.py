@@ -234,7 +234,7 @@ def _print_table(name: str, job: "TrainingJob", plan: "Plan", source: str | None
     table = Table.grid("", "", "", padding=(0, 2))
     table.columns[1].justify = "right"
     table.add_row(
-        "model", name, f"{model.embedding_dim} wide, {short(model.layers)}, {model.block}"
+        "model", name, f"{model.embedding_dim} wide, {short(model.layers)}, {model.block.kind}"
     )
     table.add_row("parameters", f"{plan.parameters:,}")
     for part, count in plan.parts.items():

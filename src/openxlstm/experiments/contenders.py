@@ -24,7 +24,7 @@ class StackBody(nn.Module):
 
     def __init__(self, **options: Any) -> None:
         super().__init__()
-        self.stack = Stack(StackConfig(**options))
+        self.stack = Stack(StackConfig.from_options(**options))
 
     def forward(self, x: Tensor) -> Tensor:
         return self.stack(x)[0]

@@ -9,7 +9,7 @@ from typing import Any
 
 from torch import Tensor
 
-from openxlstm.config import ModelConfig, StackConfig, round_up
+from openxlstm.config import ModelConfig, PaperBlockConfig, StackConfig, round_up
 from openxlstm.errors import UserError
 from openxlstm.interop.keymap import Layout, layout_of, nxai_rows, nxai_stack_rows
 from openxlstm.interop.options import Options, factor_of
@@ -103,7 +103,7 @@ def read_paper_config(
     ]
     kind, rows = (ModelConfig, nxai_rows) if is_model else (StackConfig, nxai_stack_rows)
     try:
-        config = kind(**options)
+        config = kind.from_options(**options)
     except UserError as error:
         raise UserError(f"{place}: {error}") from None
     return Reading(
@@ -121,7 +121,7 @@ def write_paper_config(config: StackConfig) -> tuple[dict[str, Any], list[str]]:
     Raises:
         UserError: if an option has no counterpart in NX-AI's model; the message names it.
     """
-    _check_writable(config)
+    block = _check_writable(config)
     bias, dropout = config.bias, config.dropout
     values: dict[str, Any] = {
         "num_blocks": len(config.layers),
@@ -137,28 +137,28 @@ def write_paper_config(config: StackConfig) -> tuple[dict[str, Any], list[str]]:
         values["mlstm_block"] = {
             "mlstm": {
                 "num_heads": config.num_heads,
-                "proj_factor": config.mlstm_proj_factor,
-                "qkv_proj_blocksize": config.mlstm_qkv_block_size,
-                "conv1d_kernel_size": config.mlstm_conv_kernel_size,
+                "proj_factor": block.mlstm_proj_factor,
+                "qkv_proj_blocksize": block.mlstm_qkv_block_size,
+                "conv1d_kernel_size": block.mlstm_conv_kernel_size,
             }
         }
-        if config.mlstm_eps != EPS:
+        if block.mlstm_eps != EPS:
             notes.append(
                 f"NX-AI's mLSTM adds {EPS:g} to its denominator, this one mlstm_eps="
-                f"{config.mlstm_eps:g}: logits differ by about as much"
+                f"{block.mlstm_eps:g}: logits differ by about as much"
             )
     if "s" in config.layers:
-        feedforward = {"proj_factor": config.slstm_ff_factor, "act_fn": "gelu"}
+        feedforward = {"proj_factor": block.slstm_ff_factor, "act_fn": "gelu"}
         values["slstm_block"] = {
             "slstm": {
                 "num_heads": config.num_heads,
-                "conv1d_kernel_size": config.slstm_conv_kernel_size,
-                "recurrent_weight_init": config.slstm_recurrent_init.replace("uniform", "standard"),
+                "conv1d_kernel_size": block.slstm_conv_kernel_size,
+                "recurrent_weight_init": block.slstm_recurrent_init.replace("uniform", "standard"),
                 "backend": "vanilla",
                 "dtype": "float32",
             },
             "feedforward": {**feedforward, "bias": bias, "dropout": dropout}
-            if config.slstm_ff_factor
+            if block.slstm_ff_factor
             else None,
         }
     if isinstance(config, ModelConfig):
@@ -331,19 +331,26 @@ def _positive(table: Options, name: str, default: int) -> int:
     return value
 
 
-def _check_writable(config: StackConfig) -> None:
-    """Raises UserError for the first option that NX-AI's model does not have."""
-    unknown = None
-    if config.block != "paper":
-        unknown = "block", config.block
-    elif "m" in config.layers and not config.mlstm_conv_kernel_size:
+def _check_writable(config: StackConfig) -> PaperBlockConfig:
+    """The options of the blocks.
+
+    Raises:
+        UserError: for the first option that NX-AI's model does not have.
+    """
+    block, unknown = config.block, None
+    if not isinstance(block, PaperBlockConfig):
+        unknown = "block", block.kind
+    elif "m" in config.layers and not block.mlstm_conv_kernel_size:
         unknown = "mlstm_conv_kernel_size", 0
-    elif "s" in config.layers and config.slstm_forget_gate != "sigmoid":
-        unknown = "slstm_forget_gate", config.slstm_forget_gate
+    elif "s" in config.layers and block.slstm_forget_gate != "sigmoid":
+        unknown = "slstm_forget_gate", block.slstm_forget_gate
     elif isinstance(config, ModelConfig) and config.num_positions:
         unknown = "num_positions", config.num_positions
-    if unknown is not None:
-        raise UserError(
-            f"{unknown[0]}={unknown[1]!r} has no counterpart in NX-AI's xlstm: "
-            "this model cannot be written in its format"
-        )
+    elif isinstance(config, ModelConfig) and config.logit_soft_cap:
+        unknown = "logit_soft_cap", config.logit_soft_cap
+    else:
+        return block
+    raise UserError(
+        f"{unknown[0]}={unknown[1]!r} has no counterpart in NX-AI's xlstm: "
+        "this model cannot be written in its format"
+    )

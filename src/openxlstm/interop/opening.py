@@ -16,7 +16,8 @@ from openxlstm.interop.options import below_model, read_table
 from openxlstm.interop.reading import Reading
 from openxlstm.interop.tensor_files import TORCH_FILES, below_prefix, open_checkpoint
 from openxlstm.interop.translate import LazyTensors, to_ours
-from openxlstm.lm.folder import CONFIG, FORMAT, fill
+from openxlstm.lm.config_file import CONFIG, FORMAT
+from openxlstm.lm.folder import fill
 from openxlstm.lm.model import LanguageModel
 from openxlstm.nn.init import without_memory
 from openxlstm.nn.stack import Stack

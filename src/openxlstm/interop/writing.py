@@ -14,8 +14,7 @@ from openxlstm.interop import nxai, xlstm_large
 from openxlstm.interop.keymap import large_rows, nxai_rows, nxai_stack_rows
 from openxlstm.interop.opening import EMBEDDING, Format
 from openxlstm.interop.translate import LazyTensors, to_theirs
-from openxlstm.lm.folder import CONFIG, save_config
-from openxlstm.lm.stack_folder import save_stack_config
+from openxlstm.lm.config_file import CONFIG, write_config
 from openxlstm.lm.weights import save_weights
 
 HEAD = "head.weight"
@@ -51,9 +50,9 @@ def write_checkpoint(
     is_model = isinstance(config, ModelConfig)
     if kind == "hf" and not is_model:
         raise UserError("a stack alone has no counterpart in Hugging Face's xLSTM: use --to nxai")
-    if kind == "openxlstm" or (kind == "hf" and config.block != "large"):
+    if kind == "openxlstm" or (kind == "hf" and config.block.kind != "large"):
         save_weights(folder, tensors, shard_bytes=shard_bytes)
-        save_config(config, folder) if is_model else save_stack_config(config, folder)
+        write_config(config, folder)
         return [] if kind == "openxlstm" else [REGISTERED]
     if kind == "nxai":
         if shard_bytes is not None:
@@ -90,7 +89,7 @@ def _write_nxai(folder: Path, config: StackConfig, tensors: Mapping[str, Tensor]
     if not isinstance(config, ModelConfig):
         values, notes = nxai.write_paper_config(config)
         rows = nxai_stack_rows(config.layers)
-    elif config.block == "large":
+    elif config.block.kind == "large":
         values, notes = xlstm_large.write_nxai(config)
         rows, tensors = large_rows(len(config.layers), hugging_face=False), with_head(tensors)
     else:

@@ -10,7 +10,7 @@ from typing import Any
 
 from torch import Tensor
 
-from openxlstm.config import ModelConfig
+from openxlstm.config import LargeBlockConfig, ModelConfig
 from openxlstm.errors import UserError
 from openxlstm.interop.keymap import large_rows
 from openxlstm.interop.options import Options, factor_of
@@ -89,10 +89,10 @@ def read_large_config(
         "num_heads": top.need("num_heads"),
         "bias": bias,
         "final_norm": final_norm,
-        "mlstm_eps": top.take("eps", 1e-6),
-        "large_norm_eps": top.take("norm_eps", 1e-6),
-        "large_gate_soft_cap": _cap(top, "gate_soft_cap", 15.0),
-        "large_logit_soft_cap": _cap(top, "output_logit_soft_cap", 30.0),
+        "eps": top.take("eps", 1e-6),
+        "norm_eps": top.take("norm_eps", 1e-6),
+        "gate_soft_cap": _cap(top, "gate_soft_cap", 15.0),
+        "logit_soft_cap": _cap(top, "output_logit_soft_cap", 30.0),
     }
     options |= _widths(top, tensors, D, fused, 2.667 if hugging_face else 2.6667)
     notes: list[str] = []
@@ -105,7 +105,7 @@ def read_large_config(
             )
     top.finish(allow_unknown=allow_unknown)
     try:
-        config = ModelConfig(**options)
+        config = ModelConfig.from_options(**options)
     except UserError as error:
         raise UserError(f"{place}: {error}") from None
     return Reading(
@@ -123,14 +123,14 @@ def write_nxai(config: ModelConfig) -> tuple[dict[str, Any], list[str]]:
     Raises:
         UserError: if an option has no counterpart in NX-AI's model; the message names it.
     """
-    notes = _check_writable(config, "NX-AI's xlstm_large")
+    block, notes = _check_writable(config, "NX-AI's xlstm_large")
     values = {
         "embedding_dim": config.embedding_dim,
         "num_blocks": len(config.layers),
-        **_shared(config),
+        **_shared(config, block),
         "add_out_norm": config.final_norm,
-        "gate_soft_cap": config.large_gate_soft_cap or None,
-        "output_logit_soft_cap": config.large_logit_soft_cap or None,
+        "gate_soft_cap": block.gate_soft_cap or None,
+        "output_logit_soft_cap": config.logit_soft_cap or None,
         "weight_mode": "single",
     }
     return values, notes
@@ -149,13 +149,14 @@ def write_hugging_face(
         UserError: if an option has no counterpart in Hugging Face's model; the message names it.
     """
     who = "Hugging Face's xLSTM"
-    notes = _check_writable(config, who)
-    for name in ("large_gate_soft_cap", "large_logit_soft_cap"):
-        if not getattr(config, name):
+    block, notes = _check_writable(config, who)
+    caps = {"gate_soft_cap": block.gate_soft_cap, "logit_soft_cap": config.logit_soft_cap}
+    for name, cap in caps.items():
+        if not cap:
             raise UserError(f"{name}=0.0 has no counterpart in {who}, which always has a limit")
     if not config.final_norm:
         raise UserError(f"final_norm=False has no counterpart in {who}, which always has one")
-    unit, widths = HUGGING_FACE_UNIT, (config.large_qk_dim, config.large_v_dim)
+    unit, widths = HUGGING_FACE_UNIT, block.mlstm_dims(config.embedding_dim)
     has_cache = not any(width % unit for width in widths)
     if not has_cache:
         notes.append(
@@ -170,10 +171,10 @@ def write_hugging_face(
         "embedding_dim": config.embedding_dim,
         "num_hidden_layers": len(config.layers),
         "num_blocks": len(config.layers),
-        **_shared(config),
+        **_shared(config, block),
         "add_out_norm": True,
-        "gate_soft_cap": config.large_gate_soft_cap,
-        "output_logit_soft_cap": config.large_logit_soft_cap,
+        "gate_soft_cap": block.gate_soft_cap,
+        "output_logit_soft_cap": config.logit_soft_cap,
         "weight_mode": "single",
         "tie_word_embeddings": False,
         "use_cache": has_cache,
@@ -194,17 +195,17 @@ def is_tied(tensors: Mapping[str, Tensor], embedding: str, head: str) -> bool:
     return one.shape == other.shape and one.dtype == other.dtype and one.equal(other)
 
 
-def _shared(config: ModelConfig) -> dict[str, Any]:
+def _shared(config: ModelConfig, block: LargeBlockConfig) -> dict[str, Any]:
     return {
         "num_heads": config.num_heads,
         "vocab_size": config.vocab_size,
         "use_bias": config.bias,
-        "norm_eps": config.large_norm_eps,
-        "eps": config.mlstm_eps,
-        "qk_dim_factor": config.large_qk_dim_factor,
-        "v_dim_factor": config.large_v_dim_factor,
-        "ffn_proj_factor": config.large_ff_factor,
-        "ffn_round_up_to_multiple_of": config.large_ff_multiple,
+        "norm_eps": block.norm_eps,
+        "eps": block.eps,
+        "qk_dim_factor": block.qk_dim_factor,
+        "v_dim_factor": block.v_dim_factor,
+        "ffn_proj_factor": block.ff_factor,
+        "ffn_round_up_to_multiple_of": block.ff_multiple,
         **NATIVE,
     }
 
@@ -250,10 +251,10 @@ def _widths(
         multiple = multiple if ff % multiple == 0 else 1
         given = factor_of(ff, D, given, lambda factor: _rounded(factor * D, multiple))
     return {
-        "large_qk_dim_factor": factor("qk_dim_factor", 0.5, qk),
-        "large_v_dim_factor": factor("v_dim_factor", 1.0, v),
-        "large_ff_factor": given,
-        "large_ff_multiple": multiple,
+        "qk_dim_factor": factor("qk_dim_factor", 0.5, qk),
+        "v_dim_factor": factor("v_dim_factor", 1.0, v),
+        "ff_factor": given,
+        "ff_multiple": multiple,
     }
 
 
@@ -262,17 +263,19 @@ def _rounded(width: float, multiple: int) -> int:
     return int(width + multiple - 1) // multiple * multiple
 
 
-def _check_writable(config: ModelConfig, who: str) -> list[str]:
-    """Notes about options that only matter in training.
+def _check_writable(config: ModelConfig, who: str) -> tuple[LargeBlockConfig, list[str]]:
+    """The options of the blocks, and notes about options that only matter in training.
 
     Raises:
         UserError: for the first option that the other model does not have.
     """
-    for name, known in (("block", "large"), ("num_positions", 0)):
-        if (value := getattr(config, name)) != known:
-            raise UserError(
-                f"{name}={value!r} has no counterpart in {who}: "
-                "this model cannot be written in its format"
-            )
+    block = config.block
+    if not isinstance(block, LargeBlockConfig) or config.num_positions:
+        is_large = isinstance(block, LargeBlockConfig)
+        option = f"num_positions={config.num_positions}" if is_large else f"block={block.kind!r}"
+        raise UserError(
+            f"{option} has no counterpart in {who}: this model cannot be written in its format"
+        )
     lost = [name for name in ("dropout", "embedding_dropout") if getattr(config, name)]
-    return [f"{name}={getattr(config, name):g} is lost: {who} has no such option" for name in lost]
+    notes = [f"{name}={getattr(config, name):g} is lost: {who} has no such option" for name in lost]
+    return block, notes

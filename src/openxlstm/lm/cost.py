@@ -10,7 +10,7 @@ with one-hot vectors, 2·V·D a token; the masked half of a chunk; and an operat
 exponential, maximum and sigmoid.
 """
 
-from openxlstm.config import ModelConfig
+from openxlstm.config import LargeBlockConfig, ModelConfig, PaperBlockConfig
 
 CHUNK = 64
 """Steps in a chunk of the chunkwise mLSTM, L."""
@@ -19,23 +19,26 @@ CHUNK = 64
 def flops_per_token(config: ModelConfig) -> int:
     """Operations of the forward pass for one token, every cell in its recurrent form."""
     D, NH = config.embedding_dim, config.num_heads
-    multiply_adds = D * config.vocab_size  # head
+    block, multiply_adds = config.block, D * config.vocab_size  # head
     for kind in config.layers:
-        if kind == "s":
-            multiply_adds += D * config.slstm_conv_kernel_size
-            multiply_adds += 2 * 4 * D * (D // NH)  # gates from the input and from the state
-            multiply_adds += 3 * D * config.slstm_ff_dim
-            continue
-        if config.block == "large":
-            multiply_adds += D * 2 * (config.large_qk_dim + config.large_v_dim)  # q, k, v, o
+        if isinstance(block, LargeBlockConfig):
+            QK, V = block.mlstm_dims(D)
+            multiply_adds += D * 2 * (QK + V)  # q, k, v, o
             multiply_adds += 2 * NH * D  # gates
-            multiply_adds += config.large_v_dim * D  # out
-            multiply_adds += 3 * D * config.large_ff_dim
+            multiply_adds += V * D  # out
+            multiply_adds += 3 * D * block.ff_dim(D)
+        elif kind == "s":
+            assert isinstance(block, PaperBlockConfig)
+            multiply_adds += D * block.slstm_conv_kernel_size
+            multiply_adds += 2 * 4 * D * (D // NH)  # gates from the input and from the state
+            multiply_adds += 3 * D * block.slstm_ff_dim(D)
+            continue
         else:
-            E = config.mlstm_inner_dim
-            multiply_adds += E * config.mlstm_conv_kernel_size
+            assert isinstance(block, PaperBlockConfig)
+            E = block.mlstm_inner_dim(D)
+            multiply_adds += E * block.mlstm_conv_kernel_size
             multiply_adds += D * 2 * E + E * D  # up, down
-            multiply_adds += 3 * E * config.mlstm_qkv_block_size  # q, k, v
+            multiply_adds += 3 * E * block.mlstm_qkv_block_size  # q, k, v
             multiply_adds += 2 * NH * 3 * E  # gates
         DQK, DHV = config.mlstm_head_dims
         multiply_adds += 3 * NH * DQK * DHV  # decay the memory, write k vᵀ, read Cᵀ q

@@ -8,40 +8,8 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from openxlstm.config import ModelConfig
 from openxlstm.errors import UserError
-from openxlstm.files import read_json, write_json
 from openxlstm.lm.weights import Weights
-
-CONFIG = "config.json"
-FORMAT = "openxlstm"
-FOR_TRANSFORMERS = {"model_type": FORMAT, "architectures": ["OpenXLSTMForCausalLM"]}
-"""What tells transformers, once `openxlstm.hf` is imported, that the folder is one of ours."""
-
-
-def save_config(config: ModelConfig, folder: str | Path) -> None:
-    """Writes `config.json`."""
-    values = {"format": FORMAT, **FOR_TRANSFORMERS, "model": config.to_dict()}
-    write_json(Path(folder) / CONFIG, values)
-
-
-def load_config(folder: str | Path) -> ModelConfig:
-    """The configuration of the model in `folder`.
-
-    Raises:
-        UserError: if there is none, or not one that this version understands.
-    """
-    path = Path(folder) / CONFIG
-    if not path.is_file():
-        hint = f"it has no {CONFIG}" if Path(folder).exists() else "it does not exist"
-        raise UserError(f"{folder} is not a model's folder: {hint}")
-    values = read_json(path)
-    if values.get("format") != FORMAT or "model" not in values:
-        raise UserError(f"{path} is not an openxlstm model's configuration")
-    try:
-        return ModelConfig.from_dict(values["model"])
-    except UserError as error:
-        raise UserError(f"{path}: {error}") from None
 
 
 def fill(

@@ -9,7 +9,8 @@ import torch
 from torch import Tensor, nn
 
 from openxlstm.config import ModelConfig
-from openxlstm.lm.folder import fill, load_config, save_config
+from openxlstm.lm.config_file import read_config, write_config
+from openxlstm.lm.folder import fill
 from openxlstm.lm.weights import open_weights, save_weights
 from openxlstm.nn.decoder import Decoder
 from openxlstm.nn.dropout import Dropout
@@ -38,7 +39,7 @@ class LanguageModel(nn.Module):
         self.dropout = Dropout(config.embedding_dropout, config.dropout_kind)
         self.stack = Stack(config)
         self.head = nn.Linear(D, V, bias=False)
-        self.logit_soft_cap = config.large_logit_soft_cap if config.block == "large" else 0.0
+        self.logit_soft_cap = config.logit_soft_cap or 0.0
         small_init_(self.token_embedding.weight, D)
         if self.position_embedding is not None:
             small_init_(self.position_embedding.weight, D)
@@ -129,7 +130,7 @@ class LanguageModel(nn.Module):
             UserError: if a file is missing or damaged, or the weights do not fit the configuration.
         """
         with without_memory():
-            model = cls(load_config(folder))
+            model = cls(read_config(folder, ModelConfig))
         weights = open_weights(folder)
         fill(model, weights, weights.source, dtype=dtype, mapped=mapped)
         return model.eval()
@@ -144,7 +145,7 @@ class LanguageModel(nn.Module):
         """
         tensors = dict(self.named_parameters())  # a tied head once, as the embedding
         save_weights(Path(folder), tensors, shard_bytes=shard_bytes)
-        save_config(self.config, folder)
+        write_config(self.config, folder)
 
 
 @contextmanager

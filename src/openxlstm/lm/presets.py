@@ -2,7 +2,14 @@
 
 from dataclasses import dataclass
 
-from openxlstm.config import ComputeConfig, DataConfig, ModelConfig, TrainConfig
+from openxlstm.config import (
+    ComputeConfig,
+    DataConfig,
+    LargeBlockConfig,
+    ModelConfig,
+    PaperBlockConfig,
+    TrainConfig,
+)
 from openxlstm.errors import UserError
 
 CHARACTERS = 65
@@ -84,7 +91,7 @@ PRESETS = {
             embedding_dim=192,
             layers="ss",
             num_heads=4,
-            slstm_conv_kernel_size=0,
+            block=PaperBlockConfig(slstm_conv_kernel_size=0),
         ),
         data=DataConfig(sources=("tinyshakespeare",), batch_size=24, window=64),
         train=TrainConfig(
@@ -106,7 +113,7 @@ PRESETS = {
             embedding_dim=192,
             layers="sss",
             num_heads=4,
-            slstm_conv_kernel_size=0,
+            block=PaperBlockConfig(slstm_conv_kernel_size=0),
             dropout=0.05,
             embedding_dropout=0.05,
             dropout_kind="channels",
@@ -173,8 +180,7 @@ PRESETS = {
             embedding_dim=4096,
             layers="m" * 32,
             num_heads=8,
-            block="large",
-            mlstm_eps=1e-6,
+            block=LargeBlockConfig(eps=1e-6),
         ),
         data=DataConfig(sources=("dclm",), batch_size=512, window=8192),
         train=TrainConfig(  # appendix B; its rate decays exponentially, and is then cooled to 0

@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from openxlstm import ops
-from openxlstm.config import StackConfig
+from openxlstm.config import BareBlockConfig, StackConfig
 from openxlstm.nn.dropout import Dropout
 from openxlstm.nn.init import mlstm_forget_bias, small_init_, zero_biases_
 from openxlstm.nn.slstm import SLSTMLayer
@@ -25,8 +25,9 @@ class BareMLSTMLayer(nn.Module):
 
     def __init__(self, config: StackConfig, block_index: int = 0) -> None:
         super().__init__()
+        assert isinstance(config.block, BareBlockConfig)
         D, NH = config.embedding_dim, config.num_heads
-        self.num_heads, self.head_dim, self.eps = NH, D // NH, config.mlstm_eps
+        self.num_heads, self.head_dim, self.eps = NH, D // NH, config.block.eps
         self.qkvo_proj = nn.Linear(D, 4 * D, bias=config.bias)  # rows in the order q, k, v, o
         self.gate_weight = nn.Parameter(torch.zeros(2, NH, D))  # gates in the order i, f
         self.gate_bias = nn.Parameter(torch.stack([0.1 * torch.randn(NH), mlstm_forget_bias(NH)]))

@@ -3,7 +3,7 @@
 from torch import Tensor, nn
 
 from openxlstm import ops
-from openxlstm.config import StackConfig
+from openxlstm.config import PaperBlockConfig, StackConfig
 from openxlstm.nn.conv import weights_of
 from openxlstm.nn.feedforward import GatedFeedForward
 from openxlstm.nn.mlstm import MLSTMLayer
@@ -19,10 +19,11 @@ class Block(nn.Module):
 
     def __init__(self, config: StackConfig, block_index: int) -> None:
         super().__init__()
+        assert isinstance(config.block, PaperBlockConfig)
         kind = config.layers[block_index]
         self.norm = LayerNorm(config.embedding_dim)
         self.layer = LAYERS[kind](config, block_index)
-        has_feedforward = kind == "s" and config.slstm_ff_factor > 0
+        has_feedforward = kind == "s" and config.block.slstm_ff_factor > 0
         self.ff_norm = LayerNorm(config.embedding_dim) if has_feedforward else None
         self.ff = GatedFeedForward(config) if has_feedforward else None
 

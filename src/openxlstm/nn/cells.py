@@ -86,7 +86,7 @@ class SLSTMCell(_Cell):
     ) -> None:
         super().__init__(
             "s", input_size, hidden_size, project_input, num_heads=num_heads,
-            slstm_forget_gate=forget_gate, slstm_recurrent_init=recurrent_init,
+            forget_gate=forget_gate, recurrent_init=recurrent_init,
             device=device, dtype=dtype,
         )  # fmt: skip
 

@@ -3,7 +3,7 @@
 from torch import Tensor, nn
 
 from openxlstm import ops
-from openxlstm.config import StackConfig
+from openxlstm.config import PaperBlockConfig, StackConfig
 from openxlstm.nn.dropout import Dropout
 from openxlstm.nn.init import small_init_, wang_init_, zero_biases_
 from openxlstm.nn.norm import EPS
@@ -14,7 +14,8 @@ class GatedFeedForward(nn.Module):
 
     def __init__(self, config: StackConfig) -> None:
         super().__init__()
-        D, inner = config.embedding_dim, config.slstm_ff_dim
+        assert isinstance(config.block, PaperBlockConfig)
+        D, inner = config.embedding_dim, config.block.slstm_ff_dim(config.embedding_dim)
         self.up_proj = nn.Linear(D, 2 * inner, bias=config.bias)
         self.down_proj = nn.Linear(inner, D, bias=config.bias)
         self.dropout = Dropout(config.dropout, config.dropout_kind)

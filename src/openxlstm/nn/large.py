@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from openxlstm import ops
-from openxlstm.config import StackConfig
+from openxlstm.config import LargeBlockConfig, StackConfig
 from openxlstm.nn.dropout import Dropout
 from openxlstm.nn.init import mlstm_forget_bias, small_init_, wang_init_, zero_biases_
 from openxlstm.nn.norm import LargeHeadNorm, RMSNorm
@@ -28,17 +28,19 @@ class LargeMLSTMLayer(nn.Module):
 
     def __init__(self, config: StackConfig) -> None:
         super().__init__()
-        D, QK, V = config.embedding_dim, config.large_qk_dim, config.large_v_dim
+        block, D = config.block, config.embedding_dim
+        assert isinstance(block, LargeBlockConfig)
+        QK, V = block.mlstm_dims(D)
         NH, bias = config.num_heads, config.bias
         self.num_heads, self.head_dims = NH, config.mlstm_head_dims
-        self.eps, self.gate_soft_cap = config.mlstm_eps, config.large_gate_soft_cap
+        self.eps, self.gate_soft_cap = block.eps, block.gate_soft_cap
         self.q_proj, self.k_proj = (nn.Linear(D, QK, bias=bias) for _ in range(2))
         self.v_proj, self.o_proj = (nn.Linear(D, V, bias=bias) for _ in range(2))
         self.gate_weight = nn.Parameter(torch.zeros(2, NH, D))  # gates in the order i, f
         self.gate_bias = nn.Parameter(
             torch.stack([torch.full((NH,), -10.0), mlstm_forget_bias(NH)])
         )
-        self.norm = LargeHeadNorm(V, eps=config.large_norm_eps, bias=bias)
+        self.norm = LargeHeadNorm(V, eps=block.norm_eps, bias=bias)
         self.out_proj = nn.Linear(V, D, bias=bias)
         self.dropout = Dropout(config.dropout, config.dropout_kind)
         for projection in (self.q_proj, self.k_proj, self.v_proj):
@@ -88,7 +90,9 @@ class SwiGLU(nn.Module):
 
     def __init__(self, config: StackConfig) -> None:
         super().__init__()
-        D, inner, bias = config.embedding_dim, config.large_ff_dim, config.bias
+        assert isinstance(config.block, LargeBlockConfig)
+        D, bias = config.embedding_dim, config.bias
+        inner = config.block.ff_dim(D)
         self.gate_proj, self.up_proj = (nn.Linear(D, inner, bias=bias) for _ in range(2))
         self.down_proj = nn.Linear(inner, D, bias=bias)
         self.dropout = Dropout(config.dropout, config.dropout_kind)
@@ -112,7 +116,8 @@ class SwiGLU(nn.Module):
 
 def rms_norm(config: StackConfig) -> RMSNorm:
     """A norm of the residual stream."""
-    return RMSNorm(config.embedding_dim, eps=config.large_norm_eps, bias=config.bias)
+    assert isinstance(config.block, LargeBlockConfig)
+    return RMSNorm(config.embedding_dim, eps=config.block.norm_eps, bias=config.bias)
 
 
 class LargeBlock(nn.Module):

@@ -5,7 +5,7 @@ import torch
 from torch import Tensor, nn
 
 from openxlstm import ops
-from openxlstm.config import StackConfig
+from openxlstm.config import PaperBlockConfig, StackConfig
 from openxlstm.nn.conv import CausalConv1d, weights_of
 from openxlstm.nn.dropout import Dropout
 from openxlstm.nn.init import mlstm_forget_bias, small_init_, wang_init_, zero_biases_
@@ -23,14 +23,16 @@ class MLSTMLayer(nn.Module):
 
     def __init__(self, config: StackConfig, block_index: int = 0) -> None:
         super().__init__()
-        D, E, NH = config.embedding_dim, config.mlstm_inner_dim, config.num_heads
+        block, D, NH = config.block, config.embedding_dim, config.num_heads
+        assert isinstance(block, PaperBlockConfig)
+        E = block.mlstm_inner_dim(D)
         self.num_heads, self.head_dim = NH, E // NH
-        self.eps = config.mlstm_eps
+        self.eps = block.mlstm_eps
         self.up_proj = nn.Linear(D, 2 * E, bias=config.bias)
-        kernel_size = config.mlstm_conv_kernel_size
+        kernel_size = block.mlstm_conv_kernel_size
         self.conv = CausalConv1d(E, kernel_size) if kernel_size else None
         self.q_proj, self.k_proj, self.v_proj = (
-            HeadwiseLinear(E, E // config.mlstm_qkv_block_size, model_dim=D, bias=config.bias)
+            HeadwiseLinear(E, E // block.mlstm_qkv_block_size, model_dim=D, bias=config.bias)
             for _ in range(3)
         )
         self.gate_weight = nn.Parameter(torch.zeros(2, NH, 3 * E))  # gates in the order i, f

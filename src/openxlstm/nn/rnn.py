@@ -4,13 +4,13 @@ B batch · T steps · I input_size · H hidden_size · directions 1 or 2
 """
 
 from collections.abc import Sequence
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence, pad_packed_sequence
 
-from openxlstm.config import StackConfig
+from openxlstm.config import BlockConfig, BlockKind, StackConfig
 from openxlstm.errors import UserError
 from openxlstm.nn.check import check_finite, check_input, check_lengths, check_reset, check_state
 from openxlstm.nn.padding import is_real, reverse, reverse_reset, run_padded, take
@@ -49,7 +49,8 @@ class XLSTM(nn.Module):
             Heads meet there, in feed-forwards and between layers: a single bare sLSTM without it
             keeps H/num_heads features for themselves.
         device, dtype: of the parameters.
-        options: any other field of `openxlstm.StackConfig`, e.g. slstm_conv_kernel_size=0.
+        options: any other field of `openxlstm.StackConfig` or of the block's configuration, e.g.
+            slstm_conv_kernel_size=0 or, with block="large", qk_dim_factor=1.0.
 
     Raises:
         ValueError: on sizes that do not fit together, or an unknown option.
@@ -67,7 +68,7 @@ class XLSTM(nn.Module):
         *,
         layers: str = "s",
         num_heads: int = 4,
-        block: Literal["paper", "large", "bare"] = "paper",
+        block: BlockKind | BlockConfig = "paper",
         project_input: bool | None = None,
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
@@ -194,8 +195,8 @@ class XLSTM(nn.Module):
     def extra_repr(self) -> str:
         said = f"{self.input_size}, {self.hidden_size}, layers={self.config.layers!r}"
         said += f", num_heads={self.config.num_heads}"
-        if self.config.block != "paper":
-            said += f", block={self.config.block!r}"
+        if self.config.block.kind != "paper":
+            said += f", block={self.config.block.kind!r}"
         return said + "".join(
             f", {name}=True" for name in ("batch_first", "bidirectional") if getattr(self, name)
         )
@@ -290,7 +291,7 @@ def stack_config(
         layers = (layers * num_layers)[:num_layers]
     values = {"embedding_dim": hidden_size, "layers": layers, **options}
     try:
-        return StackConfig.from_dict(values)
+        return StackConfig.from_options(**values)
     except UserError as error:
         raise ValueError(_in_the_callers_words(str(error))) from None
 

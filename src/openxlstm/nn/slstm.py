@@ -4,7 +4,7 @@ import torch
 from torch import Tensor, nn
 
 from openxlstm import ops
-from openxlstm.config import StackConfig
+from openxlstm.config import BareBlockConfig, PaperBlockConfig, StackConfig
 from openxlstm.nn.conv import CausalConv1d
 from openxlstm.nn.dropout import Dropout
 from openxlstm.nn.init import powerlaw_forget_bias, small_init_, uniform_init_
@@ -25,14 +25,20 @@ class SLSTMLayer(nn.Module):
         D, NH = config.embedding_dim, config.num_heads
         DH = D // NH
         self.num_heads, self.head_dim = NH, DH
-        self.forget_gate = config.slstm_forget_gate
-        is_bare = config.block == "bare"
-        kernel_size = 0 if is_bare else config.slstm_conv_kernel_size
+        block = config.block
+        is_bare = isinstance(block, BareBlockConfig)
+        if is_bare:
+            kernel_size, recurrent_init = 0, block.recurrent_init
+            self.forget_gate = block.forget_gate
+        else:
+            assert isinstance(block, PaperBlockConfig)
+            kernel_size, recurrent_init = block.slstm_conv_kernel_size, block.slstm_recurrent_init
+            self.forget_gate = block.slstm_forget_gate
         self.conv = CausalConv1d(D, kernel_size) if kernel_size else None
         # Both [head, gate, out, in], gates in the order i, f, z, o.
         self.input_weight = nn.Parameter(small_init_(torch.empty(NH, 4, DH, DH), D))
         self.recurrent_weight = nn.Parameter(torch.zeros(NH, 4, DH, DH))
-        if config.slstm_recurrent_init == "uniform":
+        if recurrent_init == "uniform":
             uniform_init_(self.recurrent_weight.data, D)
         self.bias = nn.Parameter(torch.zeros(NH, 4, DH))
         self.bias.data[:, 1] = powerlaw_forget_bias(DH, block_index, len(config.layers))

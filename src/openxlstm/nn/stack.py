@@ -27,7 +27,7 @@ class Stack(nn.Module):
     def __init__(self, config: StackConfig) -> None:
         super().__init__()
         self.config = config
-        kind = BLOCKS[config.block]
+        kind = BLOCKS[config.block.kind]
         self.blocks = nn.ModuleList(kind(config, index) for index in range(len(config.layers)))
         self.norm: LayerNorm | RMSNorm | nn.Identity = final_norm(config)
 
@@ -58,6 +58,6 @@ class Stack(nn.Module):
 
 def final_norm(config: StackConfig) -> LayerNorm | RMSNorm | nn.Identity:
     """What stands after the last block, in the way of its kind."""
-    if config.block == "bare" or not config.final_norm:
+    if config.block.kind == "bare" or not config.final_norm:
         return nn.Identity()
-    return rms_norm(config) if config.block == "large" else LayerNorm(config.embedding_dim)
+    return rms_norm(config) if config.block.kind == "large" else LayerNorm(config.embedding_dim)

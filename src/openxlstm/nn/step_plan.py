@@ -6,6 +6,7 @@ from typing import Any, overload
 import torch
 from torch import Tensor, nn
 
+from openxlstm.config import LargeBlockConfig
 from openxlstm.nn.bare import BareBlock, BareMLSTMLayer
 from openxlstm.nn.block import Block
 from openxlstm.nn.conv import weights_of
@@ -81,8 +82,9 @@ def matrix_dtype(stack: Stack) -> torch.dtype:
 
 def norm_options(stack: Stack) -> dict[str, Any]:
     """The kind and the epsilon of the norms of its rows, as a `StepPlan` takes them."""
-    is_large = stack.config.block == "large"
-    return {"rms_norm": is_large, "norm_eps": stack.config.large_norm_eps if is_large else EPS}
+    block = stack.config.block
+    is_large = isinstance(block, LargeBlockConfig)
+    return {"rms_norm": is_large, "norm_eps": block.norm_eps if is_large else EPS}
 
 
 def norm_weights(stack: Stack) -> dict[str, Tensor | None]:

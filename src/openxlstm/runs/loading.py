@@ -38,7 +38,8 @@ def load_model(
     """
     import torch
 
-    from openxlstm.lm.folder import load_config
+    from openxlstm.config import ModelConfig
+    from openxlstm.lm.config_file import read_config
     from openxlstm.lm.model import LanguageModel
     from openxlstm.lm.weights import open_weights
 
@@ -51,7 +52,7 @@ def load_model(
         _check_memory(folder, opened.config, stored, kind, say)
         return opened.model(dtype=kind)
     if checkpoint == "best":
-        config, weights = load_config(folder), open_weights(folder)
+        config, weights = read_config(folder, ModelConfig), open_weights(folder)
         stored = {weights.dtype(name) for name in weights}
         _check_memory(folder, config, stored, kind, say)
         return LanguageModel.from_pretrained(folder, dtype=kind)
@@ -59,7 +60,7 @@ def load_model(
     from openxlstm.runs.run_folder import newest_checkpoint
     from openxlstm.train.checkpoint import load_weights  # half a second
 
-    model = LanguageModel(load_config(folder)).eval()
+    model = LanguageModel(read_config(folder, ModelConfig)).eval()
     load_weights(newest_checkpoint(folder, say), model)
     return model.to(kind)
 
@@ -67,7 +68,7 @@ def load_model(
 def is_foreign(folder: Path) -> bool:
     """Whether a folder is one of Hugging Face's xLSTM or of NX-AI's."""
     from openxlstm.files import read_json
-    from openxlstm.lm.folder import CONFIG, FORMAT
+    from openxlstm.lm.config_file import CONFIG, FORMAT
 
     if (folder / CONFIG).is_file():
         values = read_json(folder / CONFIG)

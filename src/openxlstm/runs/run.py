@@ -38,9 +38,12 @@ class Run:
     @cached_property
     def config(self) -> "ModelConfig":
         """The model's configuration."""
-        from openxlstm.lm.folder import load_config
+        from openxlstm.config import ModelConfig
+        from openxlstm.lm.config_file import read_config
 
-        return self.model.config if is_foreign(self.folder) else load_config(self.folder)
+        return (
+            self.model.config if is_foreign(self.folder) else read_config(self.folder, ModelConfig)
+        )
 
     @cached_property
     def model(self) -> "LanguageModel":

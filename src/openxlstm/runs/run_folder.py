@@ -123,7 +123,7 @@ def checkpoint_to_resume(folder: Path, say: Callable[[str], object] | None = Non
 def clear_unstarted(folder: Path) -> None:
     """Removes the files of a run that was killed before its record was written."""
     from openxlstm.data.tokenizer_json import CONFIG_NAME, FILE_NAME
-    from openxlstm.lm.folder import CONFIG
+    from openxlstm.lm.config_file import CONFIG
 
     files = list(folder.iterdir()) if folder.is_dir() else []
     written_first = CONFIG_NAME, FILE_NAME, CONFIG

@@ -238,14 +238,14 @@ class _RunFiles(Callback):
         self._lock.close()
 
     def on_start(self, progress: Progress) -> None:
-        from openxlstm.lm.folder import save_config
+        from openxlstm.lm.config_file import write_config
 
         run = self._run
         if not run.resumed:
             run.folder.mkdir(parents=True, exist_ok=True)
             self._lock.enter_context(lock(run.folder))
             run.corpus.tokenizer.save(run.folder)
-            save_config(run.model, run.folder)
+            write_config(run.model, run.folder)
         for leftover in run.folder.glob(".*.tmp"):  # the run was killed while it wrote this
             leftover.unlink()
         run.record.save(run.folder)
