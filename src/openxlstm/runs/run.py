@@ -41,9 +41,9 @@ class Run:
         from openxlstm.config import ModelConfig
         from openxlstm.lm.config_file import read_config
 
-        return (
-            self.model.config if is_foreign(self.folder) else read_config(self.folder, ModelConfig)
-        )
+        if is_foreign(self.folder):
+            return self.model.config
+        return read_config(self.folder, ModelConfig)
 
     @cached_property
     def model(self) -> "LanguageModel":
