@@ -1,1 +1,1 @@
-"""Claims about xLSTM and its rivals as small experiments, each with figures and a verdict."""
+"""Experiments: claims about xLSTM and other models, tried on a CPU, with figures and verdicts."""

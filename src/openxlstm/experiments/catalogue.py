@@ -10,7 +10,7 @@ LEARNERS = ("sLSTM", "mLSTM", "nn.LSTM", "Transformer")
 
 
 def state_tracking(title: str, task: str, chance: float, fails_below: float) -> Experiment:
-    """One of the formal languages: memory mixing solves it at any length, the others don't."""
+    """An experiment on a formal language, which memory mixing solves at any length."""
     at, longest = ", at 256 symbols after training on up to 40", 256
     return Experiment(
         title=title,
@@ -19,19 +19,19 @@ def state_tracking(title: str, task: str, chance: float, fails_below: float) -> 
         contenders=LEARNERS,
         claims=(
             Claim(
-                words="an sLSTM, whose memories mix, tracks the state" + at,
+                words="an sLSTM, which mixes its memories, tracks the state" + at,
                 source=f"{XLSTM}, section 4.1", contender="sLSTM", at=longest, at_least=0.99,
             ),
             Claim(
-                words="an mLSTM, whose memories do not, can't" + at,
+                words="an mLSTM, which does not, cannot track it" + at,
                 source=f"{XLSTM}, section 4.1", contender="mLSTM", at=longest, below=fails_below,
             ),
             Claim(
-                words="a Transformer can't either" + at,
+                words="a Transformer cannot track it either" + at,
                 source=f"{SUITE}, table 1", contender="Transformer", at=longest, below=fails_below,
             ),
             Claim(
-                words="an LSTM can, as the sLSTM does" + at,
+                words="an LSTM tracks it as the sLSTM does" + at,
                 source=f"{SUITE}, table 1", contender="nn.LSTM", at=longest, at_least=0.99,
             ),
         ),
@@ -124,12 +124,12 @@ EXPERIMENTS: dict[str, Experiment] = {
         contenders=LEARNERS,
         claims=(
             Claim(
-                words="an mLSTM's training costs as much a token at 8192 steps as at 512",
+                words="an mLSTM's training costs as much per token at 8192 steps as at 512",
                 source=f"{XLSTM}, section 2.3", contender="mLSTM", curve="training",
                 at=8192, over=512, at_least=0.75,
             ),
             Claim(
-                words="so does an sLSTM's",
+                words="an sLSTM's training does as well",
                 source=f"{XLSTM}, section 2.2", contender="sLSTM", curve="training",
                 at=8192, over=512, at_least=0.75,
             ),
@@ -144,12 +144,12 @@ EXPERIMENTS: dict[str, Experiment] = {
                 at=16384, over=256, below=1.25,
             ),
             Claim(
-                words="so does one of an sLSTM",
+                words="a token of an sLSTM does as well",
                 source=f"{XLSTM}, section 4.3", contender="sLSTM", curve="generation",
                 at=16384, over=256, below=1.25,
             ),
             Claim(
-                words="one of a Transformer costs more and more",
+                words="a token of a Transformer costs more with a longer context",
                 source=f"{XLSTM}, section 4.3", contender="Transformer", curve="generation",
                 at=16384, over=256, at_least=2.0,
             ),
@@ -160,11 +160,11 @@ EXPERIMENTS: dict[str, Experiment] = {
                 columns=(512, 2048, 8192), log_y=True,
             ),
             Curve(
-                name="generation", x="tokens before", y="generation, µs a token",
+                name="generation", x="tokens before", y="generation, µs per token",
                 columns=(256, 4096, 16384), log_y=True,
             ),
         ),
         together=True,
     ),
 }  # fmt: skip
-"""In the order in which `openxlstm experiment all` runs them."""
+"""All experiments, in the order in which `openxlstm experiment all` runs them."""

@@ -1,4 +1,4 @@
-"""What an experiment found, as plain values, and what follows from it."""
+"""Experiments, claims and results as plain values."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -6,30 +6,30 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True, kw_only=True)
 class ContenderResult:
-    """What one contender did."""
+    """The results of one contender."""
 
     contender: str
     about: str
-    """What it is made of, in words."""
+    """A description of the model."""
     parameters: int
-    """All of them, embedding and head included."""
+    """Number of parameters, embedding and head included."""
     curves: dict[str, dict[int, float]]
-    """What was measured: by name, the values over lengths (or numbers of pairs)."""
+    """The measured curves by name: values by length (or number of pairs)."""
     seconds: float | None = None
-    """Time of the training, on one thread; None where nothing is learned."""
+    """Training time on one thread; None if the experiment has no training."""
     steps: int | None = None
-    """Optimizer steps of it."""
+    """Optimizer steps of the training."""
     answers: int | None = None
-    """Answers that each accuracy is the mean of."""
+    """Number of answers behind each accuracy."""
 
     def value(self, curve: str, at: int) -> float | None:
-        """What was measured there, or None if it was not."""
+        """The value of a curve at a length, or None if it was not measured."""
         return self.curves.get(curve, {}).get(at)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Claim:
-    """A statement about one figure of one contender, with who says so."""
+    """A statement about one figure of one contender, with its source."""
 
     words: str
     source: str
@@ -41,10 +41,10 @@ class Claim:
     """The claim holds in [at_least, below)."""
     curve: str = "accuracy"
     over: int | None = None
-    """If given, the figure is the value `at` over that at this length."""
+    """If given, the figure is the value at `at`, relative to the value at this length."""
 
     def figure(self, outcomes: Mapping[str, ContenderResult]) -> float | None:
-        """The figure by contender's outcome; None if it was not measured."""
+        """The figure in the results of the contenders; None if it was not measured."""
         outcome = outcomes.get(self.contender)
         value = outcome.value(self.curve, self.at) if outcome else None
         if outcome is None or value is None or self.over is None:
@@ -61,37 +61,37 @@ class Claim:
 
 @dataclass(frozen=True, kw_only=True)
 class Curve:
-    """How a curve is shown."""
+    """How a curve is displayed."""
 
     name: str
     x: str
-    """What its horizontal axis counts."""
+    """Label of the horizontal axis."""
     y: str
     columns: tuple[int, ...]
-    """Places that the table shows."""
+    """Lengths that the table shows."""
     trained_up_to: int | None = None
-    """The hardest that the contenders learned from."""
+    """The longest examples in training."""
     chance: float | None = None
-    """What guessing reaches."""
+    """The value of random guessing."""
     log_y: bool = False
 
     @property
     def is_share(self) -> bool:
-        """Whether its values are between 0 and 1, and shown in percent."""
+        """Whether the values are between 0 and 1 and displayed in percent."""
         return self.name == "accuracy"
 
 
 @dataclass(frozen=True, kw_only=True)
 class Experiment:
-    """Claims, and who has to take part to judge them."""
+    """A task with its contenders and claims."""
 
     title: str
     task: str
-    """What has to be done, in a sentence or two."""
+    """The task, in one or two sentences."""
     module: str
-    """The module of this room that runs it."""
+    """The module of this package that runs the experiment."""
     contenders: tuple[str, ...]
     claims: tuple[Claim, ...]
     curves: tuple[Curve, ...]
     together: bool = False
-    """Whether all contenders take turns in one process, undisturbed, since speed is measured."""
+    """Whether all contenders alternate in one process, because their speed is measured."""

@@ -1,7 +1,6 @@
-"""Who takes part: xLSTM's blocks, `torch.nn.LSTM` and a Transformer, of one width.
+"""The contenders: xLSTM's blocks and `torch.nn.LSTM`, with the same embedding, head and width.
 
-All have the same embedding and head around them, and start from the same kind of numbers; what
-differs is what stands between.
+Embedding and head have the same initialization for all; only the body differs.
 
 B batch · T time · D width
 """
@@ -15,8 +14,8 @@ from openxlstm.nn.init import small_init_
 from openxlstm.nn.stack import Stack
 
 TIED_STD = 0.3
-"""Of an embedding that is the head too: small enough to be unsure at first, large enough that a
-contender can be sure later without learning thousands of longer vectors."""
+"""Standard deviation of an embedding tied to the head: small enough for uncertain predictions at
+first, large enough for certain ones later without longer vectors."""
 
 
 class StackBody(nn.Module):

@@ -1,6 +1,6 @@
-"""How every contender learns: AdamW on fresh examples that become harder, until it is solved.
+"""Training of all contenders: AdamW on new examples that become harder, until the task is solved.
 
-B batch · T time · N answers that are asked for
+B batch · T time · N requested answers
 """
 
 import time
@@ -16,49 +16,49 @@ from openxlstm.experiments.claims import ContenderResult
 from openxlstm.experiments.contenders import Reader
 
 MEMORY = 0.95
-"""Share of the running accuracy and loss that stays from step to step."""
+"""Decay of the running accuracy and loss per step."""
 
 COOLING = 0.1
-"""Share of the steps over which the rate falls to 0 once a contender has solved its task."""
+"""Share of the steps over which the learning rate falls to 0 after the task is solved."""
 
 BETAS = 0.9, 0.95
-"""AdamW's, whose weight decay is 0 here: what is learned is exact, and examples never repeat."""
+"""AdamW's betas. Weight decay is 0: the tasks are exact, and examples never repeat."""
 
 TELL_EVERY = 0.5
-"""Seconds between two words about progress."""
+"""Seconds between two reports of progress."""
 
 Tell = Callable[[float, str], object]
-"""Hears the share of the work that is done, and how it goes."""
+"""Receives the completed share of the work, and a status text."""
 
 
 class Examples(NamedTuple):
-    """Examples, and what is asked about them."""
+    """Examples and the requested answers."""
 
     ids: Tensor
     """(B, T) int64."""
     asked: Tensor
-    """(B, T) bool: where an answer is wanted."""
+    """(B, T) bool: true where an answer is requested."""
     answers: Tensor
-    """(N,) int64, in the order of the rows and steps that are asked."""
+    """(N,) int64, in the order of rows and steps."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Recipe:
-    """How long and how fast one learns; the same for all contenders but where it is told."""
+    """Length, rates and levels of the training; the same for all contenders except where noted."""
 
     steps: int
     """Optimizer steps at most."""
     learning_rate: float
-    """Highest rate: reached after `warmup`, kept to the half of the run, then falling to 0."""
+    """Highest rate: reached after `warmup`, constant until half of the run, then falling to 0."""
     levels: Sequence[int]
-    """Difficulties from easy to hard, e.g. lengths. The next comes when `pass_accuracy` is
-    reached, or when the contender is late: half of the steps are for the last one in any case."""
+    """Difficulties from easy to hard, e.g. lengths. The next level starts when `pass_accuracy` is
+    reached, or in time to keep half of the steps for the last level."""
     patience: float = 0.0
-    """Share of the steps before anyone is late: time for what comes as a sudden insight."""
+    """Share of the steps before a level may end unpassed: some tasks are learned suddenly."""
     pass_accuracy: float
-    """Running accuracy that leads to the next level."""
+    """Running accuracy that starts the next level."""
     solved_loss: float
-    """Running loss at the last level, in nats an answer, that ends the training early."""
+    """Running loss at the last level, in nats per answer, that ends the training early."""
     warmup: float = 0.04
     """Share of the steps over which the rate rises from 0."""
     clip_norm: float = 1.0
@@ -66,19 +66,19 @@ class Recipe:
 
 
 class Trained(NamedTuple):
-    """What the training took."""
+    """Length and success of a training."""
 
     steps: int
     seconds: float
     solved: bool
-    """Whether it ended early."""
+    """Whether the training ended early."""
 
 
 def train(
     model: Reader, draw: Callable[[int, torch.Generator], Examples], recipe: Recipe, seed: int,
     tell: Tell,
 ) -> Trained:  # fmt: skip
-    """Trains on examples that `draw` makes of a level and a generator, each seen once."""
+    """Trains on examples from `draw(level, generator)`, each used once."""
     optimizer = torch.optim.AdamW(
         model.parameters(), recipe.learning_rate, betas=BETAS, weight_decay=0.0
     )
@@ -109,7 +109,7 @@ def train(
         if place < len(recipe.levels) - 1:
             if accuracy > recipe.pass_accuracy or step > latest(place, recipe):
                 place += 1
-                accuracy *= 0.9  # it has to be shown again that it is no accident
+                accuracy *= 0.9  # the next level has to be passed again
             continue
         loss_of_late = MEMORY * loss_of_late + (1 - MEMORY) * loss.item()
         if not solved and loss_of_late < recipe.solved_loss:
@@ -122,7 +122,7 @@ def outcome(
     contender: str, about: str, model: Reader, recipe: Recipe, trained: Trained,
     accuracy: dict[int, float], answers: int,
 ) -> ContenderResult:  # fmt: skip
-    """What a contender did that has learned, and was asked for so many answers at each place."""
+    """The results of a trained contender, with `answers` answers per accuracy."""
     return ContenderResult(
         contender=contender,
         about=f"{about}, rate {recipe.learning_rate:g}",
@@ -135,14 +135,14 @@ def outcome(
 
 
 def latest(place: int, recipe: Recipe) -> float:
-    """The step at which a level is left in any case."""
+    """The step at which a level ends in any case."""
     share = (place + 1) / len(recipe.levels)
     return recipe.steps * (recipe.patience + (0.5 - recipe.patience) * share)
 
 
 @torch.no_grad()
 def right_answers(model: Reader, batch: Examples, rows: int) -> Tensor:
-    """Whether each answer is right (N,) bool; so many rows are read at a time."""
+    """Whether each answer is right (N,) bool; reads `rows` rows at a time."""
     found = []
     for start in range(0, len(batch.ids), rows):
         part = slice(start, start + rows)

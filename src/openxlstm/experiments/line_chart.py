@@ -1,4 +1,4 @@
-"""An experiment as a picture: a panel for each curve, a line for each contender."""
+"""Draws an experiment as a line chart: one panel per curve, one line per contender."""
 
 import textwrap
 from collections.abc import Mapping
@@ -16,18 +16,18 @@ STYLES = {
     "nn.LSTM": ("#e09f3e", "^", 1.6),
     "Transformer": ("#7d8597", "D", 1.6),
 }
-"""Color, marker and weight of a contender's line."""
+"""Color, marker and width of each contender's line."""
 
 
 def draw_experiment(
     path: Path, name: str, outcomes: Mapping[str, ContenderResult], *, quick: bool
 ) -> None:
-    """Writes the picture as a PNG, atomically."""
+    """Writes the chart as a PNG, atomically."""
     save_figure(experiment_figure(name, outcomes, quick=quick), path)
 
 
 def experiment_figure(name: str, outcomes: Mapping[str, ContenderResult], *, quick: bool) -> Any:
-    """A matplotlib figure of what was found."""
+    """A matplotlib figure of the results."""
     experiment = EXPERIMENTS[name]
     panels = len(experiment.curves)
     figure = new_figure((7.4 if panels == 1 else 5.4 * panels, 4.4), dpi=110)

@@ -1,10 +1,10 @@
-"""Long memory: words at the start of a long noise, asked for at its end.
+"""Long memory: recall of symbols after a long noise.
 
 The copy task of Hochreiter and Schmidhuber (1997, doi:10.1162/neco.1997.9.8.1735, experiment 2) and
-Arjovsky et al. (arXiv:1511.06464), with noise in the gap, which has to be kept out of the memory:
-4 symbols of an alphabet of 8, then noise of 8 others, then a mark and 3 blanks, and at these the 4
-symbols are to be said again, in order. A model learns from gaps of up to 1024 steps, and is
-asked after gaps of up to 4096.
+Arjovsky et al. (arXiv:1511.06464), with noise in the gap, which must not enter the memory: 4
+symbols of an alphabet of 8, then noise of 8 other symbols, then a mark and 3 blanks, at which the
+model repeats the 4 symbols in order. Training uses gaps of up to 1024 steps, evaluation gaps of up
+to 4096.
 
 B batch · T time
 """
@@ -33,11 +33,11 @@ BODIES: dict[str, tuple[str, float, Callable[[], nn.Module]]] = {
     "nn.LSTM": ("2 layers", 5e-3, lambda: LSTMBody(WIDTH, 2)),
     "Transformer": ("2 blocks, 4 heads", 1e-3, lambda: Transformer(WIDTH, 2, 4)),
 }  # fmt: skip
-"""For each contender what it is, its learning rate, and how to make it."""
+"""Description, learning rate and constructor of each contender."""
 
 
 def run(name: str, contender: str, seed: int, quick: bool, tell: Tell) -> ContenderResult:
-    """Trains one contender, and measures it."""
+    """Trains and evaluates one contender."""
     assert name == "memory"
     about, learning_rate, make_body = BODIES[contender]
     torch.manual_seed(seed)
@@ -61,13 +61,13 @@ def run(name: str, contender: str, seed: int, quick: bool, tell: Tell) -> Conten
 
 
 def draw_up_to(longest: int, generator: torch.Generator) -> Examples:
-    """A batch to learn from: a gap from half of `longest` to all of it, more rows if short."""
+    """A training batch with a gap from longest / 2 to `longest`, with more rows if it is short."""
     gap = int(torch.randint(longest // 2, longest + 1, (1,), generator=generator))
     return draw_copying(max(8, min(128, 8192 // longest)), gap, generator)
 
 
 def draw_copying(rows: int, gap: int, generator: torch.Generator) -> Examples:
-    """Sequences of a word, noise over so many steps, and the question."""
+    """Sequences of 4 symbols, `gap` steps of noise, and the question."""
     word = torch.randint(ALPHABET, (rows, WORD), generator=generator)
     noise = torch.randint(ALPHABET, ALPHABET + NOISE, (rows, gap), generator=generator)
     question = torch.tensor([MARK] + [BLANK] * (WORD - 1)).expand(rows, WORD)

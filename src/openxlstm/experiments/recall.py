@@ -1,11 +1,11 @@
-"""Associative recall: 64 pairs of a key and a value, then every key again, to be answered.
+"""Associative recall: 64 pairs of a key and a value, then a question for each key.
 
-Multi-query associative recall of Arora et al. (arXiv:2312.04927), which the xLSTM paper takes up
-(arXiv:2405.04517, section 4.1): 8192 tokens, half of them keys, half values; a sequence binds each
-of its keys to a value at random and asks for all of them, in another order. What differs from the
-original: the queries follow one another without filler in between, and embedding and head are one
-matrix, so that saying a value needs no 4096 outputs that are learned one by one. Contenders begin
-with 2 pairs and go on as they master them.
+Multi-query associative recall of Arora et al. (arXiv:2312.04927), which the xLSTM paper uses
+(arXiv:2405.04517, section 4.1): 8192 tokens, half of them keys, half values. A sequence binds each
+of its keys to a random value and then asks for all of them in another order. Differences from the
+original: the queries follow one another without filler, and embedding and head share one matrix, so
+that the outputs of 4096 values need not be learned one by one. Training starts with few pairs and
+continues with more as they are mastered.
 
 B batch · P pairs · T = 3·P time
 """
@@ -22,7 +22,7 @@ from openxlstm.experiments.transformer import Transformer
 
 WIDTH, VOCAB_SIZE, MOST_PAIRS = 64, 8192, 64
 PAIRS = (1, 2, 4, 8, 16, 32, 48, 64)
-"""Where the accuracy is measured."""
+"""Numbers of pairs at which the accuracy is measured."""
 
 BODIES: dict[str, tuple[str, float, Callable[[], nn.Module]]] = {
     "mLSTM": (
@@ -38,11 +38,11 @@ BODIES: dict[str, tuple[str, float, Callable[[], nn.Module]]] = {
     "nn.LSTM": ("2 layers", 5e-3, lambda: LSTMBody(WIDTH, 2)),
     "Transformer": ("2 blocks, 4 heads", 5e-3, lambda: Transformer(WIDTH, 2, 4)),
 }  # fmt: skip
-"""For each contender what it is, its learning rate, and how to make it."""
+"""Description, learning rate and constructor of each contender."""
 
 
 def run(name: str, contender: str, seed: int, quick: bool, tell: Tell) -> ContenderResult:
-    """Trains one contender, and measures it."""
+    """Trains and evaluates one contender."""
     assert name == "recall"
     vocab_size, most = (256, 8) if quick else (VOCAB_SIZE, MOST_PAIRS)
     about, learning_rate, make_body = BODIES[contender]
@@ -68,20 +68,19 @@ def run(name: str, contender: str, seed: int, quick: bool, tell: Tell) -> Conten
 
 
 def recall_accuracy(model: Reader, pairs: int, vocab_size: int, answers: int) -> float:
-    """The accuracy over so many answers, of sequences of so many pairs."""
+    """The accuracy over `answers` answers in sequences of `pairs` pairs."""
     generator = torch.Generator().manual_seed(2**32 + pairs)
     batch = draw_recall(answers, pairs, vocab_size, generator)
     return right_answers(model, batch, rows=max(1, 1024 // pairs)).float().mean().item()
 
 
 def queries(pairs: int) -> int:
-    """Of a training step: few while there are few pairs, when what counts is the number of steps
-    until a contender sees what to do."""
+    """Queries per training step: few with few pairs, where the number of steps matters more."""
     return min(128 * pairs, 1024)
 
 
 def draw_recall(queries: int, pairs: int, vocab_size: int, generator: torch.Generator) -> Examples:
-    """Sequences of P pairs, as many as make so many queries in all."""
+    """Sequences of P pairs with `queries` queries in total."""
     B, half = max(1, queries // pairs), vocab_size // 2
     keys = distinct(B, pairs, half, generator)  # (B, P)
     values = torch.randint(half, vocab_size, (B, pairs), generator=generator)
@@ -98,7 +97,7 @@ def distinct(rows: int, count: int, below: int, generator: torch.Generator) -> t
     if rows * below <= 1 << 18:
         return torch.rand(rows, below, generator=generator).topk(count, 1).indices
     numbers = torch.randint(below, (rows, count), generator=generator)
-    while True:  # what is there twice is drawn again, which is rare among so many
+    while True:  # duplicates are rare among so many numbers, and are drawn again
         ordered, order = numbers.sort(1)
         again = torch.zeros(numbers.shape, dtype=torch.bool)
         again[:, 1:] = ordered[:, 1:] == ordered[:, :-1]

@@ -1,13 +1,12 @@
 """State tracking: parity, a walk on a cycle, and arithmetic, from short sequences to long ones.
 
 Three tasks of the formal languages of Delétang et al. (arXiv:2207.02098), which the xLSTM paper
-takes up (arXiv:2405.04517, section 4.1). A model reads symbols and says after each what the state
-is now. It learns from at most 40 symbols, and is asked after up to 256.
+uses (arXiv:2405.04517, section 4.1). A model reads symbols and predicts the state after each one.
+Training uses up to 40 symbols, evaluation up to 256.
 
-What differs from the original: the answer is asked after every symbol (every number), not at the
-end alone, and each sequence draws its own mix of symbols. Under one even mix a walk of 40 steps
-stays near its start, and counting without going round, which ends with the range that was seen,
-looks as good as knowing the cycle.
+Differences from the original: an answer is requested after every symbol (every number), not only at
+the end, and each sequence draws its own mix of symbols. With one even mix, a walk of 40 steps stays
+near its start, so that counting without wrapping around looks as good as knowing the cycle.
 
 B batch · T time
 """
@@ -26,7 +25,7 @@ from openxlstm.experiments.transformer import Transformer
 WIDTH = 64
 LONGEST_TRAINED, LONGEST = 40, 256
 LENGTHS = (4, 8, 16, 24, 32, 40, 48, 64, 96, 128, 160, 192, 224, 256)
-"""Where the accuracy is measured."""
+"""Lengths at which the accuracy is measured."""
 MODULUS = 5
 PLUS, MINUS, TIMES = 0, 1, 2
 
@@ -36,7 +35,7 @@ Draw = Callable[[int, int, torch.Generator], tuple[Tensor, Tensor]]
 
 @dataclass(frozen=True)
 class Task:
-    """One language."""
+    """One formal language."""
 
     draw: Draw
     num_symbols: int
@@ -44,17 +43,17 @@ class Task:
     steps: int
     """Optimizer steps at most."""
     every: int = 1
-    """The state is asked after every so many symbols."""
+    """Symbols between two requested answers."""
 
 
 def mixed(batch_size: int, length: int, num_symbols: int, generator: torch.Generator) -> Tensor:
-    """Random symbols (B, T); each row has its own mix of them, often a lopsided one."""
+    """Random symbols (B, T); each row has its own, often uneven, mix."""
     weights = torch.rand(batch_size, num_symbols, generator=generator) ** 3 + 1e-3
     return torch.multinomial(weights, length, replacement=True, generator=generator)
 
 
 def parity(batch_size: int, length: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
-    """Whether the ones so far are odd in number."""
+    """Bits, and whether the number of ones so far is odd."""
     bits = torch.randint(2, (batch_size, length), generator=generator)
     return bits, bits.cumsum(1) % 2
 
@@ -62,7 +61,7 @@ def parity(batch_size: int, length: int, generator: torch.Generator) -> tuple[Te
 def cycle_navigation(
     batch_size: int, length: int, generator: torch.Generator
 ) -> tuple[Tensor, Tensor]:
-    """Where a walker is on a cycle of five places: symbols are back, stay, forth."""
+    """Steps (back, stay, forth) on a cycle of five places, and the place after each."""
     moves = mixed(batch_size, length, 3, generator)
     return moves, (moves - 1).cumsum(1) % MODULUS
 
@@ -72,8 +71,8 @@ def modular_arithmetic(
 ) -> tuple[Tensor, Tensor]:
     """The value modulo 5 of a calculation such as 1+3−1×4×2+0, worked from left to right.
 
-    Symbols 0 to 2 are the operators, 3 to 7 the numbers; they take turns, after a 1 that is not
-    written. Nothing is multiplied by 0, for all that was before would not matter any more."""
+    Symbols 0 to 2 are the operators, 3 to 7 the numbers. They alternate, after an implicit 1. There
+    is no multiplication by 0, which would make everything before it irrelevant."""
     operators = mixed(batch_size, length // 2, 3, generator)
     numbers = torch.randint(MODULUS, operators.shape, generator=generator)
     nonzero = torch.randint(1, MODULUS, operators.shape, generator=generator)
@@ -106,11 +105,11 @@ BODIES: dict[str, tuple[str, float, Callable[[], nn.Module]]] = {
     "nn.LSTM": ("2 layers", 1e-2, lambda: LSTMBody(WIDTH, 2)),
     "Transformer": ("2 blocks, 4 heads", 1e-3, lambda: Transformer(WIDTH, 2, 4)),
 }  # fmt: skip
-"""For each contender what it is, its learning rate, and how to make it."""
+"""Description, learning rate and constructor of each contender."""
 
 
 def run(name: str, contender: str, seed: int, quick: bool, tell: Tell) -> ContenderResult:
-    """Trains one contender on the task called `name`, and measures it."""
+    """Trains and evaluates one contender on the task `name`."""
     task = TASKS[name]
     about, learning_rate, make_body = BODIES[contender]
     torch.manual_seed(seed)
@@ -137,7 +136,7 @@ def run(name: str, contender: str, seed: int, quick: bool, tell: Tell) -> Conten
 
 
 def asked_after(task: Task, rows: int, length: int, generator: torch.Generator) -> Examples:
-    """Sequences whose state is asked at every step where there is one."""
+    """Sequences with an answer requested at every step that has one."""
     ids, states = task.draw(rows, length, generator)
     asked = torch.zeros(ids.shape, dtype=torch.bool)
     asked[:, task.every - 1 :: task.every] = True

@@ -1,10 +1,10 @@
-"""Throughput: what a token costs while training, and while generating, the longer the text.
+"""Throughput: the cost of a token in training and in generation, against the length of the text.
 
-Contenders take turns in one process, on one thread, and the median turn of each counts. A turn of
-training is a step of 8192 tokens: one sequence of 8192, or 64 of 128. A turn of generation is
-some tokens, one after another, each chosen from the logits of the one before, after a context that
-was read. xLSTM generates as `openxlstm generate` does; the Transformer has a cache of keys and
-values that is written in place; `torch.nn.LSTM` keeps its state.
+Contenders alternate in one process, on one thread, and their medians are compared. A turn of
+training is a step on 8192 tokens, from one sequence of 8192 to 64 of 128. A turn of generation is
+some tokens after a context, chosen greedily one after another. xLSTM generates as `openxlstm
+generate` does; the Transformer has a key-value cache that is written in place; `torch.nn.LSTM`
+keeps its state.
 
 B batch · T time · V vocabulary
 """
@@ -26,11 +26,11 @@ from openxlstm.lm.model import LanguageModel
 
 WIDTH, BLOCKS, VOCAB_SIZE = 128, 4, 256
 TOKENS = 8192
-"""Of a training step, however long its sequences are."""
+"""Tokens per training step, for any length of the sequences."""
 LENGTHS = (128, 512, 2048, 8192)
 CONTEXTS = (256, 1024, 4096, 16384)
 PREFILL = 2048
-"""Steps that a recurrent model reads at a time."""
+"""Steps that a recurrent model reads per call."""
 
 Step = Callable[[Tensor], Tensor]
 """Reads ids (1,) and returns logits (1, V)."""
@@ -44,7 +44,7 @@ ABOUT = {
 
 
 def make_model(contender: str) -> nn.Module:
-    """A language model with the contender in its middle."""
+    """A language model of a contender."""
     if contender in ("sLSTM", "mLSTM"):
         layers = contender[0] * BLOCKS
         return LanguageModel(ModelConfig(vocab_size=VOCAB_SIZE, embedding_dim=WIDTH, layers=layers))
@@ -54,7 +54,7 @@ def make_model(contender: str) -> nn.Module:
 
 
 def run_together(seed: int, quick: bool, tell: Tell) -> Iterator[ContenderResult]:
-    """Measures all contenders; each comes again whenever more is known of it."""
+    """Measures all contenders; yields each one again whenever it has a new figure."""
     torch.manual_seed(seed)
     models = {contender: make_model(contender) for contender in ABOUT}
     curves: dict[str, dict[str, dict[int, float]]] = {
@@ -88,7 +88,7 @@ def run_together(seed: int, quick: bool, tell: Tell) -> Iterator[ContenderResult
 
 
 def medians(turns: dict[str, Callable[[], object]], rounds: int) -> dict[str, float]:
-    """Seconds of the median turn of each, after one that does not count; they take turns."""
+    """Median seconds of each turn; they alternate, after one warm-up each."""
     taken: dict[str, list[float]] = {name: [] for name in turns}
     for number in range(rounds + 1):
         for name, turn in turns.items():
@@ -100,7 +100,7 @@ def medians(turns: dict[str, Callable[[], object]], rounds: int) -> dict[str, fl
 
 
 def training_turn(model: nn.Module, length: int, tokens: int) -> Callable[[], object]:
-    """A step of AdamW on so many tokens, in sequences of `length`."""
+    """An AdamW step on `tokens` tokens in sequences of `length`."""
     optimizer = torch.optim.AdamW(model.parameters(), 1e-4)
     ids = torch.randint(VOCAB_SIZE, (max(1, tokens // length), length + 1))
     inputs, targets = ids[:, :-1].contiguous(), ids[:, 1:].flatten()
@@ -119,7 +119,7 @@ def training_turn(model: nn.Module, length: int, tokens: int) -> Callable[[], ob
 
 
 def generation_turn(model: nn.Module, context: int, tokens: int) -> Callable[[], object]:
-    """So many tokens, greedily, after a context of random ones."""
+    """Greedy generation of `tokens` tokens after a random context."""
     ids = torch.randint(VOCAB_SIZE, (1, context))
     with torch.no_grad():
         make_steps = after_context(model, ids, context + tokens)
@@ -134,7 +134,7 @@ def generation_turn(model: nn.Module, context: int, tokens: int) -> Callable[[],
 
 
 def after_context(model: nn.Module, ids: Tensor, capacity: int) -> Callable[[], Step]:
-    """Reads ids (1, T), and returns what makes a `Step` that goes on from there, any time again."""
+    """Reads ids (1, T); returns a function that makes a `Step` from there, as often as needed."""
     if isinstance(model, LanguageModel):
         state = model.initial_state(1)
         for part in ids.split(PREFILL, 1):

@@ -1,5 +1,5 @@
-"""The Transformer among the contenders: causal, pre-norm, rotary positions, with a cache of keys
-and values for generation. The attention is torch's own.
+"""The Transformer contender: causal, pre-norm, with rotary positions, torch's attention, and a
+key-value cache for generation.
 
 B batch · T time · S steps in the cache · D width · NH heads · DH width of a head
 """
@@ -13,9 +13,9 @@ ROTARY_BASE = 10_000.0
 
 
 class Cache:
-    """Keys and values of the steps that one block has read, with room for `capacity` of them.
+    """Keys and values of the steps that one block has read, for up to `capacity` steps.
 
-    A step is written in place and read as a view: nothing is copied as the context grows.
+    Steps are written in place and read as a view, so that nothing is copied as the context grows.
     """
 
     def __init__(self, batch_size: int, num_heads: int, capacity: int, head_dim: int) -> None:
@@ -32,7 +32,7 @@ class Cache:
 
 
 class TransformerBlock(nn.Module):
-    """Attention, then a feed-forward of four times the width. x (B, T, D) → (B, T, D)."""
+    """Attention and a feed-forward of four times the width. x (B, T, D) → (B, T, D)."""
 
     def __init__(self, width: int, num_heads: int) -> None:
         super().__init__()
@@ -67,7 +67,7 @@ class Transformer(nn.Module):
         self.norm = nn.LayerNorm(width)
 
     def empty_caches(self, batch_size: int, capacity: int) -> list[Cache]:
-        """One a block, for contexts of up to `capacity` steps."""
+        """One cache per block, for contexts of up to `capacity` steps."""
         return [Cache(batch_size, self.num_heads, capacity, self.head_dim) for _ in self.blocks]
 
     def forward(self, x: Tensor, caches: list[Cache] | None = None) -> Tensor:
@@ -80,13 +80,13 @@ class Transformer(nn.Module):
 
 
 def rotations(start: int, steps: int, head_dim: int) -> Tensor:
-    """How far each pair of channels turns at positions start, start + 1, … (T, DH/2), complex."""
+    """Complex rotations of pairs of channels at positions start, start + 1, … (T, DH/2)."""
     rates = ROTARY_BASE ** -(torch.arange(0, head_dim, 2) / head_dim)
     angles = torch.arange(start, start + steps)[:, None] * rates
     return torch.polar(torch.ones_like(angles), angles)
 
 
 def rotate(x: Tensor, turns: Tensor) -> Tensor:
-    """x (B, NH, T, DH), its pairs of channels turned."""
+    """x (B, NH, T, DH) with its pairs of channels rotated."""
     pairs = torch.view_as_complex(x.unflatten(-1, (-1, 2)).contiguous())
     return torch.view_as_real(pairs * turns).flatten(-2)

@@ -1,4 +1,4 @@
-"""What a person reads: the task, a table of the contenders, a verdict for each claim."""
+"""Prints an experiment: the task, a table of the contenders, a verdict per claim."""
 
 from collections.abc import Mapping
 from typing import Any, TextIO
@@ -12,7 +12,7 @@ from openxlstm.experiments.catalogue import EXPERIMENTS
 from openxlstm.experiments.claims import Claim, ContenderResult, Curve, Experiment
 
 WIDTH = 132
-"""More columns than any table needs; a narrower terminal breaks the lines."""
+"""Wider than any table; a narrower terminal wraps the lines."""
 
 TOO_SHORT = "too short to judge"
 """The verdict on every claim after a quick run."""
@@ -31,7 +31,7 @@ def print_list(file: TextIO) -> None:
 def print_verdicts(
     name: str, outcomes: Mapping[str, ContenderResult], file: TextIO, *, quick: bool, seed: int
 ) -> None:
-    """Prints what an experiment found."""
+    """Prints the results of an experiment."""
     experiment, console = EXPERIMENTS[name], console_on(file)
     console.print(f"[bold]{escape(experiment.title)}[/]  [dim]{name}, seed {seed}", soft_wrap=True)
     console.print(escape(experiment.task), soft_wrap=True)
@@ -54,7 +54,7 @@ def console_on(file: TextIO) -> Console:
 
 
 def judge(claim: Claim, outcomes: Mapping[str, ContenderResult], *, quick: bool) -> tuple[str, str]:
-    """The verdict on a claim, and its figure in words, with what it should be."""
+    """The verdict on a claim, and a text with the measured and the claimed figure."""
     figure = claim.figure(outcomes)
     wanted = [
         f"{sign} {value:.4g}" if claim.over or claim.curve != "accuracy" else f"{sign} {value:.0%}"
@@ -71,7 +71,7 @@ def judge(claim: Claim, outcomes: Mapping[str, ContenderResult], *, quick: bool)
 
 
 def contender_table(experiment: Experiment, outcomes: Mapping[str, ContenderResult]) -> Table:
-    """A line for each contender, a column for each figure."""
+    """A table with one row per contender and one column per figure."""
     made = Table(box=SIMPLE_HEAD, padding=(0, 1, 0, 0))
     made.add_column("who", no_wrap=True)
     made.add_column("what", no_wrap=True)
@@ -103,25 +103,25 @@ def contender_table(experiment: Experiment, outcomes: Mapping[str, ContenderResu
         if curve.chance is not None
     ]
     notes += [
-        f"learned from up to {curve.trained_up_to} {curve.x}"
+        f"trained on up to {curve.trained_up_to} {curve.x}"
         for curve in experiment.curves
         if curve.trained_up_to is not None
     ]
     notes += [f"each accuracy of {count:,} answers" for count in answers if count]
     if experiment.together:
-        notes.append("medians of turns in one process, on one thread")
+        notes.append("medians of alternating measurements in one process, on one thread")
     made.caption = " · ".join(notes)
     made.caption_justify = "left"
     return made
 
 
 def column_heading(curve: Curve, at: int) -> str:
-    """What stands above a column."""
+    """The heading of a column."""
     return f"{curve.name}\n{at:,}"
 
 
 def format_value(curve: Curve, value: float | None) -> str:
-    """A figure of a curve; a dash where it was not measured."""
+    """A formatted figure; a dash if it was not measured."""
     if value is None:
         return "–"
     return percent(value) if curve.is_share else f"{value:,.0f}"
@@ -135,7 +135,7 @@ def to_json(
     name: str, outcomes: Mapping[str, ContenderResult], where: dict[str, Any], *,
     quick: bool, seed: int, complete: bool,
 ) -> dict[str, Any]:  # fmt: skip
-    """Everything that was found, as JSON-ready values; curves are lists of [x, y]."""
+    """All results as JSON-ready values; curves are lists of [x, y]."""
     experiment = EXPERIMENTS[name]
     claims = []
     for claim in experiment.claims:

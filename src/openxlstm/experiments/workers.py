@@ -1,7 +1,7 @@
-"""Contenders side by side: each learns in a process of its own, on one thread.
+"""Runs contenders side by side, each in a separate process with one thread.
 
-A process is told what to do by names alone, sends how it goes and what it found, and ends. None
-outlives this one: Ctrl-C ends them all, and one whose parent was killed ends by itself.
+A process receives names only, sends its progress and results, and ends. No process outlives its
+parent: Ctrl-C ends all of them, and so does the end of the parent.
 """
 
 import contextlib
@@ -22,15 +22,15 @@ from openxlstm.experiments.claims import ContenderResult
 from openxlstm.spawning import SPAWN, follow_parent, interrupts_held
 
 Hear = Callable[[str, float, str], object]
-"""Hears of progress: the contender, the share of its work that is done, and how it goes."""
+"""Receives progress: the contender, the completed share of its work, and a status text."""
 
 ALL = "all contenders"
-"""In place of a contender, where they take turns in one process."""
+"""Stands for all contenders, if they alternate in one process."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class ContenderJob:
-    """What one process is to do."""
+    """The task of one process."""
 
     experiment: str
     contender: str
@@ -40,16 +40,16 @@ class ContenderJob:
 
 @dataclass(frozen=True)
 class Crash:
-    """A process that did not come to its end."""
+    """A process that failed."""
 
     contender: str
     reason: str
-    """In a line."""
+    """The reason, in one line."""
     trace: str = ""
 
 
 def jobs_of(name: str, seed: int, quick: bool) -> list[ContenderJob]:
-    """What there is to do for an experiment."""
+    """The jobs of an experiment."""
     experiment = EXPERIMENTS[name]
     who = (ALL,) if experiment.together else experiment.contenders
     return [ContenderJob(experiment=name, contender=one, seed=seed, quick=quick) for one in who]
@@ -58,9 +58,9 @@ def jobs_of(name: str, seed: int, quick: bool) -> list[ContenderJob]:
 def run_jobs(
     jobs: list[ContenderJob], processes: int, hear: Hear
 ) -> Generator[ContenderResult | Crash]:
-    """Runs jobs, so many at a time, and yields what they find as they find it.
+    """Runs up to `processes` jobs at a time, and yields results as they arrive.
 
-    Closing the iterator, or an exception in it, ends all of them.
+    Closing the iterator, or an exception in it, ends all processes.
     """
     waiting = deque(jobs)
     running: dict[Any, tuple[ContenderJob, BaseProcess]] = {}
@@ -97,7 +97,7 @@ def run_jobs(
 
 
 def end(running: dict[Any, tuple[ContenderJob, BaseProcess]]) -> None:
-    """Ends processes, first by asking."""
+    """Ends processes: terminates them, and kills those that do not end."""
     for _, process in running.values():
         process.terminate()
     for here, (_, process) in running.items():
@@ -109,7 +109,7 @@ def end(running: dict[Any, tuple[ContenderJob, BaseProcess]]) -> None:
 
 
 def ending(exit_code: int) -> str:
-    """How a process ended that said nothing."""
+    """The reason why a process ended without a message."""
     if exit_code < 0:
         name = signal.Signals(-exit_code).name
         hint = "; there may not have been enough memory" if -exit_code == 9 else ""
@@ -119,8 +119,8 @@ def ending(exit_code: int) -> str:
 
 @contextlib.contextmanager
 def interrupts_noted() -> Iterator[Any]:
-    """Makes Ctrl-C a message instead of an exception, which could come anywhere: between the start
-    of a process and the note of it, or where nobody hears it."""
+    """Turns Ctrl-C into a message on a pipe, because an exception could occur anywhere, such as
+    between the start of a process and its registration."""
     noted, note = multiprocessing.Pipe(duplex=False)
     is_main = threading.current_thread() is threading.main_thread()  # others cannot set a handler
     before = signal.getsignal(signal.SIGINT)
@@ -136,7 +136,7 @@ def interrupts_noted() -> Iterator[Any]:
 
 
 def work(job: ContenderJob, there: Connection) -> None:
-    """Does a job; the whole life of a process."""
+    """The main function of a process: runs one job."""
     follow_parent()
     try:
         import torch
