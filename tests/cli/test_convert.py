@@ -123,7 +123,7 @@ def test_several_types_become_the_widest(cli: Cli, tmp_path: Path) -> None:
     source, name = write(tmp_path / "nxai", "nxai"), "token_embedding.weight"
     edit(source, lambda tensors: tensors.update({name: tensors[name].bfloat16()}))
     result = cli("convert", source, "--out", tmp_path / "out")
-    assert "the weights are of several types; all of them become float32" in result.err
+    assert "the weights have several types; all are converted to float32" in result.err
     found = loaded(tmp_path / "out")
     assert {tensor.dtype for tensor in found.values()} == {torch.float32}
     assert torch.equal(found[name], load_file(source / "model.safetensors")[name].float())
@@ -156,7 +156,7 @@ def test_numbers_that_are_not_finite_are_told(cli: Cli, tmp_path: Path) -> None:
     edit(source, lambda tensors: tensors["token_embedding.weight"][0].fill_(torch.nan))
     result = cli("convert", source, "--out", tmp_path / "out")
     assert result.code == 0
-    assert "token_embedding.weight holds numbers that are not finite" in result.err
+    assert "token_embedding.weight has values that are not finite" in result.err
     assert bool(loaded(tmp_path / "out")["token_embedding.weight"][0].isnan().all())
 
 

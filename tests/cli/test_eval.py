@@ -206,7 +206,7 @@ def test_a_folder_that_is_no_run(trained_copy: Path, tmp_path: Path, cli: Cli) -
     (trained_copy / "train.json").unlink()
     result = cli("eval", trained_copy)
     assert result.code == 2
-    assert "does not say what it was trained on: give --data" in result.err
+    assert "has no record of its training data: give --data" in result.err
 
 
 def test_a_model_without_a_record(

@@ -165,7 +165,7 @@ def test_a_crash_is_one_line(cli: Cli, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("openxlstm.cli.experiment.run_jobs", run)
     result = cli("experiment", "parity", "--quiet")
     assert (result.code, result.out) == (2, "")
-    assert result.err == "openxlstm: parity: mLSTM did not come to its end: ValueError: no\n"
+    assert result.err == "openxlstm: parity: mLSTM did not finish: ValueError: no\n"
     assert "Traceback: here" in cli("experiment", "parity", "--quiet", "-v").err
 
 

@@ -36,10 +36,10 @@ def test_what_it_says(cli: Cli, text_file: Path, tmp_path: Path, tree: Tree) -> 
     size = text_file.stat().st_size
     assert (result.code, result.out) == (0, "")
     assert (
-        f"{size:,} tokens, 256 different, of {size:,} characters in 1 document; 1 shard in "
+        f"{size:,} tokens, vocabulary of 256, from {size:,} characters in 1 document; 1 shard in "
         in result.err
     )
-    assert re.search(r"made in \d+\.\d s \(\d+\.\d MB/s\)\n", result.err)
+    assert re.search(r"written in \d+\.\d s \(\d+\.\d MB/s\)\n", result.err)
     assert result.err.endswith(f"openxlstm train --data '{folder}'\n")
     assert set(tree(folder)) == {
         "00000.ids.npy", "00000.starts.npy", "manifest.json", "tokenizer.json",
@@ -227,7 +227,7 @@ def test_ctrl_c_leaves_what_is_done(
         assert process.stderr is not None
         said = process.stderr.read()
         assert process.wait() == 130
-    assert said == "stopped; the same command goes on from here\n"
+    assert said == "stopped; give the same command again to resume\n"
     assert not list(out.glob(".*"))
     assert cli(*options, "--quiet").code == 0
     options[options.index(str(out))] = str(tmp_path / "whole")

@@ -1,4 +1,4 @@
-"""The command line: one file a command, and the only place where the rooms meet."""
+"""The command line: one file per command, and the only room that may import all others."""
 
 from openxlstm.cli.main import main
 

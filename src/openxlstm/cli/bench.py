@@ -1,4 +1,4 @@
-"""`openxlstm bench`: how fast it is here, beside its peers and the machine's limit."""
+"""`openxlstm bench`: its speed on this machine, beside peers and the machine's limits."""
 
 import contextlib
 import math
@@ -17,26 +17,26 @@ from openxlstm.files import write_json
 
 @dataclass(frozen=True, kw_only=True)
 class Options:
-    """Times openxlstm beside its peers, which take turns with it in one process, and beside what
-    this machine could do at best. A peer that is not installed is listed as such; benchmarks/README
-    says how to have them.
+    """Times openxlstm beside its peers, alternating in one process, and beside the limits of this
+    machine. A peer that is not installed is listed as such; benchmarks/README.md says how to
+    install it.
 
-    The exit code is 1 if an answer was wrong, which then is not timed."""
+    A result that is wrong is not timed, and makes the exit code 1."""
 
     part: Literal["ops", "training", "generation", "all"] = "all"
-    """ops: mLSTM and sLSTM, forward and backward. training: a step of whole models. generation:
-    token after token."""
+    """ops: mLSTM and sLSTM, forward and backward. training: a training step of whole models.
+    generation: one stream, token by token."""
     quick: bool = False
-    """A short look: the first shape of each op, one turn of what is slow."""
+    """A short run: the first shape of each op, and a single repetition of slow contenders."""
     budget: float | None = None
-    """Seconds of timing a part, shared among all contenders; 120 by default, 4 with --quick. What
-    is slow takes its turns all the same, so that the run is longer."""
+    """Seconds of timing per part, shared by all contenders; 120 by default, 4 with --quick. Slow
+    contenders have a least number of repetitions, so that the run can take longer."""
     threads: int | None = None
-    """Threads of every contender; by default torch's choice."""
+    """Number of threads of every contender; by default torch's choice."""
     json: Path | None = None
     """Also write the figures to this file."""
     plot: Path | None = None
-    """Also draw them, into this PNG file."""
+    """Also draw the figures, into this PNG file."""
     quiet: Quiet = False
     """No progress."""
     verbose: Verbose = False
@@ -62,7 +62,7 @@ def run(arguments: list[str]) -> int:
     parts = tuple(PARTS) if options.part == "all" else (options.part,)
     session = Session(parts, quick=options.quick, budget=options.budget)
     with (
-        contextlib.suppress(KeyboardInterrupt),  # minutes of measuring are not thrown away
+        contextlib.suppress(KeyboardInterrupt),  # the figures measured so far are reported
         _warnings_hidden(options.quiet),
         BenchmarkProgress(quiet=options.quiet) as progress,
     ):
@@ -81,7 +81,7 @@ def run(arguments: list[str]) -> int:
 
 @contextlib.contextmanager
 def _warnings_hidden(quiet: bool) -> Iterator[None]:
-    """Peers warn of this and that; --quiet means them, too."""
+    """Hides the warnings of peers with --quiet."""
     with warnings.catch_warnings():
         if quiet:
             warnings.simplefilter("ignore")

@@ -1,4 +1,4 @@
-"""`openxlstm convert`: a model from one format into another, as a folder of its own."""
+"""`openxlstm convert`: converts a model from one format to another, in a new folder."""
 
 import re
 import sys
@@ -30,39 +30,39 @@ NAMES = {
 
 @dataclass(frozen=True, kw_only=True)
 class Options:
-    """Writes a model as a folder of its own: weights in safetensors, configuration, tokenizer.
+    """Writes a model to a new folder: weights in safetensors, configuration, tokenizer.
 
-    It is a run's, however many processes trained it; or one of NX-AI's xlstm or xlstm_large, or of
-    Hugging Face's xLSTM. No code of a checkpoint is run, and the source is only read.
+    The source is a run, trained by any number of processes, or a model of NX-AI's xlstm or
+    xlstm_large, or of Hugging Face's xLSTM. It is only read, and no code in it is executed.
     """
 
     source: tyro.conf.Positional[Path]
-    """A run's or a model's folder, or a file of weights: .safetensors, .pt, .pth, .bin or .ckpt."""
+    """Folder of a run or a model, or a file of weights: .safetensors, .pt, .pth, .bin or .ckpt."""
     out: Path
-    """The folder to write; it must be new or empty."""
+    """Folder to write; it must be new or empty."""
     from_: Annotated[Literal["auto", "openxlstm", "nxai", "hf"], tyro.conf.arg(name="from")] = (
         "auto"
     )
-    """The format of the source; auto finds out."""
+    """Format of the source; auto detects it."""
     to: Literal["openxlstm", "nxai", "hf"] = "openxlstm"
-    """The format to write. hf: what transformers opens; a model of the paper's blocks opens there
-    after `import openxlstm.hf`."""
+    """Format to write. hf: transformers can open it; a model with the paper's blocks needs `import
+    openxlstm.hf` first."""
     config: Path | None = None
-    """The configuration of NX-AI's or Hugging Face's model, JSON or YAML; beside the weights
-    otherwise."""
+    """Configuration of NX-AI's or Hugging Face's model, JSON or YAML; by default the one beside
+    the weights."""
     checkpoint: Checkpoint = "best"
-    """Which of a run's weights."""
+    """Weights of a run: best has the lowest validation loss, last is the newest checkpoint."""
     dtype: Literal["float32", "bfloat16", "float16"] | None = None
-    """Of the weights; as they are stored otherwise."""
+    """Type of the written weights; by default as they are stored."""
     shard_size: str | None = None
-    """Weights that take more are written to several files; e.g. 5GB or 500MB."""
+    """Largest file of weights, such as 5GB or 500MB; larger models are written as several files."""
     tokenizer: Path | None = None
-    """The tokenizer to put beside the model, a tokenizer.json or its folder; that of the source
-    otherwise."""
+    """Tokenizer to write beside the model, a tokenizer.json or its folder; by default the
+    source's."""
     allow_unknown: bool = False
-    """Leave out tensors and options that openxlstm does not know. They are an error otherwise."""
+    """Skip tensors and options that openxlstm does not know, instead of an error."""
     quiet: Quiet = False
-    """Say nothing."""
+    """Print nothing."""
     verbose: Verbose = False
     """Show the traceback of an error."""
 
@@ -91,7 +91,7 @@ def run(arguments: list[str]) -> int:
         )
         has_tokenizer = beside.write(folder, options.to)
     if not has_tokenizer and hasattr(config, "vocab_size"):
-        notes.append("there is no tokenizer; to generate text it needs one: see --tokenizer")
+        notes.append("there is no tokenizer, which generating text needs: see --tokenizer")
     notes += weights.notes
     if not options.quiet:
         for note in notes:
@@ -104,7 +104,7 @@ def run(arguments: list[str]) -> int:
 def _open(
     options: Options, kind: "Format"
 ) -> "tuple[StackConfig, Mapping[str, Tensor], list[str]]":
-    """The model's configuration, its tensors by our names, and notes.
+    """The model's configuration, its tensors by openxlstm's names, and notes.
 
     Raises:
         UserError: if something is missing, damaged, unknown or does not fit.
@@ -137,7 +137,7 @@ def _open(
 
 
 class _Checked:
-    """Tensors of one dtype, looked at while they are written."""
+    """Tensors converted to one dtype, and checked for finite values when they are written."""
 
     def __init__(self, tensors: "Mapping[str, Tensor]", dtype: str | None) -> None:
         from functools import reduce
@@ -153,21 +153,21 @@ class _Checked:
         self.num_parameters = sum(tensor.numel() for tensor in tensors.values())
         self.notes: list[str] = []
         if dtype is None and len(set(found.values())) > 1:
-            self.notes.append(f"the weights are of several types; all of them become {self.dtype}")
+            self.notes.append(f"the weights have several types; all are converted to {self.dtype}")
         self._nonfinite: set[str] = set()
 
         def look(name: str) -> "Tensor":
             tensor = tensors[name].to(wanted)
             if name not in self._nonfinite and not torch.isfinite(tensor).all():
                 self._nonfinite.add(name)
-                self.notes.append(f"{name} holds numbers that are not finite")
+                self.notes.append(f"{name} has values that are not finite")
             return tensor
 
         self.tensors = LazyTensors({name: lambda name=name: look(name) for name in tensors})
 
 
 class _Beside:
-    """What stands beside a model's weights: its tokenizer, and which tokens end a text.
+    """The files beside a model's weights: tokenizer, and the ids of special tokens.
 
     Args:
         source: the model's folder, or its file of weights.
@@ -191,7 +191,7 @@ class _Beside:
         """Notes about the tokenizer.
 
         Raises:
-            UserError: if it was named and is missing, or is damaged, or does not fit.
+            UserError: if the tokenizer was named and is missing, is damaged, or does not fit.
         """
         import importlib.util
 
@@ -206,13 +206,13 @@ class _Beside:
         except UserError:
             if importlib.util.find_spec("tokenizers") is not None or not self.file.is_file():
                 raise
-            return [f"{self.file} is kept as it is: without the package tokenizers it is not read"]
+            return [f"{self.file} is copied unread: reading it needs the package tokenizers"]
         if isinstance(config, ModelConfig):
             check_vocabulary(tokenizer, config, self.file)
         return []
 
     def write(self, folder: Path, kind: str) -> bool:
-        """Writes it to a folder; whether there was a tokenizer."""
+        """Writes the files to a folder; returns whether there was a tokenizer."""
         import shutil
 
         from openxlstm.data.tokenizer import FORMAT, load_tokenizer
@@ -225,21 +225,21 @@ class _Beside:
         generation = dict(self.token_ids)
         if (self.folder / self.GENERATION).is_file():
             generation = read_json(self.folder / self.GENERATION)
-        if kind == "hf":  # without a cache where the model cannot have one
+        if kind == "hf":  # not every model can have a cache
             use_cache = read_json(folder / "config.json").get("use_cache", True)
             generation |= {} if use_cache else {"use_cache": False}
         if generation and kind != "nxai":
             write_json(folder / self.GENERATION, generation)
         if not self.file.is_file():
             return False
-        if read_json(self.file).get("format") == FORMAT:  # ours, in today's form
+        if read_json(self.file).get("format") == FORMAT:  # ours: written in the current format
             load_tokenizer(self.file).save(folder)
         else:
             shutil.copyfile(self.file, folder / FILE_NAME)
         return True
 
     def _token_ids(self) -> dict[str, Any]:
-        """Ids of the tokens that begin, end and pad a text, where they are said."""
+        """Ids of the begin, end and padding tokens that the configuration files name."""
         from openxlstm.files import read_json
         from openxlstm.interop.xlstm_large import TOKEN_IDS
 
@@ -260,10 +260,10 @@ def _check_out(out: Path, source: Path) -> None:
 
 
 def _bytes(size: str) -> int:
-    """The number of bytes that 500MB or 5GB is.
+    """The number of bytes in a size such as 500MB or 5GB.
 
     Raises:
-        UserError: if it is nothing like that.
+        UserError: if the size is malformed.
     """
     found = re.fullmatch(r"(\d+(?:\.\d+)?) *(KB|MB|GB|TB)", size.strip(), re.IGNORECASE)
     number = float(found[1]) * 1000 ** (1 + "KMGT".index(found[2][0].upper())) if found else 0

@@ -1,4 +1,4 @@
-"""`openxlstm eval`: how well a model predicts a text."""
+"""`openxlstm eval`: measures how well a model predicts a text."""
 
 import json
 import math
@@ -26,43 +26,43 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, kw_only=True)
 class Options:
-    """Measures a model on the held-out part of a text: in windows that each start from an empty
-    state, side by side or at random places, and as one stream whose state is carried from start to
+    """Measures a model on the validation part of a text: in windows that each start from an empty
+    state, adjacent or at random places, and as one stream that carries the state from start to
     end."""
 
     run: tyro.conf.Positional[Path]
-    """The run's folder, or a model's."""
+    """Folder of a run or a model."""
     data: tuple[str, ...] | None = None
-    """Corpora, files, folders or globs of text, or folders of tokens; without it, what the run was
-    trained on."""
+    """Corpora, files, folders or globs of text, or folders of tokens; by default the run's training
+    data."""
     part: Literal["val", "train", "all"] = "val"
-    """Which part of it."""
+    """Part of the text to measure."""
     val_split: Literal["first", "last"] | None = None
-    """Which end of the text is held out; without it, as in the run."""
+    """End of the text that is the validation part; by default as in the run."""
     val_fraction: float | None = None
-    """Share of the text that is held out; without it, as in the run."""
+    """Share of the text that is the validation part; by default as in the run."""
     window: int | None = None
-    """Measure in windows of so many tokens alone; without it, in several ways."""
+    """Measure only in windows of this many tokens; by default in several ways."""
     random: bool = False
-    """Measure in 2,400 windows at random places alone, as nanoGPT does."""
+    """Measure only in 2,400 windows at random places, as nanoGPT does."""
     stream: bool = False
-    """Measure as a stream alone."""
+    """Measure only as one stream."""
     verify: Literal["hashes", "sizes"] = "hashes"
-    """What is checked of folders of tokens: every byte, or only that all files are there."""
+    """Check of folders of tokens: every byte, or only that all files exist with their sizes."""
     seed: int = 0
     """Seed of the random places."""
     batch_size: int = 16
-    """Windows at a time; changes the speed only."""
+    """Windows that are computed at once; it only affects speed."""
     checkpoint: Checkpoint = "best"
-    """Which of the run's weights."""
+    """Weights of a run: best has the lowest validation loss, last is the newest checkpoint."""
     json: bool = False
     """Print one JSON object with loss, perplexity, bits_per_character and tokens."""
     dtype: Dtype | None = None
-    """Of the weights: bfloat16 takes half the memory of float32; as they are stored by default."""
+    """Type of the weights, by default as stored. bfloat16 takes half the memory of float32."""
     device: str = "cpu"
-    """Where to compute."""
+    """Device to compute on."""
     threads: int | None = None
-    """Threads of an operation; by default torch's choice."""
+    """Number of threads; by default torch's choice."""
     quiet: Quiet = False
     """No progress."""
     verbose: Verbose = False
@@ -72,7 +72,7 @@ class Options:
 def run(arguments: list[str]) -> int:
     options = parse(Options, "eval", arguments)
     if options.stream and (options.window is not None or options.random):
-        raise UserError("--stream has no windows: give --window or --random, or --stream")
+        raise UserError("--stream has no windows: give either --stream, or --window or --random")
 
     from openxlstm.data.batches import RandomWindows, windows_in_order
     from openxlstm.device import get_device, set_threads
@@ -145,18 +145,18 @@ def _data_config(opened: Run, options: Options) -> DataConfig:
     if opened.was_trained_here:
         return opened.record.data_config
     if options.data is None:
-        raise UserError(f"{options.run} does not say what it was trained on: give --data")
+        raise UserError(f"{options.run} has no record of its training data: give --data")
     return DataConfig()
 
 
 WINDOWS = (64, 256)
-"""What other work measures in: nanoGPT's recipes for a CPU and for a GPU."""
+"""Window sizes of nanoGPT's configurations for a CPU and for a GPU."""
 
 RANDOM_WINDOWS = 2400
-"""nanoGPT's 200 batches of 12."""
+"""As in nanoGPT: 200 batches of 12."""
 
 STREAM_WINDOW = 1024
-"""Tokens that a stream reads at a time, so that memory stays small."""
+"""Tokens that a stream reads at once, which bounds its memory."""
 
 
 def _print_table(results: dict[str, "Evaluation"]) -> None:

@@ -1,4 +1,4 @@
-"""`openxlstm experiment`: claims about xLSTM and its rivals, tried on this machine."""
+"""`openxlstm experiment`: tests claims about xLSTM and its rivals on this machine."""
 
 import contextlib
 import platform
@@ -29,24 +29,25 @@ from openxlstm.files import write_json
 
 @dataclass(frozen=True, kw_only=True)
 class Options:
-    """Tries claims of the xLSTM paper and others on this machine: trains sLSTM, mLSTM,
-    torch.nn.LSTM and a Transformer on a task, measures them alike, and says which claims hold.
+    """Tests claims of the xLSTM paper and others on this machine: trains sLSTM, mLSTM,
+    torch.nn.LSTM and a Transformer on a task, measures them in the same way, and reports which
+    claims hold.
 
-    Each takes some minutes on two cores. Without a name it lists what there is."""
+    An experiment takes some minutes on two cores. Without a name, the experiments are listed."""
 
     name: Annotated[str | None, tyro.conf.Positional] = None
-    """The experiment, or `all`."""
+    """Name of an experiment, or `all`."""
     list: bool = False
-    """Show the experiments and what they claim."""
+    """List the experiments and their claims."""
     quick: bool = False
-    """A short look, of seconds: it trains too little to judge the claims."""
+    """A short run of seconds, which trains too little to judge the claims."""
     out: Path | None = None
     """Folder for result.json and plot.png; by default experiments/NAME. With `all`, the folder that
-    has one for each."""
+    contains one folder per experiment."""
     seed: int = 0
     """Seed of weights and examples."""
     processes: int | None = None
-    """Contenders that learn side by side; by default one for each core."""
+    """Contenders that are trained at the same time; by default one per core."""
     json: Path | None = None
     """Also write the figures of a single experiment to this file."""
     quiet: Quiet = False
@@ -72,8 +73,8 @@ def run(arguments: list[str]) -> int:
 
 
 def names_to_run(options: Options) -> list[str]:
-    """The experiments to run, none if they are to be listed. Raises UserError now for what would
-    fail after minutes."""
+    """The experiments to run; empty if they are to be listed. Raises UserError now for options that
+    would fail after minutes."""
     if not 0 <= options.seed < 2**32:
         raise UserError(f"seed must be between 0 and 2**32 - 1, not {options.seed}")
     if options.processes is not None and options.processes < 1:
@@ -97,14 +98,14 @@ def names_to_run(options: Options) -> list[str]:
 
 
 def folder_of(name: str, options: Options) -> Path:
-    """Where an experiment's files go."""
+    """The folder of an experiment's files."""
     if options.out is None:
         return Path("experiments") / name
     return options.out / name if options.name == "all" else options.out
 
 
 def run_one(name: str, folder: Path, options: Options) -> int:
-    """Runs an experiment, shows and writes what it found; what was found until Ctrl-C, too."""
+    """Runs an experiment, then prints and writes its results, also after Ctrl-C."""
     from openxlstm.experiments.line_chart import draw_experiment
     from openxlstm.experiments.verdicts import print_verdicts, to_json
 
@@ -141,12 +142,12 @@ def run_one(name: str, folder: Path, options: Options) -> int:
         if options.verbose:
             print(*(crash.trace for crash in crashes), sep="\n", file=sys.stderr)
         first = crashes[0]
-        raise UserError(f"{name}: {first.contender} did not come to its end: {first.reason}")
+        raise UserError(f"{name}: {first.contender} did not finish: {first.reason}")
     return 0
 
 
 def _environment() -> dict[str, Any]:
-    """What a reader of the figures has to know about where they were measured."""
+    """The machine and the versions that the figures were measured with."""
     from importlib.metadata import version
 
     return {

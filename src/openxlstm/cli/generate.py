@@ -1,4 +1,4 @@
-"""`openxlstm generate`: text on standard output, as it is written."""
+"""`openxlstm generate`: prints generated text, piece by piece."""
 
 import sys
 from dataclasses import dataclass
@@ -14,33 +14,33 @@ from openxlstm.runs.run import open_run
 
 @dataclass(frozen=True, kw_only=True)
 class Options:
-    """Writes text that follows a prompt. Standard output gets that text and nothing else; the
-    prompt is repeated on standard error, where a terminal shows it in front."""
+    """Generates text that continues a prompt. Standard output gets only that text; the prompt is
+    repeated on standard error, so that a terminal shows it in front."""
 
     run: tyro.conf.Positional[Path]
-    """The run's folder, or a model's."""
+    """Folder of a run or a model."""
     prompt: str = "\n"
-    """What the text follows."""
+    """Text to continue."""
     max_tokens: int = 500
-    """Tokens to write; -1 never stops."""
+    """Tokens to generate; -1 never stops."""
     temperature: float = 0.8
-    """0 always takes the likeliest token; 1 draws as the model says."""
+    """0 always picks the likeliest token; 1 samples from the model's distribution."""
     top_k: int | None = None
-    """Draw among the so many likeliest tokens only."""
+    """Sample only among this many of the likeliest tokens."""
     top_p: float | None = None
-    """Draw among the likeliest tokens that together have this probability only."""
+    """Sample only among the likeliest tokens that together have this probability."""
     seed: int | None = None
-    """The same seed writes the same text."""
+    """Seed of the sampling; the same seed gives the same text."""
     stop: str | None = None
-    """End before this text."""
+    """Stop before this text."""
     checkpoint: Checkpoint = "best"
-    """Which of the run's weights."""
+    """Weights of a run: best has the lowest validation loss, last is the newest checkpoint."""
     dtype: Dtype | None = None
-    """Of the weights: bfloat16 takes half the memory of float32; as they are stored by default."""
+    """Type of the weights, by default as stored. bfloat16 takes half the memory of float32."""
     device: str = "cpu"
-    """Where to compute."""
+    """Device to compute on."""
     threads: int | None = None
-    """Threads of an operation; by default torch's choice."""
+    """Number of threads; by default torch's choice."""
     quiet: Quiet = False
     """Do not repeat the prompt on standard error."""
     verbose: Verbose = False

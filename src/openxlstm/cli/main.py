@@ -1,4 +1,4 @@
-"""`openxlstm COMMAND …`: finds the command, and turns a user's mistake into one line."""
+"""`openxlstm COMMAND …`: runs the command, and reports a user's mistake in one line."""
 
 import importlib
 import io
@@ -11,40 +11,40 @@ from openxlstm._version import __version__
 from openxlstm.errors import UserError
 
 COMMANDS = {
-    "tokenize": "turn text of any size into tokens on disk, to train on",
+    "tokenize": "turn text of any size into tokens on disk, for training",
     "train": "train a language model on your own text, or on Shakespeare",
     "eval": "measure a model: loss, perplexity, bits per character",
-    "generate": "let a model write",
-    "convert": "a model from or to the formats of NX-AI and Hugging Face",
-    "runs": "list what was trained, compare it in a picture",
-    "plan": "say what a training run will take: memory, arithmetic, time",
-    "experiment": "the paper's claims, tried here: state tracking, recall, memory, cost",
-    "bench": "measure the speed here, beside peers and the machine's limit",
-    "info": "versions, threads, and which code runs each operation",
+    "generate": "generate text with a model",
+    "convert": "convert a model from or to the formats of NX-AI and Hugging Face",
+    "runs": "list training runs, and compare their losses in a picture",
+    "plan": "estimate the memory, arithmetic and time of a training run",
+    "experiment": "test claims of the paper: state tracking, recall, memory, cost",
+    "bench": "measure the speed on this machine, beside peers and its limits",
+    "info": "show versions, threads, and which code runs each operation",
 }
-"""Each is the module of that name in this folder, with a function `run(arguments) -> exit code`."""
+"""Each names a module in this folder with a function `run(arguments) -> exit code`."""
 
 HELP = "\n".join(
     [
         "usage: openxlstm COMMAND [OPTION …]",
         "",
-        "xLSTM for PyTorch: trains, evaluates and runs language models on a plain CPU.",
+        "xLSTM for PyTorch: train, evaluate and run language models on a plain CPU.",
         "",
         *(f"  {name:<10} {about}" for name, about in COMMANDS.items()),
         "",
-        "openxlstm COMMAND --help shows the options of a command; --version the version.",
+        "openxlstm COMMAND --help shows the options of a command; openxlstm --version the version.",
     ]
 )
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Runs a command and exits: 0 when it did, 2 after a user's mistake, 130 after Ctrl-C."""
+    """Runs a command and exits: 0 on success, 2 after a user's mistake, 130 after Ctrl-C."""
     if isinstance(sys.stdout, io.TextIOWrapper):  # a terminal or pipe that is not UTF-8
         sys.stdout.reconfigure(errors="backslashreplace")
     code = run(list(sys.argv[1:] if arguments is None else arguments))
     if os.environ.get("WORLD_SIZE", "1") != "1":
-        # One among torchrun's processes. Python's ordinary end takes down torch's threads that
-        # still listen to the others, and about one time in twenty aborts, with all work done.
+        # One of torchrun's processes. A normal exit of Python stops torch's communication threads,
+        # which aborts about one time in twenty, after all work is done.
         sys.stdout.flush()
         sys.stderr.flush()
         os._exit(code)
@@ -67,7 +67,7 @@ def run(arguments: list[str]) -> int:
         return importlib.import_module(f"openxlstm.cli.{name}").run(rest)
     except KeyboardInterrupt:
         return 130
-    except BrokenPipeError:  # whoever read our output, `head` for one, has seen enough
+    except BrokenPipeError:  # the reader of our output, such as `head`, has closed it
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
     except (UserError, OSError, MemoryError, RuntimeError) as error:
@@ -75,11 +75,11 @@ def run(arguments: list[str]) -> int:
             raise
         if {"-v", "--verbose"} & set(rest):
             traceback.print_exc()
-        return _complain(_in_words(error))
+        return _complain(_in_one_line(error))
 
 
-def _in_words(error: Exception) -> str:
-    """One line about an error; an OSError is about a file: no space, no permission."""
+def _in_one_line(error: Exception) -> str:
+    """An error in one line; an OSError names its file."""
     if isinstance(error, MemoryError | RuntimeError):
         return "there is not enough memory for this: choose smaller sizes, e.g. --batch-size"
     if isinstance(error, OSError) and error.strerror:
@@ -88,8 +88,7 @@ def _in_words(error: Exception) -> str:
 
 
 def _is_out_of_memory(error: RuntimeError) -> bool:
-    words = str(error)
-    return "allocate memory" in words or "out of memory" in words
+    return any(words in str(error) for words in ("allocate memory", "out of memory"))
 
 
 def _complain(message: str) -> int:

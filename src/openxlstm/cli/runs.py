@@ -1,4 +1,4 @@
-"""`openxlstm runs`: what was tried, what it reached, and a picture to compare it by."""
+"""`openxlstm runs`: lists training runs, and compares their losses in a picture."""
 
 import json
 import sys
@@ -25,33 +25,34 @@ ORDERS: dict[str, Callable[[RunSummary], Any]] = {
     "tokens": lambda run: run.tokens,
     "minutes": lambda run: run.seconds,
 }
-"""What runs can be sorted by."""
+"""Values that runs can be sorted by."""
 
 PICTURES = (".png", ".svg")
 
 
 @dataclass(frozen=True, kw_only=True)
 class Options:
-    """Lists the runs in and below some folders with their best validation losses, the lowest
-    first, and draws their curves. A run that was killed, or whose files are damaged, is listed with
-    what can be read of it."""
+    """Lists the runs in and below folders with their best validation losses, lowest first, and
+    draws their loss curves. A run that was killed or damaged is listed with what can be read of
+    it."""
 
     folders: tyro.conf.Positional[tuple[Path, ...]] = (Path("runs"),)
-    """Runs, or folders that hold some; without any, runs/."""
+    """Runs, or folders that contain runs; by default runs/."""
     sort: Literal["best", "name", "when", "parameters", "tokens", "minutes"] = "best"
-    """What to sort by."""
+    """Column to sort by."""
     diff: bool = False
-    """Instead, show the options in which the runs differ."""
+    """Show the options in which the runs differ, instead of the table."""
     gates: bool = False
-    """Instead, show what the gates of each block did, where training was asked to look at them."""
+    """Show the gate statistics of each block, of runs trained with --gates, instead of the
+    table."""
     json: bool = False
-    """Print a JSON list with an object for each run."""
+    """Print a JSON list with one object per run."""
     plot: Path | None = None
-    """Also draw the losses of all of them, into this file (.png or .svg)."""
+    """Also draw the losses of all runs, into this file (.png or .svg)."""
     x: Literal["step", "tokens", "minutes"] = "step"
-    """What the picture has them against."""
+    """Horizontal axis of the picture."""
     quiet: Quiet = False
-    """Do not say where the picture is."""
+    """Do not print the path of the picture."""
     verbose: Verbose = False
     """Show the traceback of an error."""
 
@@ -80,7 +81,7 @@ def run(arguments: list[str]) -> int:
 
 
 def _sorted(runs: list[RunSummary], order: str) -> list[RunSummary]:
-    """Smallest first; what does not say comes last."""
+    """Runs by value, smallest first; runs without a value come last."""
     value = ORDERS[order]
     return sorted(runs, key=lambda run: (value(run) is None, value(run) or 0))
 
@@ -99,13 +100,13 @@ def _draw(runs: Sequence[RunSummary], options: Options) -> None:
 
 @dataclass(frozen=True)
 class Column:
-    """A column of the table: its head, and what it says of a run."""
+    """A column of the table: its heading, and its text for a run."""
 
     name: str
     says: Callable[[RunSummary], str]
     is_figure: bool = True
     is_wide: bool = False
-    """Whether it is shown only where there is room for all."""
+    """Whether it is shown only on a wide terminal."""
 
 
 COLUMNS = (
@@ -126,7 +127,7 @@ COLUMNS = (
 )
 
 WIDE = 140
-"""Characters of a line that all columns need, with names of usual length."""
+"""Least width of a terminal that shows all columns, in characters."""
 
 
 def _print_table(runs: Sequence[RunSummary]) -> None:
@@ -145,7 +146,7 @@ def _print_table(runs: Sequence[RunSummary]) -> None:
 
 
 def _print_differences(runs: Sequence[RunSummary]) -> None:
-    """A line for each option that is not the same in all runs that can be read."""
+    """Prints a line per option that differs among the runs that can be read."""
     from rich.table import Table
 
     readable = [run for run in runs if run.options]
@@ -171,11 +172,11 @@ GATES = {
     "log_normalizer": "log n",
     "floor": "floor",
 }
-"""Of the statistics of gates those that are shown, with their heads."""
+"""The gate statistics that are shown, with their headings."""
 
 
 def _print_gates(runs: Sequence[RunSummary]) -> None:
-    """A line for each block, at the last evaluation whose gates were looked at."""
+    """Prints a line per block, at the last evaluation that has gate statistics."""
     from rich.table import Table
 
     table = Table(box=None, pad_edge=False)
@@ -190,12 +191,12 @@ def _print_gates(runs: Sequence[RunSummary]) -> None:
                 run.name, _count(last["step"]) if last else "", block, *map(_rough, figures)
             )
     if not table.row_count:
-        raise UserError("no gates were looked at: openxlstm train --gates does so")
+        raise UserError("no run has gate statistics: train with --gates to record them")
     _console().print(table)
 
 
 def _console() -> "Console":
-    """Of standard output; what reads it from a pipe has no narrow lines to break."""
+    """A console on standard output; a pipe gets long lines that are not wrapped."""
     from rich.console import Console
 
     width = None if sys.stdout.isatty() else 400

@@ -1,4 +1,4 @@
-"""`openxlstm tokenize`: text of any size to a folder of tokens."""
+"""`openxlstm tokenize`: turns text of any size into a folder of tokens."""
 
 import shlex
 import sys
@@ -15,37 +15,37 @@ from openxlstm.config import DataConfig
 from openxlstm.errors import UserError
 
 WORDS = {
-    "characters": "looking for characters",
+    "characters": "collecting characters",
     "vocabulary": "learning tokens",
     "tokens": "tokenizing",
 }
-"""What is shown of each part of the work."""
+"""The name of each phase, as the bars show it."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Options:
     """Turns text into a folder of tokens, which `openxlstm train --data FOLDER` reads from disk.
 
-    It takes little memory, whatever the size of the text. What was stopped goes on when the same
-    command is given again."""
+    It needs little memory, whatever the size of the text. Give the same command again to resume
+    after a stop."""
 
     sources: tyro.conf.Positional[tuple[str, ...]]
-    """Corpora by name, files, folders or globs: of .txt and .md, .jsonl and .parquet, and of text
-    and .jsonl compressed as .gz, .bz2, .xz or .zst. Each file, line or row is a document."""
+    """Names of corpora, or files, folders or globs of .txt, .md, .jsonl and .parquet; text and
+    .jsonl may be compressed as .gz, .bz2, .xz or .zst. Each file, line or row is a document."""
     out: Path
-    """The folder to make."""
+    """Folder to write."""
     tokenizer: str = DataConfig.tokenizer
-    """The unit of text: char, byte, bpe, or the path of a tokenizer to use, such as a run's."""
+    """Kind of tokenizer: char, byte, bpe, or the path of an existing one, such as a run's."""
     bpe_vocab_size: int = DataConfig.bpe_vocab_size
-    """Number of different tokens that bpe learns."""
+    """Vocabulary size of bpe."""
     bpe_sample_mb: float = 100
-    """Million characters that bpe learns from, at most, taken from all over the text."""
+    """Most characters that bpe learns from, in millions, sampled from the whole text."""
     field: str = DataConfig.field
-    """The field of .jsonl and .parquet files that holds the text."""
+    """Field of .jsonl and .parquet files that contains the text."""
     workers: int | None = None
-    """Processes that work at the same time; by default one for each core."""
+    """Number of processes; by default one per core."""
     shard_mb: float = 64
-    """Million bytes of text in a file of tokens, about."""
+    """Approximate size of the text of one file of tokens, in millions of bytes."""
     quiet: Quiet = False
     """No progress and no summary."""
     verbose: Verbose = False
@@ -59,7 +59,7 @@ def run(arguments: list[str]) -> int:
         value = workers if name == "workers" else getattr(options, name)
         if value <= 0:
             raise UserError(f"{name} must be positive, not {value}")
-    config = DataConfig(  # which checks them
+    config = DataConfig(  # checks the options
         sources=options.sources, tokenizer=options.tokenizer,
         bpe_vocab_size=options.bpe_vocab_size, field=options.field,
     )  # fmt: skip
@@ -75,7 +75,7 @@ def run(arguments: list[str]) -> int:
         with byte_bars(WORDS, quiet=options.quiet) as progress:
             manifest = tokenize(job, options.out, workers=workers, progress=progress)
     except KeyboardInterrupt:
-        print("stopped; the same command goes on from here", file=sys.stderr)
+        print("stopped; give the same command again to resume", file=sys.stderr)
         raise
     if not options.quiet:
         print(_summary(manifest, options.out, time.monotonic() - start), file=sys.stderr)
@@ -83,13 +83,13 @@ def run(arguments: list[str]) -> int:
 
 
 def _summary(manifest: dict[str, Any], folder: Path, seconds: float) -> str:
-    """What was made, in two lines."""
-    speed = manifest["bytes"] / 1e6 / seconds
+    """The result and the next command, in a few lines."""
+    speed, vocab_size = manifest["bytes"] / 1e6 / seconds, manifest["tokenizer"]["vocab_size"]
     return (
-        f"{manifest['tokens']:,} tokens, {manifest['tokenizer']['vocab_size']:,} different, of "
+        f"{manifest['tokens']:,} tokens, vocabulary of {vocab_size:,}, from "
         f"{manifest['characters']:,} characters in {_count(manifest['documents'], 'document')}; "
         f"{_count(len(manifest['shards']), 'shard')} in {folder}, "
-        f"made in {seconds:.1f} s ({speed:.1f} MB/s)\n"
+        f"written in {seconds:.1f} s ({speed:.1f} MB/s)\n"
         f"to train on them:\n  openxlstm train --data {shlex.quote(str(folder))}"
     )
 
