@@ -575,6 +575,6 @@ def test_divergence_ends_in_one_line_and_a_run_to_resume(
     folder = tmp_path / "run"
     result = train(folder, "--quiet", "--learning-rate", 1e30)
     assert (result.code, result.out) == (2, "")
-    assert re.fullmatch(r"openxlstm: .* stopped being a number .* lower .*\n", result.err)
+    assert re.fullmatch(r"openxlstm: .* stopped being finite .* lower .*\n", result.err)
     model = openxlstm.LanguageModel.from_pretrained(folder)
     assert all(parameter.isfinite().all() for parameter in model.parameters())

@@ -451,7 +451,7 @@ def test_divergence_is_said_and_spoils_nothing(
     make_model: MakeModel, make_config: MakeConfig, tokens: Tensor, tmp_path: Path
 ) -> None:
     model = make_model()
-    with pytest.raises(UserError, match="stopped being a number at step 4") as caught:
+    with pytest.raises(UserError, match="stopped being finite at step 4") as caught:
         run(model, tokens, make_config(), Poison(model, after=4), folder=tmp_path)
     assert "\n" not in str(caught.value)
     assert "lower learning rate than 0.01" in str(caught.value)
@@ -467,7 +467,7 @@ def test_a_rate_that_is_far_too_high_diverges(
     make_model: MakeModel, make_config: MakeConfig, tokens: Tensor
 ) -> None:
     config = make_config(learning_rate=1e30, steps=100)
-    with pytest.raises(UserError, match="stopped being a number"):
+    with pytest.raises(UserError, match="stopped being finite"):
         run(make_model(), tokens, config)
 
 
@@ -578,7 +578,7 @@ def test_compiled_blocks_learn_the_same(
 def test_parts_that_are_not_equal(
     make_model: MakeModel, make_config: MakeConfig, tokens: Tensor
 ) -> None:
-    with pytest.raises(UserError, match="3 sequences cannot be computed in 2 equal parts"):
+    with pytest.raises(UserError, match="3 sequences cannot be split into 2 equal parts"):
         run(make_model(), tokens, make_config(), compute=ComputeConfig(accumulate=2))
 
 

@@ -1,4 +1,4 @@
-"""What a run tells those who watch it. Imports no torch."""
+"""Callbacks of the training loop, and what they receive. Imports no torch."""
 
 import math
 from dataclasses import dataclass
@@ -11,25 +11,25 @@ if TYPE_CHECKING:
 
 @dataclass
 class Progress:
-    """How far a run has come; saved with every checkpoint."""
+    """The progress of a run; saved with every checkpoint."""
 
     step: int = 0
     """Optimizer steps done."""
     tokens: int = 0
     """Tokens trained on."""
     seconds: float = 0.0
-    """Time on the clock, evaluations included, pauses between resumed parts not."""
+    """Time in training and evaluations, without the time between a stop and a resume."""
     skipped: int = 0
-    """Steps that were left out, since their loss or gradient was no number."""
+    """Steps that were skipped since their loss or gradient was not finite."""
     best_loss: float = math.inf
-    """Lowest validation loss so far, in nats a token."""
+    """Lowest validation loss so far, in nats per token."""
     best_step: int = 0
-    """Step at which that was."""
+    """Step of the lowest validation loss."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Step:
-    """What a callback is told after an optimizer step."""
+    """An optimizer step, as callbacks receive it afterwards."""
 
     step: int
     tokens: int
@@ -37,17 +37,17 @@ class Step:
     share: float
     """Share of the run that is done."""
     loss: float
-    """Loss of this step's batch, in nats a token."""
+    """Loss of this step's batch, in nats per token."""
     learning_rate: float
     gradient_norm: float
-    """Norm of the whole gradient before clipping."""
+    """Norm of the gradient over all parameters, before clipping."""
     skipped: bool = False
-    """Whether the step was left out, since its loss or gradient was no number."""
+    """Whether the step was skipped since its loss or gradient was not finite."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Evaluated:
-    """What a callback is told after an evaluation."""
+    """An evaluation, as callbacks receive it afterwards."""
 
     step: int
     tokens: int
@@ -57,15 +57,15 @@ class Evaluated:
     best: bool
     """Whether this is the lowest validation loss so far."""
     model: "LanguageModel | None" = None
-    """What was measured. Of a model in shards a whole copy, and that only if a callback
-    `wants_model`."""
+    """The evaluated model. For a sharded model it is an unsharded copy, and None unless a callback
+    has `wants_model`."""
 
 
 class Callback:
-    """Hears of a run, in its first process; a subclass says what it wants to hear."""
+    """Receives the events of a run in its first process; subclasses override some methods."""
 
     wants_model: bool = False
-    """Whether it computes with the model that an evaluation is told with."""
+    """Whether `on_evaluated` needs the model."""
 
     def on_start(self, progress: Progress) -> None: ...
     def on_step(self, step: Step) -> None: ...

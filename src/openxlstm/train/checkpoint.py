@@ -1,14 +1,14 @@
-"""All that a run needs to go on as if it had never stopped.
+"""Checkpoints: everything that a run needs to resume exactly.
 
-A checkpoint is a folder, `checkpoints/step-00000250`, of safetensors files, one from each process
-of the job that wrote it, and of `checkpoint.json`: plain values, and the size and hash of each
-file. torch.distributed.checkpoint writes and reads the tensors, so that a job of any size, or one
-process alone, can go on with what another has written. It is put in its place by one rename: a kill
-at any moment leaves the checkpoints before, or those and the new one.
+A checkpoint is a folder, `checkpoints/step-00000250`, of safetensors files, one per process of the
+job that wrote it, and of `checkpoint.json`: plain values, and the size and hash of each file.
+torch.distributed.checkpoint writes and reads the tensors, so that any number of processes can
+resume from it. A single rename puts it in place: after a kill at any moment, the earlier
+checkpoints are intact, and the new one is complete or absent.
 
 Tensors are named `model.…`, `optimizer.KEY.PARAMETER` and `state.N` (the carried recurrent state).
-Where weights are averaged, `model.…` are the averages, which are what others read, and
-`unaveraged.…` the weights that the optimizer steps.
+If weights are averaged, `model.…` are the averages, which `load_weights` reads, and `unaveraged.…`
+the weights that the optimizer updates.
 """
 
 import contextlib
@@ -42,10 +42,10 @@ from openxlstm.train.processes import ALONE, Processes
 CHECKPOINTS, VALUES = "checkpoints", "checkpoint.json"
 VERSION = 2
 DAMAGED = ".damaged"
-"""What the name of a checkpoint ends in that a run could not go on with."""
+"""Suffix of the name of a checkpoint that a run could not resume from."""
 
 Models = dict[str, LanguageModel]
-"""What a checkpoint holds the weights of, by the first part of their names."""
+"""Models in a checkpoint, by the prefix of their tensors' names."""
 
 
 def models_of(model: LanguageModel, average: LanguageModel | None) -> Models:
@@ -63,10 +63,10 @@ def checkpoints(folder: Path) -> list[Path]:
 
 
 def newest(folder: Path, report: Callable[[str], object] = warnings.warn) -> Path | None:
-    """The newest checkpoint of a run that is whole, or None if there is none.
+    """The newest intact checkpoint of a run, or None if there is none.
 
     Args:
-        report: told, in a line each, of newer ones that are damaged.
+        report: called with a line per newer checkpoint, which is damaged.
     """
     for path in checkpoints(folder):
         if (flaw := _flaw(path)) is None:
@@ -76,7 +76,7 @@ def newest(folder: Path, report: Callable[[str], object] = warnings.warn) -> Pat
 
 
 def set_aside(folder: Path, path: Path | None) -> None:
-    """Renames a run's checkpoints that are newer than `path`, so that they are not met again."""
+    """Renames a run's checkpoints that are newer than `path`, so that they are not read again."""
     for newer in checkpoints(folder):
         if path is None or newer > path:
             damaged = newer.with_name(newer.name + DAMAGED)
@@ -85,7 +85,7 @@ def set_aside(folder: Path, path: Path | None) -> None:
 
 
 def _flaw(path: Path) -> str | None:
-    """What is wrong with the files of a checkpoint, or None. Reads all of them."""
+    """The first problem with the files of a checkpoint, or None. Reads all of them."""
     try:
         values = read_json(path / VALUES)
     except UserError as error:
@@ -117,15 +117,15 @@ def write_tensors(
     keep: int,
     processes: Processes = ALONE,
 ) -> None:
-    """Writes a checkpoint, then removes all but the newest `keep`. For all processes at once.
+    """Writes a checkpoint, then removes all but the newest `keep`. All processes must call it.
 
     Args:
-        folder: the run's, in a file system that all processes share.
-        tensors: whole ones, the same in every process, or DTensors, of which each has its part.
-        values: JSON-ready; those of the first process are kept.
+        folder: the run's folder, in a file system that all processes share.
+        tensors: plain tensors that are the same in every process, or DTensors.
+        values: JSON-serialisable; those of the first process are written.
 
     Raises:
-        OSError: if there is no space or no permission, in every process. What was there is whole.
+        OSError: in every process, if there is no space or no permission. Earlier ones stay intact.
     """
     path = folder / CHECKPOINTS / f"step-{step:08}"
     unfinished = path.with_name(f".{path.name}.tmp")
@@ -136,7 +136,7 @@ def write_tensors(
         unfinished.mkdir()
     processes.wait()
     try:
-        with _in_words():
+        with _first_error():
             save(
                 {name: tensor.detach() for name, tensor in tensors.items()},
                 storage_writer=HuggingFaceStorageWriter(str(unfinished), save_distributed=True),
@@ -147,7 +147,7 @@ def write_tensors(
         if processes.is_first:
             files = {name: facts for part in hashes for name, facts in part.items()}
             write_json(unfinished / VALUES, {"version": VERSION, **values, "files": files})
-            if path.exists():  # whole or not, it is of the same step
+            if path.exists():  # intact or not, it is of the same step
                 path.rename(unfinished.with_suffix(".old.tmp"))
             unfinished.rename(path)
             sync(path.parent)
@@ -161,12 +161,12 @@ def write_tensors(
 
 
 def read_tensors(path: Path, tensors: dict[str, Tensor], *, processes: Processes = ALONE) -> None:
-    """Fills tensors, whole ones or DTensors, with those of the same names in a checkpoint.
+    """Fills tensors, plain ones or DTensors, with those of the same names in a checkpoint.
 
     Raises:
         OSError: if a file cannot be read.
     """
-    with _in_words():
+    with _first_error():
         load(
             tensors,
             storage_reader=HuggingFaceStorageReader(str(path)),
@@ -185,8 +185,8 @@ def shapes(path: Path) -> dict[str, torch.Size]:
 
 
 @contextlib.contextmanager
-def _in_words() -> Iterator[None]:
-    """Lets through what went wrong in one of the processes, where torch wraps all of it up."""
+def _first_error() -> Iterator[None]:
+    """Raises the error of one process in place of torch's exception that wraps all of them."""
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "torch.distributed is disabled")  # one process alone
         try:
@@ -196,7 +196,7 @@ def _in_words() -> Iterator[None]:
             raise next((c for c in causes if isinstance(c, OSError)), causes[0]) from None
 
 
-# ---- what a run is made of --------------------------------------------------------------------
+# ---- models, optimizer and state --------------------------------------------------------------
 
 
 def save_checkpoint(
@@ -210,10 +210,10 @@ def save_checkpoint(
     keep: int,
     processes: Processes = ALONE,
 ) -> None:
-    """Writes a run's checkpoint: models, optimizer, carried state and JSON-ready `values`.
+    """Writes a run's checkpoint: models, optimizer, carried state and JSON-serialisable `values`.
 
     Raises:
-        OSError: as `write`.
+        OSError: like `write_tensors`.
     """
     names: dict[Tensor, str] = {p: name for name, p in _stepped(models).named_parameters()}
     tensors = _weights(models)
@@ -227,11 +227,11 @@ def save_checkpoint(
 def load_checkpoint(
     path: Path, models: Models, optimizer: Optimizer, *, processes: Processes = ALONE
 ) -> tuple[ModelState | None, dict[str, Any]]:
-    """Puts a checkpoint into models and optimizer; returns this process's part of the carried
+    """Loads a checkpoint into models and optimizer; returns this process's rows of the carried
     state, and the values.
 
     Raises:
-        UserError: if it is of another model, or its batch cannot be dealt out to so many processes.
+        UserError: if it is of another model, or these processes cannot share its batch evenly.
     """
     found = shapes(path)
     tensors, model = _weights(models), _stepped(models)
@@ -248,8 +248,8 @@ def load_checkpoint(
     if rows := found.get("state.0"):
         if rows[0] % processes.world_size:
             raise UserError(
-                f"{path} carries the states of {rows[0]} sequences, which cannot be dealt out to "
-                f"{processes.world_size} processes evenly: start another number of them"
+                f"{path} has the states of {rows[0]} sequences, which {processes.world_size} "
+                "processes cannot share evenly: start another number of processes"
             )
         empty = model.initial_state(rows[0] // processes.world_size)
         state = states.map_state(torch.clone, empty)
@@ -266,10 +266,10 @@ def load_checkpoint(
 
 
 def load_weights(path: Path, model: LanguageModel) -> None:
-    """Puts the weights that a checkpoint is evaluated with into a model, in this process alone.
+    """Loads a checkpoint's evaluated weights into a model, in this process alone.
 
     Raises:
-        UserError: if they are another model's.
+        UserError: if they belong to another model.
     """
     tensors = _weights({"model": model})
     found = {name: shape for name, shape in shapes(path).items() if name.startswith("model.")}
@@ -278,7 +278,7 @@ def load_weights(path: Path, model: LanguageModel) -> None:
 
 
 def _stepped(models: Models) -> LanguageModel:
-    """The one among the models that the optimizer steps."""
+    """The model that the optimizer updates."""
     return models.get("unaveraged", models["model"])
 
 
@@ -292,7 +292,7 @@ def _weights(models: Models) -> dict[str, Tensor]:
 
 
 def _whole_rows(state: states.S, processes: Processes) -> states.S:
-    """A state whose rows are dealt out among the processes, as tensors that know the whole."""
+    """A state whose rows are split among the processes, as DTensors."""
     mesh = processes.mesh
     if mesh is None:
         return state
@@ -304,7 +304,7 @@ def _named(state: ModelState | None) -> dict[str, Tensor]:
 
 
 def _compare(path: Path, found: dict[str, torch.Size], expected: dict[str, torch.Size]) -> None:
-    """Raises a UserError that names the first tensor that does not fit the model."""
+    """Raises UserError with the name of the first tensor that does not fit the model."""
     for name in sorted(found.keys() | expected.keys()):
         if name not in found:
             raise UserError(f"{path} lacks the tensor {name}: it is a checkpoint of another model")

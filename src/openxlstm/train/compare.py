@@ -16,32 +16,32 @@ AXES: dict[str, tuple[str, Callable[[dict[str, Any]], float]]] = {
     "tokens": ("million tokens", lambda record: record["tokens"] / 1e6),
     "minutes": ("minutes", lambda record: record["seconds"] / 60),
 }
-"""What losses can be drawn against: the axis' name, and its value of a record."""
+"""Horizontal axes: the label, and the value of a record."""
 
 COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#56b4e9", "#e69f00", "#4d4d4d")
-"""Masataka Okabe and Kei Ito's, which colour-blind people tell apart too."""
+"""Masataka Okabe and Kei Ito's colours, which colour-blind people can distinguish."""
 STYLES = ("-", "--", ":")
-"""How lines are drawn once all colours are in use."""
+"""Line styles; the next one is used when all colours are."""
 ROWS, LETTERS = 14, 40
-"""What the legend has room for in a column, and in a row."""
+"""Most rows per column of the legend, and most characters per name."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class LossCurve:
-    """One run to draw."""
+    """The losses of one run."""
 
     name: str
     evaluations: Sequence[dict[str, Any]]
-    """Its evaluations, at least one, as `records.evaluations` gives them."""
+    """At least one evaluation, as `records.evaluations` returns them."""
 
 
 def draw_comparison(path: Path, curves: Sequence[LossCurve], x: X = "step") -> None:
-    """Draws the validation losses of some runs, at least one, and thin their training losses.
+    """Draws validation losses as thick lines, and training losses as thin ones.
 
     Args:
-        path: the picture; what its name ends in, .png or .svg, says in which format.
-        curves: the runs, in the order of the legend.
-        x: what to draw them against.
+        path: the picture, a .png or .svg file.
+        curves: at least one run, in the order of the legend.
+        x: the horizontal axis.
     """
     label, value = AXES[x]
     figure, axes = new_axes((9, 5.5))
@@ -69,12 +69,12 @@ def draw_comparison(path: Path, curves: Sequence[LossCurve], x: X = "step") -> N
 
 
 def _short(name: str) -> str:
-    """A name with its end, where paths differ most."""
+    """A name of limited length; it keeps the end, where paths differ most."""
     return name if len(name) <= LETTERS else f"…{name[1 - LETTERS :]}"
 
 
 def _limits(curves: Sequence[LossCurve]) -> tuple[float, float]:
-    """Of the axis of losses: what came after the starts, and nothing above them."""
+    """Limits of the loss axis: they ignore step 0, and losses above the first ones."""
     losses = [
         (record["step"], record[name])
         for curve in curves

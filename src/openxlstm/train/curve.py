@@ -1,4 +1,4 @@
-"""The loss curve of a run, as a picture."""
+"""Draws the loss curve of a run."""
 
 import math
 from collections.abc import Sequence
@@ -12,7 +12,7 @@ CURVE = "loss.png"
 
 
 def draw_loss(folder: Path, title: str) -> Path | None:
-    """Draws `loss.png` from a run's metrics; None if there is nothing to draw yet."""
+    """Draws `loss.png` from a run's metrics; None if there are fewer than two evaluations."""
     records = list(read_metrics(folder))
     measured = evaluations(records)
     steps = [record for record in records if record["kind"] == "step"]
@@ -52,15 +52,15 @@ def draw_loss(folder: Path, title: str) -> Path | None:
 
 
 def new_axes(size: tuple[float, float] = (8, 5)) -> tuple[Any, Any]:
-    """A matplotlib figure of so many inches, and axes for losses in it."""
+    """A matplotlib figure, `size` in inches, and its axes for losses."""
     figure = new_figure(size, dpi=120)
     axes = figure.add_subplot()
-    axes.set_ylabel("loss (nats a token)")
+    axes.set_ylabel("loss (nats per token)")
     axes.grid(alpha=0.3)
     return figure, axes
 
 
 def limits(losses: Sequence[float]) -> tuple[float, float]:
-    """Ends of an axis for losses, without those at the start, which are far above the rest."""
+    """Limits of an axis that shows all of the given losses, with a margin."""
     low, high = min(losses), max(losses)
     return low - 0.1 * (high - low) - 0.05, high + 0.15 * (high - low) + 0.05

@@ -1,7 +1,6 @@
-"""The processes that train one model together, as torchrun starts them.
+"""Distributed training in the processes that torchrun starts: process groups, DDP and FSDP2.
 
-All that differs between one process and many is here and in processes.py: how they meet, and how a
-model is spread.
+Everything that depends on the number of processes is here and in processes.py.
 """
 
 import contextlib
@@ -26,21 +25,21 @@ from openxlstm.lm.model import LanguageModel
 from openxlstm.train.processes import Processes
 
 BUCKET_MB = 25
-"""Megabytes of gradients that DDP shares at once, while the backward goes on: torch's default, but
-for the first of them, which torch keeps at 1. All of a small model's gradients then go at once."""
+"""Size of DDP's gradient buckets, the first included, which torch would limit to 1 MB. A small
+model's gradients fit into one bucket."""
 
 
 @contextlib.contextmanager
 def processes(device: str | None = None) -> Iterator[Processes]:
-    """The processes that torchrun started, or one alone where it did not; for a `with` block.
+    """The processes that torchrun started, or a single one; for a `with` block.
 
-    They talk by gloo on CPUs, and by NCCL between GPUs, each of which serves one process.
+    They communicate by gloo on CPUs, and by NCCL between GPUs, with one GPU per process.
 
     Args:
-        device: name of the device; "cuda" is the GPU of this process's own number.
+        device: name of the device; "cuda" is the GPU with this process's local rank.
 
     Raises:
-        UserError: if there is no such device, or the others cannot be reached.
+        UserError: if there is no such device, or another process cannot be reached.
     """
     world_size = int(os.environ.get("WORLD_SIZE", "1"))
     if world_size == 1:
@@ -57,8 +56,8 @@ def processes(device: str | None = None) -> Iterator[Processes]:
         _stay_on_own_cores(local_rank, local_size)
     try:
         store, rank, world_size = next(rendezvous("env://"))
-        # torchrun's store outlives its workers. Those that it starts again would find the addresses
-        # of the dead in it.
+        # torchrun's store outlives its workers. Restarted workers must not read the addresses of
+        # those before them.
         attempt = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
         dist.init_process_group(
             "cpu:gloo,cuda:nccl" if here.type == "cuda" else "gloo",
@@ -81,8 +80,8 @@ def processes(device: str | None = None) -> Iterator[Processes]:
     except RuntimeError as error:
         if _is_lost(error):
             raise UserError(
-                f"process {rank} of {world_size} lost another one of its job, which has "
-                "ended or cannot be reached: see above for why. Checkpoints are whole; go on with "
+                f"process {rank} of {world_size} lost another process of its job, which has ended "
+                "or cannot be reached: see above for why. Checkpoints are intact; resume with "
                 "--resume, with any number of processes"
             ) from error
         raise
@@ -91,8 +90,8 @@ def processes(device: str | None = None) -> Iterator[Processes]:
 
 
 def _stay_on_own_cores(local_rank: int, local_size: int) -> None:
-    """Deals out the machine's cores to its processes, where the system can: a process whose threads
-    wander loses its caches each time that it has waited for the others."""
+    """Assigns this process its share of the machine's cores, if the system can: threads that move
+    between cores lose their caches each time that they wait."""
     if not hasattr(os, "sched_setaffinity"):
         return
     cores = sorted(os.sched_getaffinity(0))
@@ -102,7 +101,7 @@ def _stay_on_own_cores(local_rank: int, local_size: int) -> None:
 
 
 def _is_lost(error: RuntimeError) -> bool:
-    """Whether the connection to another process failed."""
+    """Whether an error means that the connection to another process failed."""
     words = str(error).lower()
     signs = ("connection closed", "connection reset", "broken pipe", "timed out", "nccl")
     return isinstance(error, dist.DistError) or any(sign in words for sign in signs)
@@ -111,13 +110,16 @@ def _is_lost(error: RuntimeError) -> bool:
 def spread(
     model: LanguageModel, strategy: str, processes: Processes, *also: LanguageModel
 ) -> nn.Module:
-    """What to call in training in place of `model`: the gradients come out as their mean.
+    """Wraps `model` for training on several processes, which average their gradients.
 
     Args:
-        model: the whole model, the same in every process. With "fsdp", it and those `also` given
-            (an average) are turned, in place, into shards.
+        model: the whole model, the same in every process. With "fsdp", it and the models in `also`
+            (a moving average) are sharded in place.
         strategy: "ddp" or "fsdp".
-        processes: those that share the work.
+        processes: the processes of the job.
+
+    Returns:
+        the module to call in training.
     """
     if processes.mesh is None:
         return model
@@ -126,13 +128,13 @@ def spread(
         return DistributedDataParallel(
             model, device_ids=ids, gradient_as_bucket_view=True, bucket_cap_mb=BUCKET_MB
         )
-    # A block's results hold views (the convolution's last inputs), which nobody writes to.
+    # A block returns views (the convolution's last inputs), which are never written to.
     warnings.filterwarnings("ignore", "FSDP2-wrapped module .* returned a view tensor")
     for whole in (model, *also):
         for block in whole.stack.blocks:
             fully_shard(block, mesh=processes.mesh)
-        # What is outside of blocks stays put together between forward and backward. An average has
-        # no backward, and would be met in pieces and whole parameters after an evaluation.
+        # Parameters outside of blocks stay gathered between forward and backward. The average has
+        # no backward pass, so it would stay gathered after an evaluation: it is resharded.
         fully_shard(
             whole, mesh=processes.mesh, reshard_after_forward=None if whole is model else True
         )
@@ -140,8 +142,8 @@ def spread(
 
 
 def sharing(module: nn.Module, *, now: bool) -> AbstractContextManager[None]:
-    """For the forward and backward of a part of a batch. Gradients add up over the parts, and are
-    shared among the processes `now`, which is with the last part."""
+    """A context for the forward and backward pass of a part of a batch. Gradients accumulate over
+    the parts, and are averaged over the processes with the last one, where `now` is true."""
     if isinstance(module, FSDPModule):
         module.set_requires_gradient_sync(now)
     elif isinstance(module, DistributedDataParallel) and not now:
@@ -150,6 +152,6 @@ def sharing(module: nn.Module, *, now: bool) -> AbstractContextManager[None]:
 
 
 def clip_gradient(parameters: Sequence[Tensor], largest: float) -> float:
-    """Scales the whole gradient down to a norm, and returns the norm that it had."""
+    """Scales the gradient down to a norm of at most `largest`, and returns its norm before that."""
     norm = nn.utils.clip_grad_norm_(parameters, largest)
     return (norm.full_tensor() if isinstance(norm, DTensor) else norm).item()

@@ -1,4 +1,4 @@
-"""How well a model predicts a text that it was not trained on."""
+"""Measures how well a model predicts a text."""
 
 import math
 from collections.abc import Iterable
@@ -14,7 +14,7 @@ from openxlstm.train.processes import ALONE, Processes
 
 
 class BatchLike(Protocol):
-    """Token ids x (B, T), the tokens y (B, T) that follow them, and where the state is emptied."""
+    """Token ids x (B, T), their next tokens y (B, T), and where the state is reset (B, T) bool."""
 
     @property
     def x(self) -> Tensor: ...
@@ -26,23 +26,23 @@ class BatchLike(Protocol):
 
 @dataclass(frozen=True, kw_only=True)
 class Evaluation:
-    """The mean loss over some tokens, in three units."""
+    """A mean loss, in three units."""
 
     loss: float
-    """Nats a token."""
+    """Nats per token."""
     tokens: int
-    """Tokens that were predicted."""
+    """Number of predicted tokens."""
     characters_per_token: float = 1.0
-    """Characters of text that a token stands for, on average."""
+    """Mean number of characters per token."""
 
     @property
     def perplexity(self) -> float:
-        """exp(loss): among how many tokens the model hesitates."""
+        """exp(loss), inf if that overflows."""
         return math.exp(self.loss) if self.loss < 700 else math.inf
 
     @property
     def bits_per_character(self) -> float:
-        """loss in bits, for each character of the text."""
+        """The loss in bits per character of the text."""
         return self.loss / math.log(2) / self.characters_per_token
 
     def to_dict(self) -> dict[str, float]:
@@ -62,22 +62,22 @@ def evaluate(
     characters_per_token: float = 1.0,
     processes: Processes = ALONE,
 ) -> Evaluation:
-    """The mean loss over all tokens of `batches`.
+    """Computes the mean loss over all tokens of `batches`.
 
     Args:
-        model: left in the mode, training or not, that it was in.
-        batches: a finite run of them.
-        carry_state: whether a batch goes on where the one before it stopped; otherwise each of its
-            rows starts from the empty state.
-        characters_per_token: for bits per character.
-        processes: among which the rows of the batches are dealt out.
+        model: evaluated without dropout; its training flags are restored.
+        batches: finitely many; each process gets its own rows.
+        carry_state: whether a batch continues the one before it; otherwise each row starts from the
+            empty state.
+        characters_per_token: used for bits per character.
+        processes: the processes that share the evaluation.
 
     Raises:
-        ValueError: if there is nothing to evaluate.
+        ValueError: if there are no batches.
     """
     total, tokens, state = 0.0, 0, None
     device = next(model.parameters()).device
-    # Not inference_mode: what a model in shards gathers then could not be trained with later.
+    # Not inference_mode: parameters that FSDP gathers there could not be trained with later.
     with evaluation_mode(model), torch.no_grad():
         for batch in batches:
             x, y = batch.x.to(device), batch.y.to(device)

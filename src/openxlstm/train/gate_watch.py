@@ -1,4 +1,4 @@
-"""The gates of a model that is trained, for those who tell of a run."""
+"""Gate statistics of a model in training, shared by callbacks."""
 
 from openxlstm.lm.gate_statistics import GateStatistics, gate_statistics
 from openxlstm.train.callback import Evaluated
@@ -6,9 +6,9 @@ from openxlstm.train.evaluate import BatchLike
 
 
 class GateWatch:
-    """Looks at the gates over one batch, once an evaluation however many callbacks ask for it.
+    """Computes gate statistics on one batch, once per evaluation for all callbacks.
 
-    Such a callback `wants_model`.
+    Such a callback needs `wants_model`.
     """
 
     def __init__(self, batch: BatchLike) -> None:
@@ -17,9 +17,9 @@ class GateWatch:
         self._found: dict[str, GateStatistics] = {}
 
     def at(self, evaluated: Evaluated) -> dict[str, GateStatistics]:
-        """The statistics by block of the model that was evaluated just now."""
+        """The statistics of the evaluated model, by block."""
         if self._seen is not evaluated:
-            assert evaluated.model is not None, "who asks for gates wants a model"
+            assert evaluated.model is not None, "a callback that uses gates sets wants_model"
             device = next(evaluated.model.parameters()).device
             reset = self._batch.reset
             reset = None if reset is None else reset.to(device)

@@ -1,6 +1,6 @@
-"""The training loop: batches in, a better model out, and nothing lost on the way.
+"""The training loop, with evaluations and checkpoints.
 
-B batch · W processes · A parts that a process computes its share of a batch in
+B batch · W processes · A parts of a process's share of a batch (gradient accumulation)
 """
 
 import contextlib
@@ -33,17 +33,17 @@ from openxlstm.train.processes import ALONE, Processes
 from openxlstm.train.schedule import learning_rate
 
 PATIENCE = 100
-"""Steps in a row that may be skipped: after so many, the weights are what is broken."""
+"""Consecutive steps that may be skipped; after more, the weights must be broken."""
 
 
 class Batches(Protocol):
-    """An endless iterator of this process's rows of batches, that can be put back to where it was.
+    """An endless iterator over this process's rows of batches, whose position can be restored.
 
-    Its state is the same in every process, and independent of how many there are."""
+    Its state is the same in every process, for any number of processes."""
 
     def __next__(self) -> BatchLike: ...
     def advance(self, share: float) -> None:
-        """Told what share of the run is done, before each batch."""
+        """Receives the share of the run that is done, before each batch."""
         ...
 
     def state_dict(self) -> dict[str, Any]: ...
@@ -67,38 +67,38 @@ def fit(
 ) -> Progress:
     """Trains `model` in place with AdamW until the run's steps, tokens or minutes are over.
 
-    Every `config.eval_every` steps, and at both ends, the loss on the two samples is measured; if
-    there is a `folder`, it then gets a checkpoint of the whole run, and, when the validation loss
-    is the lowest so far, the model. With `config.ema_decay`, what is measured and saved is the
-    moving average of the weights, and `model` is that average at the end.
+    Every `config.eval_every` steps, and at the start and the end, the loss on both samples is
+    measured. If there is a `folder`, it then gets a checkpoint of the run, and the model if its
+    validation loss is the lowest so far. With `config.ema_decay`, the moving average of the weights
+    is measured and saved, and `model` has these weights at the end.
 
-    A run whose length is in steps or tokens, and that was stopped or killed and resumed, ends with
-    the weights, bit for bit, of one that was not: dropout is drawn anew for each step, from the
-    seed, the number of the step and the process. Among several processes, each is given its own
-    rows of the same batches, and the gradient is that of the whole batch.
+    A run of a number of steps or tokens that was stopped or killed, and resumed, ends with the same
+    weights, bit for bit, as an uninterrupted one: dropout is seeded in each step with the seed of
+    the run, the step and the rank. Several processes get different rows of the same batches, and
+    the gradient is that of the whole batch.
 
     Args:
-        model: on the device to train on; the same in every process. One that is to be spread by
-            "fsdp" may be elsewhere.
-        batches: what to train on.
-        config: how, and how long.
-        callbacks: told of every step and evaluation, in the first process.
-        compute: how it is computed: precision, and how a model is spread among processes.
-        processes: those of this job.
-        train_sample, val_sample: batches to measure the loss on, iterated anew each time; this
-            process's rows of them.
-        carry_state: whether each batch goes on where the one before stopped (truncated
-            backpropagation through time: the state is carried, the gradient is not).
+        model: on the device to train on, the same in every process. With "fsdp" it may be on
+            another device.
+        batches: training batches.
+        config: optimizer, schedule, length and evaluations.
+        callbacks: called at every step and evaluation, in the first process.
+        compute: precision, and distribution among processes.
+        processes: the processes of the job.
+        train_sample, val_sample: this process's rows of the batches to evaluate, iterated in each
+            evaluation.
+        carry_state: whether each batch continues the one before it (truncated backpropagation
+            through time: the state is carried, the gradient is not).
         folder: where to save; None saves nothing.
-        resume: the checkpoint to go on from.
-        stop: asked once in each step; True, in any process, saves after it and returns.
+        resume: checkpoint to resume from.
+        stop: called once per step; True, in any process, saves after that step and returns.
 
     Returns:
-        How far the run came.
+        the progress of the run.
 
     Raises:
-        UserError: if the loss stops being a number, or the checkpoint does not fit.
-        OSError: if a checkpoint cannot be written; those before are whole.
+        UserError: if the loss is not finite, or the checkpoint does not fit.
+        OSError: if a checkpoint cannot be written; earlier ones stay intact.
     """
     run = _Run(model, batches, config, callbacks, compute or ComputeConfig(), processes, folder)
     run.carry_state, run.samples = carry_state, (train_sample, val_sample)
@@ -123,7 +123,7 @@ def fit(
 
 
 class _Run:
-    """What a run is made of, and the parts of it that `fit` puts in order."""
+    """The state of a run, and the operations that `fit` is made of."""
 
     carry_state: bool
     samples: tuple[Iterable[BatchLike], Iterable[BatchLike]]
@@ -136,7 +136,7 @@ class _Run:
         self.batches, self.config, self.callbacks = batches, config, callbacks
         self.compute, self.processes, self.folder = compute, processes, folder
         self.model, self.device = model, next(model.parameters()).device
-        if processes.mesh is not None:  # what is spread is moved there, shard by shard
+        if processes.mesh is not None:  # FSDP moves the model there, shard by shard
             self.device = processes.device
         self.averaging, average = _average(model, config.ema_decay)
         self.measured = average or model
@@ -154,7 +154,7 @@ class _Run:
         self.wants_model = processes.any(any(callback.wants_model for callback in callbacks))
 
     def load(self, checkpoint: Path) -> None:
-        """Puts the run back to where it was."""
+        """Restores the run from a checkpoint."""
         state, values = load_checkpoint(
             checkpoint, self.models, self.optimizer, processes=self.processes
         )
@@ -171,12 +171,12 @@ class _Run:
             for callback in self.callbacks:
                 callback.on_start(self.progress)
         self.model.train()
-        self.processes.wait()  # for the files that the first one has made
+        self.processes.wait()  # for the files that the first one writes
         self.clock = time.perf_counter()
 
     @property
     def share(self) -> float:
-        """Share of the run that is done, by the limit that is nearest."""
+        """Share of the run that is done, by the limit that is reached first."""
         config, progress = self.config, self.progress
         by_steps = progress.step / config.steps if config.steps else 0.0
         by_tokens = progress.tokens / config.tokens if config.tokens else 0.0
@@ -184,7 +184,7 @@ class _Run:
         return max(by_steps, by_tokens, by_clock)
 
     def step(self, stop: Callable[[], bool]) -> bool:
-        """One step of the optimizer, on one batch; returns whether any process is told to stop."""
+        """Does one optimizer step on one batch; returns whether any process is to stop."""
         progress, config = self.progress, self.config
         self.batches.advance(self.share)
         batch = next(self.batches)
@@ -206,27 +206,26 @@ class _Run:
                 self.averaging.update_parameters(self.model)
         progress.step += 1
         progress.tokens += batch.y.numel() * self.processes.world_size
-        loss, stops = agreed()  # which was on its way meanwhile
-        self._say("on_step", lambda: Step(
+        loss, stops = agreed()  # communicated during the optimizer step
+        self._call_back("on_step", lambda: Step(
             step=progress.step, tokens=progress.tokens, seconds=progress.seconds,
             share=min(self.share, 1.0), loss=loss, learning_rate=rate, gradient_norm=norm,
             skipped=skipped,
         ))  # fmt: skip
-        # One process alone has nobody to agree with, and hears what came up to the last moment.
+        # A single process needs no agreement, and can still see a signal that came just now.
         return stops > 0 if many else stop()
 
     def _seed(self, step: int) -> None:
-        """Sets what dropout is drawn with in this step of this process."""
+        """Seeds dropout for this step of this process."""
         sequence = np.random.SeedSequence((self.config.seed, step, self.processes.rank))
         seed = int(sequence.generate_state(1)[0])
-        # Not torch.manual_seed, which looks for other devices each time: a hundredth of a step.
+        # Not torch.manual_seed: it looks for other devices, which takes a hundredth of a step.
         torch.default_generator.manual_seed(seed)
         if self.device.type == "cuda":
             torch.cuda.manual_seed(seed)
 
     def _gradient(self, batch: BatchLike) -> float:
-        """Leaves the gradient of a batch in the parameters, and returns the loss of the rows that
-        this process has of it."""
+        """Computes the gradient of a batch; returns the mean loss of this process's rows."""
         self.optimizer.zero_grad(set_to_none=True)
         num_parts, total = self.compute.accumulate, 0.0
         for index, (x, y, reset) in enumerate(_parts(batch, num_parts)):
@@ -243,24 +242,22 @@ class _Run:
         return total
 
     def _skip(self) -> None:
-        """Leaves a step out, or ends the run: what its loss or gradient is, is no number."""
+        """Skips a step, or ends the run, since the loss or its gradient is not finite."""
         step, rate = self.progress.step, self.config.learning_rate
-        hint = f"try a lower learning rate than {rate:g} (what was saved before is untouched)"
+        hint = f"try a lower learning rate than {rate:g} (earlier checkpoints are intact)"
         if self.config.nonfinite == "stop":
-            raise UserError(
-                f"the loss or its gradient stopped being a number at step {step}; {hint}"
-            )
+            raise UserError(f"the loss or its gradient stopped being finite at step {step}; {hint}")
         self.progress.skipped += 1
         self.skipped_in_a_row += 1
         if self.skipped_in_a_row == PATIENCE:
             raise UserError(
-                f"the loss or its gradient was no number in each of the {PATIENCE} steps up to "
+                f"the loss or its gradient was not finite in each of the {PATIENCE} steps up to "
                 f"{step}; {hint}"
             )
-        self.states = [None] * len(self.states)  # they may be what is broken
+        self.states = [None] * len(self.states)  # they may be the cause
 
     def measure(self) -> None:
-        """Evaluates, tells, and saves the model if it is the best."""
+        """Evaluates, calls the callbacks, and saves the model if it is the best."""
         progress = self.progress
         with self._precision():
             train, val = (
@@ -272,7 +269,7 @@ class _Run:
         self._tick()()
         folder = self.folder if best else None
         model = self._whole_model() if folder or self.wants_model else None
-        self._say("on_evaluated", lambda: Evaluated(
+        self._call_back("on_evaluated", lambda: Evaluated(
             step=progress.step, tokens=progress.tokens, seconds=progress.seconds,
             train=train, val=val, best=best, model=model,
         ))  # fmt: skip
@@ -292,7 +289,7 @@ class _Run:
         )  # fmt: skip
 
     def finish(self) -> None:
-        """Leaves the model that is measured in the one that was given."""
+        """Copies the averaged weights into the model."""
         if self.measured is not self.model:
             self.model.load_state_dict(self.measured.state_dict())
 
@@ -302,7 +299,7 @@ class _Run:
         return torch.autocast(self.device.type, torch.bfloat16)
 
     def _whole_model(self) -> LanguageModel | None:
-        """What is measured, whole: where it is in shards a copy, in the first process alone."""
+        """The evaluated model, unsharded: of a sharded model a copy, in the first process only."""
         if not isinstance(self.measured, FSDPModule):
             return self.measured
         options = StateDictOptions(full_state_dict=True, cpu_offload=True)
@@ -314,8 +311,8 @@ class _Run:
         return whole.eval()
 
     def _tick(self, *values: float) -> Callable[[], list[float]]:
-        """Starts to bring the run's seconds up to now, by the first process's clock, and to sum up
-        `values` over the processes. Calling what it returns completes that."""
+        """Starts to update the run's seconds, by the first process's clock, and to sum `values` over
+        the processes. The returned function completes both, and returns the sums."""
         now = time.perf_counter()
         elapsed = now - self.clock if self.processes.is_first else 0.0
         self.clock = now
@@ -328,15 +325,15 @@ class _Run:
 
         return complete
 
-    def _say(self, what: str, news: Callable[[], Step | Evaluated]) -> None:
+    def _call_back(self, method: str, make: Callable[[], Step | Evaluated]) -> None:
         if self.processes.is_first:
-            told = news()
+            event = make()
             for callback in self.callbacks:
-                getattr(callback, what)(told)
+                getattr(callback, method)(event)
 
 
 def _prepare(model: LanguageModel, compute: ComputeConfig) -> None:
-    """Sets how a model's blocks are computed in training."""
+    """Sets up recomputation and compilation of a model's blocks."""
     model.stack.recompute_blocks = compute.recompute_blocks
     if compute.compile:
         for block in model.stack.blocks:
@@ -344,15 +341,15 @@ def _prepare(model: LanguageModel, compute: ComputeConfig) -> None:
 
 
 def _parts(batch: BatchLike, num_parts: int) -> Iterator[tuple[Tensor, Tensor, Tensor | None]]:
-    """The rows of a batch in equal parts.
+    """Splits the rows of a batch into equal parts.
 
     Raises:
-        UserError: if there are not as many in each.
+        UserError: if that is impossible.
     """
     if len(batch.x) % num_parts:
         raise UserError(
-            f"{len(batch.x)} sequences cannot be computed in {num_parts} equal parts: "
-            "give another --batch-size or --accumulate"
+            f"{len(batch.x)} sequences cannot be split into {num_parts} equal parts: "
+            "choose another --batch-size or --accumulate"
         )
     resets = [None] * num_parts if batch.reset is None else batch.reset.chunk(num_parts)
     return zip(batch.x.chunk(num_parts), batch.y.chunk(num_parts), resets, strict=True)
@@ -361,7 +358,7 @@ def _parts(batch: BatchLike, num_parts: int) -> Iterator[tuple[Tensor, Tensor, T
 def _average(
     model: LanguageModel, decay: float
 ) -> tuple[AveragedModel, LanguageModel] | tuple[None, None]:
-    """What averages a model's weights, and the copy of the model that has the averages."""
+    """Torch's averaging of a model's weights, and the copy of the model that has the averages."""
     if not decay:
         return None, None
     averaging = AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(decay))

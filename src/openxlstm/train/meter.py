@@ -1,4 +1,4 @@
-"""How fast a run is of late, and the most memory that it has held. Imports no torch."""
+"""Recent throughput and peak memory of a run. Imports no torch."""
 
 import math
 import sys
@@ -7,34 +7,34 @@ from pathlib import Path
 
 
 class Meter:
-    """Tokens a second over a recent stretch of training.
+    """Tokens per second over the last seconds of training.
 
-    A mean from the start would hide a stall, and count the time before a resume.
+    A mean since the start would hide a stall, and include the time before a resume.
     """
 
     def __init__(self, stretch: float = math.inf) -> None:
-        """Looks back over `stretch` seconds, or one step where that is longer."""
+        """Averages over `stretch` seconds, but over one step at least."""
         self._stretch = stretch
         self._points: deque[tuple[int, float]] = deque()
 
     def add(self, tokens: int, seconds: float) -> None:
-        """Told where the run is: tokens trained on, and seconds on its clock."""
+        """Records the tokens and seconds of a run after a step."""
         self._points.append((tokens, seconds))
         while len(self._points) > 2 and seconds - self._points[1][1] >= self._stretch:
             self._points.popleft()
 
     def pause(self) -> None:
-        """Leaves out the time up to the next `add`, in which there was something else to do."""
+        """Excludes the time until the next `add`, which was not spent on training."""
         self._points.clear()
 
     def restart(self) -> None:
-        """Begins a new stretch where the run is."""
+        """Starts a new average at the last `add`."""
         while len(self._points) > 1:
             self._points.popleft()
 
     @property
     def tokens_per_second(self) -> float | None:
-        """None as long as there is no stretch to measure."""
+        """The throughput; None with fewer than two records."""
         if len(self._points) < 2:
             return None
         (first_tokens, begin), (last_tokens, end) = self._points[0], self._points[-1]
@@ -42,8 +42,8 @@ class Meter:
 
 
 def peak_memory() -> int:
-    """The most bytes that this process has held at once: of the GPU if it uses one, else of main
-    memory; 0 where the system does not say."""
+    """Peak memory of this process in bytes: of the GPU if it uses one, else of main memory; 0 if
+    the system does not report it."""
     import torch
 
     if torch.cuda.is_initialized():

@@ -1,4 +1,4 @@
-"""The record of a run: one JSON object a line, and what draws on it."""
+"""Callbacks that record a run: one JSON object per line, and TensorBoard."""
 
 import json
 import math
@@ -20,9 +20,10 @@ if TYPE_CHECKING:
 class MetricsFile(Log):
     """Appends to a run's `metrics.jsonl`.
 
-    Lines of the kind "step" hold the loss of one batch in `every`, and say so of a step that was
-    left out; lines of the kind "evaluation" the losses of the train and val samples and, where
-    someone watches `gates`, the statistics of each block's. What is not a finite number is null.
+    Records of the kind "step" have the batch loss of every `every`-th step, and of each skipped
+    step. Records of the kind "evaluation" have the losses on the training and validation samples,
+    and the statistics of each block's `gates` if they are watched. A value that is not finite is
+    null.
     """
 
     def __init__(self, folder: Path, every: int = 10, gates: "GateWatch | None" = None) -> None:
@@ -57,17 +58,17 @@ class MetricsFile(Log):
     def _write(self, **record: Any) -> None:
         for name, value in record.items():
             if isinstance(value, float) and not math.isfinite(value):
-                record[name] = None  # JSON has no word for it
+                record[name] = None  # JSON has no such number
         self.append(json.dumps(record) + "\n")
 
 
 class TensorBoard(Callback):
-    """Writes a run for TensorBoard, into `tensorboard/` in its folder.
+    """Writes a run's metrics for TensorBoard, to `tensorboard/` in its folder.
 
-    Every so many steps: the batch's loss, the learning rate, the gradient's norm, tokens a second
-    since the point before (evaluations left out), the steps since then that were left out, and the
-    most memory held so far. At evaluations: both losses, the perplexity and, where someone watches
-    `gates`, the statistics of each block's. Besides, samples of text and the run's configuration.
+    Every `every` steps: loss of the batch, learning rate, norm of the gradient, throughput since
+    the last such step (without evaluations), skipped steps since then, and peak memory. At
+    evaluations: both losses, the perplexity, and the statistics of each block's `gates` if they are
+    watched. Also samples of text, and the run's configuration.
     """
 
     _board: "SummaryWriter | None" = None
@@ -79,7 +80,7 @@ class TensorBoard(Callback):
         gates: "GateWatch | None" = None,
         config: dict[str, Any] | None = None,
     ) -> None:
-        """`config` is shown as it is; it must be JSON-ready.
+        """`config` must be JSON-serialisable; it is shown as it is.
 
         Raises:
             UserError: if the package tensorboard is not installed.
@@ -107,7 +108,7 @@ class TensorBoard(Callback):
             self._board.close()
 
     def on_start(self, progress: Progress) -> None:
-        # What a run wrote after the checkpoint that it goes on from is not shown twice.
+        # Removes what the run wrote after the checkpoint that it resumes from.
         purge_step = progress.step + 1 if progress.seconds > 0 else None
         self._board = self._open(str(self._folder), purge_step=purge_step)
         if self._config is not None:
@@ -141,7 +142,7 @@ class TensorBoard(Callback):
         self._meter.pause()
 
     def add_sample(self, step: int, text: str) -> None:
-        """Shows what the model writes after a step."""
+        """Shows the text that the model generated after a step."""
         assert self._board is not None, "on_start opens it"
         self._board.add_text("sample", _as_code(text), step)
 
@@ -151,5 +152,5 @@ class TensorBoard(Callback):
 
 
 def _as_code(text: str) -> str:
-    """Text as TensorBoard's Markdown shows it unchanged."""
+    """Text as a Markdown code block, which TensorBoard shows unchanged."""
     return "".join(f"    {line}\n" for line in text.split("\n"))

@@ -1,7 +1,6 @@
-"""Who this process is among those that train one model together, and what all of them agree on.
+"""The processes of a distributed job: rank, size, and collective operations on plain values.
 
-Light enough for commands that never train: torch's device meshes and shards, which take half a
-second to import, are in distributed.py.
+Cheap to import: torch's device meshes and shards, which take half a second, are in distributed.py.
 """
 
 from collections.abc import Callable
@@ -17,24 +16,24 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, kw_only=True)
 class Processes:
-    """This process among those of its job; by default the only one."""
+    """This process within its job; by default the only one."""
 
     rank: int = 0
-    """Number of this process, from 0."""
+    """Index of this process, from 0."""
     world_size: int = 1
-    """How many there are."""
+    """Number of processes."""
     local_rank: int = 0
-    """Number of this process among those on this machine."""
+    """Index of this process on its machine, from 0."""
     local_size: int = 1
-    """How many there are on this machine."""
+    """Number of processes on this machine."""
     device: torch.device = field(default_factory=lambda: torch.device("cpu"))
-    """Where this one computes."""
+    """Device of this process."""
     mesh: "DeviceMesh | None" = None
-    """All of them in a row; None for one alone."""
+    """One-dimensional mesh of all processes; None for a single process."""
 
     @property
     def is_first(self) -> bool:
-        """Whether this is the one that writes files and speaks."""
+        """Whether this process writes files and prints."""
         return self.rank == 0
 
     def totals(self, *values: float) -> list[float]:
@@ -42,7 +41,7 @@ class Processes:
         return self.sum_up(*values)()
 
     def sum_up(self, *values: float) -> Callable[[], list[float]]:
-        """Starts to sum up each value over all processes; calling what it returns waits for it."""
+        """Starts the sum of each value over all processes; the returned function waits for it."""
         if self.mesh is None:
             return lambda: list(values)
         sums = torch.tensor(values, dtype=torch.float64, device=self.device)
@@ -56,16 +55,16 @@ class Processes:
         return wait
 
     def any(self, said: bool) -> bool:
-        """Whether any process says so."""
+        """Whether `said` is true in any process."""
         return self.totals(float(said))[0] > 0
 
     def wait(self) -> None:
-        """Returns when every process has come here."""
+        """Barrier: returns when every process has called it."""
         if self.mesh is not None:
             dist.barrier()
 
     def gather(self, value: Any) -> list[Any]:
-        """The values of all processes, in order, on the first one; an empty list on the others."""
+        """The values of all processes, by rank, in the first process; an empty list in others."""
         if self.mesh is None:
             return [value]
         values: list[Any] | None = [None] * self.world_size if self.is_first else None
@@ -73,7 +72,7 @@ class Processes:
         return values or []
 
     def tell(self, value: Any) -> Any:
-        """The value that the first process has."""
+        """The first process's value, in every process."""
         if self.mesh is None:
             return value
         values = [value]

@@ -1,4 +1,4 @@
-"""What a run writes down as it goes, and its `metrics.jsonl` to read. Imports no torch."""
+"""Log files that a run appends to, and reading `metrics.jsonl`. Imports no torch."""
 
 import json
 from collections.abc import Iterable, Iterator
@@ -12,8 +12,8 @@ METRICS = "metrics.jsonl"
 
 
 class Log(Callback):
-    """Appends to a file of a run. A resumed run drops what came after the checkpoint that it goes
-    on from, so that it ends with what a run that never stopped has."""
+    """Appends to a file of a run. A resumed run drops what was written after its checkpoint, so
+    that the file is the same as without the stop."""
 
     _file: TextIO | None = None
 
@@ -28,11 +28,11 @@ class Log(Callback):
             self._file.close()
 
     def kept(self, step: int) -> Iterable[str]:
-        """What the file holds up to a step."""
+        """The content of the file up to a step."""
         raise NotImplementedError
 
     def on_start(self, progress: Progress) -> None:
-        began = progress.seconds > 0  # else this is a new run, whatever the folder holds
+        began = progress.seconds > 0  # a new run starts an empty file, whatever the folder has
         write_text(self._path, "".join(self.kept(progress.step) if began else ()))
         self._file = self._path.open("a", encoding="utf-8", newline="")
 
@@ -43,8 +43,8 @@ class Log(Callback):
 
 
 def read_metrics(folder: Path) -> Iterator[dict[str, Any]]:
-    """The records of a run's `metrics.jsonl`, up to a line that is none: a kill may have cut the
-    last one short."""
+    """The records of a run's `metrics.jsonl`, up to a line that is not a record: a kill may have
+    truncated the last one."""
     path = folder / METRICS
     if not path.exists():
         return
@@ -60,7 +60,7 @@ def read_metrics(folder: Path) -> Iterator[dict[str, Any]]:
 
 
 def evaluations(records: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
-    """The evaluations among some records, but for those whose losses were no numbers."""
+    """The evaluations among records, without those whose losses are not finite."""
     return [
         record
         for record in records

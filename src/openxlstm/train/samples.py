@@ -1,4 +1,4 @@
-"""What a model writes while it learns."""
+"""Text that a model generates during its training."""
 
 import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -16,10 +16,10 @@ INDENT = "    "
 
 
 class Samples(Log):
-    """Lets the model write after evaluations, and keeps it in a run's `samples.txt`.
+    """Generates text after evaluations, and appends it to a run's `samples.txt`.
 
-    Each sample is a line with step and loss, then the text, indented, whatever is in it. The
-    untrained model, at step 0, is not asked.
+    A sample is a line with step and loss, then the indented text. There is none at step 0, of the
+    untrained model.
     """
 
     wants_model = True
@@ -32,8 +32,12 @@ class Samples(Log):
         every: int = 1,
         listeners: Sequence[Callable[[int, str], None]] = (),
     ) -> None:
-        """Samples at evaluations whose step is a multiple of `every`; `listeners` are told each
-        sample's step and text."""
+        """
+        Args:
+            write: generates a sample.
+            every: samples are taken at evaluations whose step is a multiple of it.
+            listeners: called with the step and the text of each sample.
+        """
         super().__init__(folder / SAMPLES)
         self._write = write
         self._every = every
@@ -45,7 +49,7 @@ class Samples(Log):
     def on_evaluated(self, evaluated: Evaluated) -> None:
         if evaluated.step == 0 or evaluated.step % self._every:
             return
-        assert evaluated.model is not None, "it wants a model"
+        assert evaluated.model is not None, "wants_model is set"
         with evaluation_mode(evaluated.model), torch.random.fork_rng(devices=[]):
             text = self._write(evaluated.model)
         indented = "".join(f"{INDENT}{line}\n" for line in text.split("\n"))
@@ -55,7 +59,7 @@ class Samples(Log):
 
 
 def _read(path: Path) -> Iterator[tuple[int, str]]:
-    """The step of each whole sample in a file, and its lines; the last may have been cut short."""
+    """Step and text of each complete sample in a file; a kill may have truncated the last one."""
     if not path.exists():
         return
     with path.open(encoding="utf-8", errors="replace", newline="\n") as file:

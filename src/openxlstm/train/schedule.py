@@ -1,4 +1,4 @@
-"""The learning rate over a run."""
+"""The learning-rate schedule."""
 
 import math
 
@@ -6,16 +6,16 @@ from openxlstm.config import TrainConfig
 
 
 def learning_rate(config: TrainConfig, step: int, progress: float) -> float:
-    """The rate of one step.
+    """The learning rate of one step.
 
     Args:
-        config: shape and ends of the schedule.
+        config: shape and limits of the schedule.
         step: optimizer steps done.
-        progress: share of the run that is done, by steps or by the clock, in [0, 1].
+        progress: share of the run that is done, by steps, tokens or time, in [0, 1].
     """
     high, low = config.learning_rate, config.min_learning_rate
     if progress < config.warmup:
-        # The first step of a run by the clock is at progress 0, and should still learn something.
+        # At the first step progress is 0, and the rate should not be.
         return high * max(progress / config.warmup, 0.01)
     if config.schedule == "constant":
         return high
