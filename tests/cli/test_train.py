@@ -411,7 +411,7 @@ def test_a_stopped_run_goes_on_as_if_it_had_not_stopped(
     else:
         assert done.returncode == 130
         assert "stopping after this step" in done.stderr
-        assert "stopped at step 4 with everything saved" in done.stderr
+        assert "stopped at step 4, and everything is saved" in done.stderr
         assert f"openxlstm train --resume --out {folder}" in done.stderr
         assert json.loads((folder / "train.json").read_text())["result"]["step"] == 4
     result = cli("train", "--resume", "--out", folder, "--threads", 1, "--quiet")

@@ -133,7 +133,10 @@ def test_a_tensor_is_read_when_it_is_asked_for(tmp_path: Path) -> None:
         ({"weight_map": {}}, "it has no weight_map"),
         ({"weight_map": ["x"]}, "it has no weight_map"),
         ({"weight_map": {"x": "a.safetensors", "y": "b.safetensors"}}, "b.safetensors does not"),
-        ({"weight_map": {"z": "a.safetensors"}}, "says that z is in a.safetensors, and it is not"),
+        (
+            {"weight_map": {"z": "a.safetensors"}},
+            "places z in a.safetensors, which does not have it",
+        ),
         ({"weight_map": {"x": "../a.safetensors"}}, "which is no file beside it"),
         ({"weight_map": {"x": "/etc/passwd"}}, "which is no file beside it"),
         ({"weight_map": {"x": ".."}}, "which is no file beside it"),
@@ -187,7 +190,7 @@ def test_numbers_of_a_kind_that_is_not_read(tmp_path: Path) -> None:
     write(
         tmp_path / "model.safetensors", {"x": {**F32, "dtype": "F8_E4M3", "shape": [4]}}, bytes(4)
     )
-    assert "holds x as F8_E4M3, which is not read here" in complaint(tmp_path)
+    assert "has x of type F8_E4M3, which is not supported" in complaint(tmp_path)
 
 
 def test_nothing_there(tmp_path: Path) -> None:

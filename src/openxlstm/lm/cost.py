@@ -1,23 +1,21 @@
-"""How much arithmetic a language model is: counted once, the same whatever code does it.
+"""The arithmetic of a language model, counted from its mathematics, whatever code runs it.
 
-Counted are products, a multiply-add as two operations. Not counted are embeddings, which are looked
-up, exponentials and other element-wise arithmetic, norms, softmax, the optimizer, masked halves,
-and all that is computed twice, as `recompute_blocks` does. What is left are the model's FLOPs; MFU
-(arXiv:2204.02311, appendix B) is their share of what a device could do at its peak.
+Matrix products count, a multiply-add as two operations. Embeddings, which are lookups, element-wise
+arithmetic, norms, softmax, the optimizer, masked halves, and recomputation do not count. These are
+the model's FLOPs; MFU (arXiv:2204.02311, appendix B) is their share of a device's peak.
 
-arXiv:2503.13427, appendix D, counts the same but for three things: it adds an embedding's product
-with one-hot vectors, 2·V·D a token; the masked half of a chunk; and an operation for each
-exponential, maximum and sigmoid.
+arXiv:2503.13427, appendix D, also counts an embedding's product with one-hot vectors, 2·V·D per
+token, the masked half of a chunk, and an operation per exponential, maximum and sigmoid.
 """
 
 from openxlstm.config import LargeBlockConfig, ModelConfig, PaperBlockConfig
 
 CHUNK = 64
-"""Steps in a chunk of the chunkwise mLSTM, L."""
+"""Chunk size L of the chunkwise mLSTM, in steps."""
 
 
 def flops_per_token(config: ModelConfig) -> int:
-    """Operations of the forward pass for one token, every cell in its recurrent form."""
+    """FLOPs of the forward pass per token, with every cell in its recurrent form."""
     D, NH = config.embedding_dim, config.num_heads
     block, multiply_adds = config.block, D * config.vocab_size  # head
     for kind in config.layers:
@@ -46,16 +44,16 @@ def flops_per_token(config: ModelConfig) -> int:
 
 
 def training_flops_per_token(config: ModelConfig) -> int:
-    """Operations of a training step for one token: forward, and a backward pass that has two
-    products for each of the forward's, every mLSTM in chunks of 64 steps."""
+    """FLOPs of a training step per token: a forward pass, and a backward pass with two products per
+    product of the forward pass, with every mLSTM in chunks of 64 steps."""
     flops = flops_per_token(config)
     DQK, DHV = config.mlstm_head_dims
-    # The recurrent form decays the memory at each step, the chunkwise one at each chunk.
+    # The recurrent form decays the memory in each step, the chunkwise form once per chunk.
     in_chunks = mlstm_chunk_flops(DQK, DHV) - 2 * DQK * DHV
     return 3 * (flops + config.layers.count("m") * config.num_heads * in_chunks)
 
 
 def mlstm_chunk_flops(DQK: int, DHV: int) -> int:
-    """What a head and step adds to writing and reading the memory, forward: q kᵀ and the weighted
-    sum of v within the chunk, the causal half."""
+    """FLOPs per head and step within a chunk, forward: the causal half of q kᵀ and of the weighted
+    sum of v."""
     return CHUNK * (DQK + DHV)

@@ -1,4 +1,4 @@
-"""A model as a folder: `config.json` and `model.safetensors`, beside what a tokenizer writes."""
+"""A model's folder: `config.json`, and filling a model with tensors."""
 
 import os
 from collections.abc import Mapping
@@ -20,21 +20,20 @@ def fill(
     dtype: torch.dtype | None = None,
     mapped: bool = True,
 ) -> None:
-    """Puts tensors in the place of a model's own, which may be on the meta device; names and shapes
-    must be the model's.
+    """Replaces a model's parameters, which may be on the meta device, by tensors of the same names
+    and shapes.
 
     Args:
-        tensors: by the names of `model.state_dict()`, of which a parameter that has several is
-            needed under its first name alone.
-        source: what they are from, for errors.
-        dtype: what all of them become; None leaves them as they are, or, where they differ, takes
-            the widest.
+        tensors: by the names of `model.state_dict()`; a parameter with several names is needed
+            under its first name only.
+        source: the origin of the tensors, for error messages.
+        dtype: the dtype of all parameters; None keeps the tensors', or the widest if they differ.
         mapped: whether the model shares the memory of the tensors, which may be mapped from a file,
             or copies them. On Windows it always copies: a mapped file could not be replaced there.
 
     Raises:
-        UserError: that names the first tensor that is missing, unknown, of another shape or no
-            floating-point one. The model is as it was then.
+        UserError: with the name of the first tensor that is missing, unknown, of another shape or
+            not floating-point. The model is unchanged then.
     """
     places = _places(model)
     for name in sorted(places.keys() | set(tensors)):
@@ -51,7 +50,7 @@ def fill(
     mapped = mapped and os.name != "nt"
     if dtype is None:
         dtype = reduce(torch.promote_types, (_dtype(tensors, name) for name in places))
-    # The largest first, for what is copied is there twice for a moment.
+    # The largest first: during a copy, a tensor exists twice.
     for name in sorted(places, key=lambda name: places[name][0].numel(), reverse=True):
         parameter, owners = places[name]
         if isinstance(tensors, Weights) and not (mapped and tensors.dtype(name) == dtype):
@@ -64,7 +63,7 @@ def fill(
 
 
 def _places(model: nn.Module) -> dict[str, tuple[nn.Parameter, list[tuple[nn.Module, str]]]]:
-    """Each parameter by its first name, and every module and attribute that has it."""
+    """Per parameter, by its first name, all modules and attributes that hold it."""
     places: dict[str, tuple[nn.Parameter, list[tuple[nn.Module, str]]]] = {}
     first: dict[nn.Parameter, str] = {}
     for name, parameter in model.named_parameters(remove_duplicate=False):

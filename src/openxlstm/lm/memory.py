@@ -1,8 +1,8 @@
-"""How much memory training takes, counted on tensors that have shapes and no memory.
+"""The memory of training, and of a loaded model, computed without allocating it.
 
-The model is built, and a training batch runs forward, with torch's fake tensors, on the code that
-runs on this machine's CPU: native kernels where they are built, which keep less than plain torch.
-What autograd keeps for the backward pass is then not estimated but added up, storage by storage.
+For training, the model is built, and a batch runs forward, with torch's fake tensors, on the code
+that this machine's CPU would run: native kernels if they are built, which keep less than plain
+torch. The storages that autograd keeps for the backward pass are added up.
 """
 
 import os
@@ -23,33 +23,34 @@ from openxlstm.lm.summary import Summary, summarize
 from openxlstm.nn.init import without_memory
 
 FLOAT = 4
-"""Bytes of a number in float32, in which parameters, gradients and moments are kept."""
+"""Bytes per number in float32, the dtype of parameters, gradients and moments."""
 GB = 1e9
 
 
 def summarize_unbuilt(config: ModelConfig) -> Summary:
-    """`summarize` of a model of any size, exactly and at once: no weight is allocated."""
+    """`summarize` of a model of any size, without allocating its weights."""
     with without_memory():
         return summarize(LanguageModel(config))
 
 
 @dataclass(frozen=True, kw_only=True)
 class Memory:
-    """Bytes of one rank in training. The sum is an estimate: not all is there at once, and what an
-    allocator wastes and a backward pass needs for a moment is not counted. Two models of 6 and 11
-    million parameters took 11 and 15% more on a CPU (a slow test of `tests/lm/test_memory.py`)."""
+    """Memory of one rank in training, in bytes. The total is an estimate: not everything exists at
+    the same time, and waste of the allocator and temporary values of the backward pass are missing.
+    Two models of 6 and 11 million parameters took 11 and 15% more on a CPU (a slow test of
+    `tests/lm/test_memory.py`)."""
 
     weights: int
     gradients: int
     moments: int
-    """AdamW's means of gradients and of their squares."""
+    """AdamW's first and second moments."""
     average: int
-    """The moving average of the weights, if there is one."""
+    """The moving average of the weights, if it is kept."""
     gathered: int
-    """What FSDP makes whole for a while: the embedding, norm and head, the largest block, and the
-    gradient of the larger of the two."""
+    """Parameters that FSDP gathers: embedding, norm and head, the largest block, and the gradient
+    of the larger of these two units."""
     activations: int
-    """What the backward pass reads, the logits and their gradient."""
+    """Tensors that the backward pass reads, the logits and their gradient."""
 
     @property
     def total(self) -> int:
@@ -66,11 +67,11 @@ class Memory:
 def training_memory(
     summary: Summary, activations: int, *, strategy: str, world_size: int, average: bool
 ) -> Memory:
-    """The memory of one rank of `world_size`, by `ComputeConfig.strategy`.
+    """The memory of one of `world_size` ranks, by `ComputeConfig.strategy`.
 
-    DDP has all of weights, gradients and moments on every rank, its gradients being views of the
-    buckets it sends. FSDP2 has a share of each, with every block as a unit, and the rest of the
-    model as another that stays whole from forward to backward.
+    DDP has all weights, gradients and moments on every rank; gradients are views of its buckets.
+    FSDP2 has a share of each: every block is a unit, and the rest of the model is another one,
+    which stays gathered from forward to backward.
     """
     weights = FLOAT * summary.num_parameters
     gathered = 0
@@ -90,16 +91,16 @@ def training_memory(
 
 @dataclass(frozen=True, kw_only=True)
 class Loaded:
-    """Bytes of a model that is loaded to run; `str` says it in words."""
+    """Memory of a model that is loaded for inference, in bytes; `str` describes it."""
 
     parameters: int
     weights: int
     dtype: torch.dtype
-    """Of the weights in memory."""
+    """Dtype of the weights in memory."""
     is_mapped: bool
-    """Whether the weights' memory is the system's copy of their files, which it may let go of."""
+    """Whether the weights are mapped from their files, so that the system can evict them."""
     state: int
-    """Of one sequence."""
+    """Bytes of one sequence's state."""
 
     @property
     def total(self) -> int:
@@ -117,8 +118,8 @@ class Loaded:
 def loaded_memory(
     config: ModelConfig, stored: set[torch.dtype], dtype: torch.dtype | None
 ) -> Loaded:
-    """What a model takes whose weights are stored in some dtypes and loaded in one of them or in
-    another; None is the widest that is stored."""
+    """The memory of a model whose weights are stored in the dtypes `stored` and loaded as `dtype`;
+    None is the widest of the stored ones."""
     kind = dtype or reduce(torch.promote_types, stored)
     summary = summarize_unbuilt(config)
     return Loaded(
@@ -133,19 +134,19 @@ def loaded_memory(
 def activation_bytes(
     config: ModelConfig, batch_size: int, window: int, compute: ComputeConfig
 ) -> int:
-    """Bytes that a training step keeps from its forward for its backward pass.
+    """Bytes that a training step keeps from its forward pass for its backward pass.
 
-    With `compute.recompute_blocks` that is the input of each block, and all of the one block whose
-    turn it is. In bfloat16 it includes the copies that autocast makes of the weights.
+    With `compute.recompute_blocks` these are the inputs of all blocks, and all tensors of one
+    block. In bfloat16 they include autocast's copies of the weights.
 
     Args:
         batch_size: sequences that a rank computes at once.
-        window: tokens of a sequence.
+        window: tokens per sequence.
     """
-    # Storages that autograd keeps: of each block, and of what is around them.
+    # Storages that autograd keeps, per block; None is the key of those outside of blocks.
     kept: defaultdict[int | None, dict[int, int]] = defaultdict(dict)
     block_index: int | None = None
-    alive: list[Tensor] = []  # a storage that was freed would lend its key to another
+    alive: list[Tensor] = []  # the key of a freed storage could be used again
 
     def key(x: Tensor) -> int:
         return x.untyped_storage()._cdata
@@ -196,17 +197,16 @@ def check_memory(
     world_size: int = 1,
     average: bool = False,
 ) -> None:
-    """Says no to a training run that cannot fit, before anything is allocated.
+    """Refuses a training run that cannot fit into memory, before anything is allocated.
 
-    What is asked for is the least: weights, gradients and moments, without activations.
+    Only the least is required: weights, gradients and moments, without activations.
 
     Args:
-        available: bytes that a rank may take, e.g. `device.memory_bytes()`; None where nobody
-            knows.
+        available: bytes per rank, e.g. `device.memory_bytes()`; None if unknown.
         strategy, world_size, average: as for `training_memory`.
 
     Raises:
-        UserError: if it cannot fit.
+        UserError: if the run cannot fit.
     """
     summary = summarize_unbuilt(config)
     memory = training_memory(summary, 0, strategy=strategy, world_size=world_size, average=average)

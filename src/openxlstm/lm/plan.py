@@ -1,6 +1,6 @@
-"""What a training run will take, before it is started: arithmetic, memory, steps and time.
+"""Estimates of a training run's arithmetic, memory, steps and time.
 
-The formulas, and what they give for xLSTM-7B beside its authors' figures, are in docs/planning.md.
+The formulas, and their results for xLSTM-7B beside its authors' figures, are in docs/planning.md.
 """
 
 from collections import Counter
@@ -21,19 +21,19 @@ from openxlstm.strict import require
 
 @dataclass(frozen=True, kw_only=True)
 class TrainingJob:
-    """A model, what it is trained on, and how many ranks share the work."""
+    """A model, its training data, and the number of ranks."""
 
     model: ModelConfig
     tokens: int
     """Tokens to train on."""
     batch_size: int
-    """Sequences in a batch of the whole job, which the ranks share."""
+    """Sequences per batch of the whole job, which the ranks share."""
     window: int
-    """Tokens of a sequence."""
+    """Tokens per sequence."""
     world_size: int = 1
-    """Ranks: processes, each with a device or cores of its own."""
+    """Number of ranks: processes, each with its own device or cores."""
     compute: ComputeConfig = field(default_factory=ComputeConfig)
-    """How it is computed."""
+    """Precision, distribution and accumulation."""
     average: bool = False
     """Whether a moving average of the weights is kept."""
 
@@ -43,9 +43,9 @@ class TrainingJob:
         parts = self.world_size * self.compute.accumulate
         require(
             self.batch_size % parts == 0,
-            f"a batch of {self.batch_size} sequences cannot be dealt out evenly to "
-            f"{self.world_size} ranks in {self.compute.accumulate} parts each: choose a batch size "
-            f"that is a multiple of {parts}",
+            f"a batch of {self.batch_size} sequences cannot be shared evenly by {self.world_size} "
+            f"ranks in {self.compute.accumulate} parts each: choose a batch size that is a "
+            f"multiple of {parts}",
         )
 
     @property
@@ -56,43 +56,43 @@ class TrainingJob:
 
 @dataclass(frozen=True, kw_only=True)
 class Plan:
-    """What a job takes."""
+    """The estimates of a job."""
 
     parameters: int
-    """Weights of the model, counted exactly."""
+    """Exact number of the model's parameters."""
     parts: dict[str, int]
-    """The same by part."""
+    """Parameters by part of the model."""
     state_bytes: int
-    """Memory that a sequence's state takes, whatever its length."""
+    """Bytes of one sequence's state, for any length."""
     training_flops_per_token: int
-    """Operations forward and backward; `lm.cost` says what counts."""
+    """FLOPs of forward and backward pass, as `lm.cost` counts them."""
     training_flops: int
-    """Of all tokens."""
+    """FLOPs of the whole run."""
     tokens: int
     steps: int
     tokens_per_parameter: float
     memory: Memory
-    """Of one rank."""
+    """Memory of one rank."""
     weights_file_bytes: int
     """Size of `model.safetensors`."""
     checkpoint_bytes: int
     """Size of a checkpoint to resume from: weights, moments, and the moving average."""
     tokens_per_second: float | None = None
-    """Of the whole job, if a rate is known."""
+    """Throughput of the whole job, if it is known."""
     seconds: float | None = None
-    """Time of the whole run at that rate."""
+    """Time of the whole run at that throughput."""
     flops_per_second_of_rank: float | None = None
-    """The model's operations on one rank at that rate."""
+    """FLOP/s of one rank at that throughput."""
 
     def to_dict(self) -> dict[str, Any]:
-        """JSON-ready values."""
+        """The estimates as JSON-serialisable values."""
         values = asdict(self)
         values["memory"]["total"] = self.memory.total
         return values
 
 
 def make_plan(job: TrainingJob, tokens_per_second: float | None = None) -> Plan:
-    """What `job` takes, at a rate of the whole job if one is given. Allocates nothing of it."""
+    """Estimates `job`, with the throughput of the whole job if it is given; allocates nothing."""
     summary, flops = summarize_unbuilt(job.model), training_flops_per_token(job.model)
     activations = activation_bytes(job.model, job.rows_at_once, job.window, job.compute)
     rate, weights = tokens_per_second, FLOAT * summary.num_parameters
@@ -121,10 +121,10 @@ def make_plan(job: TrainingJob, tokens_per_second: float | None = None) -> Plan:
 
 
 def rate_of_devices(job: TrainingJob, flops_per_second: float, mfu: float) -> float:
-    """Tokens a second of a job whose ranks reach a share `mfu` of `flops_per_second` each.
+    """Tokens per second of a job whose ranks each reach a share `mfu` of `flops_per_second`.
 
     Raises:
-        UserError: if the rate is not positive or the share not in (0, 1].
+        UserError: unless `flops_per_second` is positive and `mfu` in (0, 1].
     """
     require(flops_per_second > 0, f"flops-per-second must be positive, not {flops_per_second}")
     require(0 < mfu <= 1, f"mfu must be in (0, 1], not {mfu}")
@@ -132,7 +132,7 @@ def rate_of_devices(job: TrainingJob, flops_per_second: float, mfu: float) -> fl
 
 
 def _join_blocks(parts: dict[str, int]) -> dict[str, int]:
-    """Parameters by part, the blocks of one kind as one part."""
+    """Parameters by part, with all blocks of one kind as one part."""
     kinds = Counter(name.partition(" (")[2] for name in parts if name.startswith("block "))
     joined: Counter[str] = Counter()
     for name, count in parts.items():

@@ -1,4 +1,4 @@
-"""A stack of blocks as a folder: `config.json` and weights, as a language model's."""
+"""A stack of blocks in a folder, with `config.json` and weights like a language model's."""
 
 from pathlib import Path
 
@@ -27,11 +27,11 @@ def save_stack(stack: Stack, folder: str | Path, *, shard_bytes: int | None = No
 def load_stack(
     folder: str | Path, *, dtype: torch.dtype | None = None, mapped: bool = True
 ) -> Stack:
-    """The stack in a folder that `save_stack` or `openxlstm convert` wrote, for evaluation.
+    """Loads a stack that `save_stack` or `openxlstm convert` wrote, in evaluation mode.
 
     Args:
         dtype: of the weights; None leaves them as they are stored.
-        mapped: whether they are mapped from the file, or read now.
+        mapped: whether the weights are mapped from the file, or read now.
 
     Raises:
         UserError: if a file is missing or damaged, or the weights do not fit the configuration.

@@ -1,4 +1,4 @@
-"""What a model costs: parameters by part, arithmetic a token, memory of its state."""
+"""The figures of a model: parameters by part, FLOPs per token, memory of its state."""
 
 from collections import Counter
 from dataclasses import dataclass
@@ -11,14 +11,14 @@ from openxlstm.states import state_bytes
 
 @dataclass(frozen=True, kw_only=True)
 class Summary:
-    """A model in figures; `str` makes a table of it."""
+    """The figures of a model; `str` formats them as a table."""
 
     parts: dict[str, int]
-    """Parameters by part, in the order of the forward pass; a tied head counts 0."""
+    """Parameters by part, in the order of the forward pass; 0 for a tied head."""
     flops_per_token: int
-    """Floating-point operations to read one token, a multiply-add counting as two."""
+    """Floating-point operations per token, forward; a multiply-add is two."""
     state_bytes: int
-    """Memory of one sequence's state, whatever its length."""
+    """Bytes of one sequence's state, for any length."""
 
     @property
     def num_parameters(self) -> int:
@@ -31,16 +31,16 @@ class Summary:
             [
                 *rows,
                 f"{'parameters':<{width}}  {self.num_parameters:>12,}",
-                f"{'FLOPs a token':<{width}}  {self.flops_per_token:>12,}",
+                f"{'FLOPs per token':<{width}}  {self.flops_per_token:>12,}",
                 f"{'state bytes':<{width}}  {self.state_bytes:>12,}",
             ]
         )
 
 
 def summarize(model: LanguageModel) -> Summary:
-    """The figures of a model, counted from its parameters, its configuration and its state."""
+    """Computes the figures of a model from its parameters, configuration and state."""
     counts: Counter[str] = Counter()
-    for name, parameter in model.named_parameters():  # yields a tied parameter once
+    for name, parameter in model.named_parameters():  # a tied parameter comes once
         counts[_part(name, model.config)] += parameter.numel()
     if model.config.tie_weights:
         counts["head"] = 0

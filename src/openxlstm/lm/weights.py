@@ -1,8 +1,7 @@
-"""Tensors in safetensors files, by name: one file, or several with an index beside them.
+"""Tensors in safetensors files, by name: one file, or several with an index.
 
-What is read is mapped: a tensor's bytes come from the file when they are first used, and belong to
-the system's cache, so that a model takes its weights' memory once, and of a model that another
-process has open none. Writing to such a tensor changes memory alone, never the file.
+Tensors are mapped: their bytes are read from the file when they are first used, and stay in the
+system's page cache, which processes share. Writing to such a tensor changes memory, never the file.
 """
 
 import shutil
@@ -22,11 +21,11 @@ from openxlstm.files import read_json, sync, write_atomically, write_json
 WEIGHTS = "model.safetensors"
 INDEX = "model.safetensors.index.json"
 SHARDS = "model-?????-of-?????.safetensors"
-"""Names of the files that an index speaks of, as `save_weights` gives them."""
+"""Names of the files of an index, as `save_weights` chooses them."""
 
 
 class Weights(Mapping[str, Tensor]):
-    """The tensors of some safetensors files. Each is mapped when it is asked for."""
+    """The tensors of safetensors files. A tensor is mapped when it is looked up."""
 
     def __init__(self, files: list[Path]) -> None:
         """
@@ -34,8 +33,8 @@ class Weights(Mapping[str, Tensor]):
             files: at least one.
 
         Raises:
-            UserError: if a file is missing, truncated or no safetensors file, or if two of them
-                hold a tensor of the same name.
+            UserError: if a file is missing, truncated or not a safetensors file, or if two files
+                have a tensor of the same name.
         """
         self._places: dict[str, Path] = {}
         self._shapes: dict[str, tuple[int, ...]] = {}
@@ -64,7 +63,7 @@ class Weights(Mapping[str, Tensor]):
         return name in self._places
 
     def copy_of(self, name: str, dtype: torch.dtype | None = None) -> Tensor:
-        """The tensor in memory of its own; the file's pages are let go of again."""
+        """A copy of the tensor; the file's pages are released."""
         tensor = open_file(self._places[name]).get_tensor(name)
         return tensor.to(dtype or tensor.dtype, copy=True)
 
@@ -75,25 +74,25 @@ class Weights(Mapping[str, Tensor]):
         return self._dtypes[name]
 
     def place(self, name: str) -> Path:
-        """The file that holds a tensor."""
+        """The file of a tensor."""
         return self._places[name]
 
     @property
     def source(self) -> Path:
-        """The file, or the folder of several, for errors."""
+        """The file, or the folder of several files, for error messages."""
         first = next(iter(self._files))
         return first if len(self._files) == 1 else first.parent
 
 
 def open_weights(path: str | Path) -> Weights:
-    """The weights in a safetensors file, in the files of an index, or in a folder.
+    """Opens the weights in a safetensors file, in the files of an index, or in a folder.
 
-    In a folder they are in `model.safetensors`, in what `model.safetensors.index.json` names, or in
-    `model_0.safetensors`, `model_1.safetensors` and so on. No tensor is read.
+    In a folder they are in `model.safetensors`, in the files of `model.safetensors.index.json`, or
+    in `model_0.safetensors`, `model_1.safetensors` and so on. No tensor is read.
 
     Raises:
-        UserError: if there are none, or a file of them is missing, truncated or no such file; or if
-            an index does not say what its files hold.
+        UserError: if there are none, or a file is missing, truncated or not a safetensors file, or
+            an index does not fit its files.
     """
     path = Path(path)
     if not path.exists():
@@ -112,10 +111,10 @@ def open_weights(path: str | Path) -> Weights:
 
 
 def open_file(path: Path) -> Any:
-    """A safetensors file, whose header has been checked.
+    """Opens a safetensors file, and checks its header.
 
     Raises:
-        UserError: if it is missing, truncated or no safetensors file.
+        UserError: if the file is missing, truncated or not a safetensors file.
     """
     if not path.is_file():
         raise UserError(f"{path} does not exist")
@@ -131,14 +130,14 @@ def save_weights(
     *,
     shard_bytes: int | None = None,
 ) -> None:
-    """Writes `model.safetensors`; or, where the tensors take more than `shard_bytes`, several files
+    """Writes `model.safetensors`; or, if the tensors take more than `shard_bytes`, several files
     and `model.safetensors.index.json`.
 
-    A tensor is looked up when its file is written, and let go of after it: no more than a file's
-    worth is held at a time. Files are put in place when all of them are whole.
+    A tensor is looked up when its file is written, and released afterwards, so that memory holds
+    the tensors of one file at most. Files are put in place when all of them are complete.
 
     Raises:
-        OSError: if something cannot be written: no space, no permission.
+        OSError: if a file cannot be written: no space, no permission.
     """
     shards = _shards(tensors, shard_bytes)
     if len(shards) == 1:
@@ -180,13 +179,13 @@ def write_file(path: Path, tensors: Mapping[str, Tensor]) -> None:
     """
     values = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
     try:
-        save_file(values, path, {"format": "pt"})  # which transformers looks for
+        save_file(values, path, {"format": "pt"})  # transformers requires it
     except SafetensorError as error:
         raise OSError(f"{path} cannot be written ({error})") from None
 
 
 def _shards(tensors: Mapping[str, Tensor], most: int | None) -> list[list[str]]:
-    """Names of the tensors of each file, in their own order. A larger tensor is a file alone."""
+    """The names of each file's tensors, in order. A tensor larger than `most` has its own file."""
     if most is None:
         return [list(tensors)]
     shards: list[list[str]] = [[]]
@@ -201,17 +200,17 @@ def _shards(tensors: Mapping[str, Tensor], most: int | None) -> list[list[str]]:
 
 
 def _indexed(path: Path) -> Weights:
-    """The weights that an index speaks of."""
+    """The weights in the files of an index."""
     places = read_json(path).get("weight_map")
     if not isinstance(places, dict) or not places:
         raise UserError(f"{path} is damaged: it has no weight_map")
     for name, file in places.items():
         if not isinstance(file, str) or Path(file).name != file or file in ("", ".", ".."):
-            raise UserError(f"{path} says that {name} is in {file!r}, which is no file beside it")
+            raise UserError(f"{path} places {name} in {file!r}, which is not a file beside it")
     weights = Weights([path.parent / file for file in sorted(set(places.values()))])
     for name, file in places.items():
         if name not in weights or weights.place(name).name != file:
-            raise UserError(f"{path} says that {name} is in {file}, and it is not")
+            raise UserError(f"{path} places {name} in {file}, which does not have it")
     return weights
 
 
@@ -222,5 +221,7 @@ def _dtype(path: Path, name: str, code: str) -> torch.dtype:
         "U8": torch.uint8, "BOOL": torch.bool,
     }  # fmt: skip
     if code not in kinds:
-        raise UserError(f"{path} holds {name} as {code}, which is not read here; convert it first")
+        raise UserError(
+            f"{path} has {name} of type {code}, which is not supported; convert it first"
+        )
     return kinds[code]

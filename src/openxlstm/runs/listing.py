@@ -1,4 +1,4 @@
-"""What the folders of runs tell about them, whatever state they are in. Imports no torch."""
+"""Summaries of runs from their files, in whatever state these are. Imports no torch."""
 
 import json
 import math
@@ -16,14 +16,14 @@ from openxlstm.train.records import METRICS, evaluations, read_metrics
 
 @dataclass(frozen=True, kw_only=True)
 class RunSummary:
-    """A run as its files have it; None stands for what they do not say."""
+    """A run according to its files; None stands for what they do not contain."""
 
     folder: Path
     state: str
-    """running at 40%; finished; stopped at 40%, everything saved; killed? at 40%, since no end is
-    written and no process here is at it; damaged: and which file."""
+    """"running at 40%"; "finished"; "stopped at 40%", with everything saved; "killed? at 40%": no
+    result is written and no process of this machine trains it; "damaged: " and the file."""
     when: float | None = None
-    """Time of the last sign of life, in seconds since 1970."""
+    """Time of the last write, in seconds since 1970."""
     preset: str | None = None
     layers: str | None = None
     width: int | None = None
@@ -37,7 +37,7 @@ class RunSummary:
     train_loss: float | None = None
     val_loss: float | None = None
     options: dict[str, Any] = field(default_factory=dict)
-    """All that it was made with, by name."""
+    """All fields of its configurations, by name."""
     curve: list[dict[str, Any]] = field(default_factory=list)
     """Its evaluations."""
 
@@ -46,7 +46,7 @@ class RunSummary:
         return str(self.folder)
 
     def to_dict(self) -> dict[str, Any]:
-        """For JSON: all but options and curve, which are files of their own in the folder."""
+        """JSON-serialisable values, without options and curve, which the folder's files contain."""
         values = {name: getattr(self, name) for name in self.__dataclass_fields__}
         del values["options"], values["curve"]
         return {**values, "folder": self.name}
@@ -72,7 +72,7 @@ def find_runs(folders: Iterable[Path]) -> Iterator[Path]:
 
 
 def read_run(folder: Path) -> RunSummary:
-    """All that a run's files say; raises nothing, whatever is in them."""
+    """Summarises a run; raises nothing, whatever is in its files."""
     try:
         return _read(folder)
     except (UserError, OSError, ValueError, TypeError, KeyError, AttributeError):
@@ -117,8 +117,7 @@ def _read(folder: Path) -> RunSummary:
 def _state(
     folder: Path, train: dict[str, Any], result: dict[str, Any], last: dict[str, Any]
 ) -> str:
-    """The word for where a run is: by who holds its lock, its length, and whether it wrote its
-    end."""
+    """The state of a run, from its lock, its length, and its result."""
     shares = [
         last.get(name, 0) / (length * unit)
         for name, length, unit in (
@@ -138,7 +137,7 @@ def _state(
 
 
 def _is_running(folder: Path) -> bool:
-    """Whether a process of this machine trains it."""
+    """Whether a process of this machine is training a run."""
     try:
         with lock(folder):
             return False
@@ -147,7 +146,7 @@ def _is_running(folder: Path) -> bool:
 
 
 def _model(folder: Path) -> dict[str, Any]:
-    """The options of a run's model, as far as there are any."""
+    """The options of a run's model, or none."""
     try:
         return dict(read_json(folder / "config.json").get("model") or {})
     except (UserError, OSError, ValueError, TypeError):
@@ -155,18 +154,18 @@ def _model(folder: Path) -> dict[str, Any]:
 
 
 def _sources(data: dict[str, Any]) -> str:
-    """What it was trained on, in a few words."""
+    """The names of the training data."""
     sources = data.get("sources") or [data.get("source")]
     return ", ".join(map(str, sources))
 
 
 def _parameters(folder: Path) -> int | None:
-    """How many weights are saved, from the head of the file alone: 8 bytes, the length of a JSON
+    """The number of saved parameters, from the header of the file: 8 bytes, the length of a JSON
     table of shapes, and that table."""
     try:
         with (folder / "model.safetensors").open("rb") as file:
             length = int.from_bytes(file.read(8), "little")
-            if length > 100_000_000:  # what safetensors allows
+            if length > 100_000_000:  # the limit of safetensors
                 return None
             head = json.loads(file.read(length))
         shapes = [entry["shape"] for name, entry in head.items() if name != "__metadata__"]

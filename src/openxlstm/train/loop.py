@@ -299,7 +299,7 @@ class _Run:
         return torch.autocast(self.device.type, torch.bfloat16)
 
     def _whole_model(self) -> LanguageModel | None:
-        """The evaluated model, unsharded: of a sharded model a copy, in the first process only."""
+        """The evaluated model; of a sharded one an unsharded copy, in the first process alone."""
         if not isinstance(self.measured, FSDPModule):
             return self.measured
         options = StateDictOptions(full_state_dict=True, cpu_offload=True)
@@ -311,8 +311,8 @@ class _Run:
         return whole.eval()
 
     def _tick(self, *values: float) -> Callable[[], list[float]]:
-        """Starts to update the run's seconds, by the first process's clock, and to sum `values` over
-        the processes. The returned function completes both, and returns the sums."""
+        """Starts to update the run's seconds, by the first process's clock, and to sum `values`
+        over the processes. The returned function completes both, and returns the sums."""
         now = time.perf_counter()
         elapsed = now - self.clock if self.processes.is_first else 0.0
         self.clock = now
