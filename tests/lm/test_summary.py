@@ -98,5 +98,5 @@ def test_a_summary_changes_nothing() -> None:
 def test_table() -> None:
     lines = str(summarize(LanguageModel(CONFIG.replace(tie_weights=True)))).splitlines()
     assert len({len(line) for line in lines}) == 1, "the columns line up"
-    assert lines[-2].split() == ["FLOPs", "a", "token", "151,296"]
+    assert lines[-2].split() == ["FLOPs", "per", "token", "151,296"]
     assert lines[4].split() == ["head", "0"]

@@ -1,4 +1,4 @@
-"""A model's folder: `config.json`, and filling a model with tensors."""
+"""Fills a model with tensors, which may be mapped from files."""
 
 import os
 from collections.abc import Mapping
