@@ -16,7 +16,7 @@ Outcomes = Callable[..., list[ComparisonResult]]
 
 
 def timing(ms: float) -> Timing:
-    """Three turns with this median."""
+    """Three repetitions with this median."""
     return Timing((ms * 0.9e-3, ms * 1e-3, ms * 1.2e-3))
 
 

@@ -23,7 +23,7 @@ from openxlstm.bench.timing import Timing
 Outcomes = Callable[..., list[ComparisonResult]]
 
 
-def contest(verdict: Verdict, ran: list[str]) -> Comparison:
+def comparison(verdict: Verdict, ran: list[str]) -> Comparison:
     return Comparison(
         part="ops",
         name="mlstm",
@@ -33,14 +33,14 @@ def contest(verdict: Verdict, ran: list[str]) -> Comparison:
             Entry(name="theirs", beside="mine", goal=2),
             Entry(name="gone", beside="mine", absent="not installed"),
         ),
-        turns={"mine": lambda: ran.append("mine"), "theirs": lambda: ran.append("theirs")},
+        repetitions={"mine": lambda: ran.append("mine"), "theirs": lambda: ran.append("theirs")},
         check=lambda: verdict,
     )
 
 
 def test_a_right_answer_is_timed() -> None:
     ran: list[str] = []
-    outcome = run_comparison(contest(Verdict(True, "well"), ran), 1e-9, fewest=2)
+    outcome = run_comparison(comparison(Verdict(True, "well"), ran), 1e-9, fewest=2)
     assert ran == ["mine", "theirs"] * 3
     mine, theirs, gone = outcome.entries
     assert mine.timing is not None
@@ -53,15 +53,15 @@ def test_a_right_answer_is_timed() -> None:
 
 def test_a_wrong_answer_is_not_timed() -> None:
     ran: list[str] = []
-    outcome = run_comparison(contest(Verdict(False, "differs", math.nan), ran), 10.0)
-    assert ran == [], "nobody's turn came"
+    outcome = run_comparison(comparison(Verdict(False, "differs", math.nan), ran), 10.0)
+    assert ran == [], "nobody's repetition came"
     assert [entry.timing for entry in outcome.entries] == [None] * 3
     assert not outcome.verdict.right
 
 
 def test_it_tells_who_is_next() -> None:
     told: list[str] = []
-    run_comparison(contest(Verdict(True, ""), []), 1e-9, fewest=1, tell=told.append)
+    run_comparison(comparison(Verdict(True, ""), []), 1e-9, fewest=1, tell=told.append)
     assert told == ["checking", "mine", "theirs", "mine", "theirs"]
 
 

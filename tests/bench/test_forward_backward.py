@@ -6,16 +6,16 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from openxlstm.bench.forward_backward import differentiated, disagreement, module_turn
+from openxlstm.bench.forward_backward import differentiated, disagreement, module_pass
 
 
 def test_a_turn_has_output_and_gradients() -> None:
     x = torch.tensor([1.0, 2.0], requires_grad=True)
     y = torch.tensor([3.0, 5.0], requires_grad=True)
     dh = torch.tensor([1.0, 10.0])
-    turn = differentiated(lambda: x * x * y, [x, y], dh)
+    repetition = differentiated(lambda: x * x * y, [x, y], dh)
     for _ in range(2):  # and leaves nothing behind
-        h, dx, dy = turn()
+        h, dx, dy = repetition()
         assert h.tolist() == [3.0, 20.0]
         assert not h.requires_grad
         assert dx.tolist() == [6.0, 200.0]
@@ -35,10 +35,10 @@ class Stateful(nn.Module):
 
 
 def test_a_turn_of_a_module() -> None:
-    y, dx, dscale = module_turn(Stateful(), B=2, T=3, width=4)()
+    y, dx, dscale = module_pass(Stateful(), B=2, T=3, width=4)()
     assert y.shape == dx.shape == (2, 3, 4)
     assert float(dscale) == pytest.approx(float((dx / 2 * y / 2).sum()), rel=1e-5)
-    outputs = module_turn(nn.LSTM(4, 4, batch_first=True), B=2, T=3, width=4)()
+    outputs = module_pass(nn.LSTM(4, 4, batch_first=True), B=2, T=3, width=4)()
     assert len(outputs) == 1 + 1 + 4, "output, input, weights and biases"
 
 

@@ -43,10 +43,10 @@ def test_the_best_turn_counts(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "SIDE", 100)
     monkeypatch.setattr(module, "COPIED", 1000)
 
-    def turns(contenders: dict[str, Any], *_: object, **__: object) -> dict[str, Timing]:
+    def repetitions(contenders: dict[str, Any], *_: object, **__: object) -> dict[str, Timing]:
         return {name: Timing((9.0, 2e-6 if name == "copy" else 4e-6, 7.0)) for name in contenders}
 
-    monkeypatch.setattr(module, "alternate", turns)
+    monkeypatch.setattr(module, "alternate", repetitions)
     limits = measure_limits()
     assert set(limits.products.values()) == {2 * 100**3 / 4e-6 / 1e9}
     assert limits.gbytes == pytest.approx(2 * 4000 / 2e-6 / 1e9)

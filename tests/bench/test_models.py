@@ -1,4 +1,4 @@
-"""The contests of whole models: training steps and generation."""
+"""The comparisons of whole models: training steps and generation."""
 
 import math
 
@@ -21,11 +21,11 @@ def _small_and_without_peers(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_training() -> None:
-    contest = training_speed.training()
-    verdict = contest.check()
+    comparison = training_speed.training()
+    verdict = comparison.check()
     assert verdict.right, verdict.words
-    assert contest.tokens == 16
-    beside = {entry.name: entry.beside for entry in contest.entries}
+    assert comparison.tokens == 16
+    beside = {entry.name: entry.beside for entry in comparison.entries}
     assert beside == {
         "openxlstm mmmm": None,
         "NX-AI mmmm": "openxlstm mmmm",
@@ -37,9 +37,9 @@ def test_training() -> None:
         "openxlstm 4 × large": None,
         "Hugging Face 4 × large": "openxlstm 4 × large",
     }
-    ours = [entry for entry in contest.entries if entry.ours]
+    ours = [entry for entry in comparison.entries if entry.ours]
     assert [entry.parameters for entry in ours] == [454_560, 448_896, 453_144, 874_400]
-    assert set(contest.turns) == {entry.name for entry in ours} | {"nn.LSTM 3 × 16"}
+    assert set(comparison.repetitions) == {entry.name for entry in ours} | {"nn.LSTM 3 × 16"}
 
 
 def test_a_step_learns() -> None:
@@ -70,19 +70,19 @@ def test_a_loss_that_is_not_finite_stops_the_contest() -> None:
 
 
 def test_generation() -> None:
-    contest = generation_speed.generation()
-    verdict = contest.check()
+    comparison = generation_speed.generation()
+    verdict = comparison.check()
     assert verdict.right, verdict.words
-    ours = [entry for entry in contest.entries if entry.ours]
+    ours = [entry for entry in comparison.entries if entry.ours]
     assert [entry.name for entry in ours][-2:] == ["openxlstm 4 × large", "openxlstm 8 × m"]
-    assert set(contest.turns) == {entry.name for entry in ours}
-    theirs = [entry for entry in contest.entries if not entry.ours]
+    assert set(comparison.repetitions) == {entry.name for entry in ours}
+    theirs = [entry for entry in comparison.entries if not entry.ours]
     assert [entry.beside for entry in theirs] == [entry.name for entry in ours[:-1]]
     work = ours[0].work
     assert work is not None
     assert work.flops % 8 == 0
-    for turn in contest.turns.values():
-        tokens = turn()
+    for repetition in comparison.repetitions.values():
+        tokens = repetition()
         assert isinstance(tokens, list)
         assert len(tokens) == 8
 

@@ -1,4 +1,4 @@
-"""The contests of the ops: who takes part, and that a wrong answer is found."""
+"""The comparisons of the ops: who takes part, and that a wrong answer is found."""
 
 from collections.abc import Callable
 from typing import Any
@@ -25,22 +25,22 @@ def _without_peers(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.parametrize("op", SMALL)
 def test_ours_agrees_with_the_reference(op: str) -> None:
-    contest = SMALL[op]()
-    verdict = contest.check()
+    comparison = SMALL[op]()
+    verdict = comparison.check()
     assert verdict.right
     assert verdict.words.endswith("of openxlstm.reference")
     assert verdict.error is not None
     assert 0 < verdict.error < 1e-5
-    ours = [entry for entry in contest.entries if entry.ours]
+    ours = [entry for entry in comparison.entries if entry.ours]
     assert [entry.beside for entry in ours] == [None] + [ours[0].name] * (len(ours) - 1)
     assert ours[-1].name == "openxlstm torch", "plain PyTorch runs everywhere"
-    assert "openxlstm reference" not in contest.turns, "slow"
-    for entry in contest.entries:
-        assert (entry.name in contest.turns) == (entry.absent is None)
+    assert "openxlstm reference" not in comparison.repetitions, "slow"
+    for entry in comparison.entries:
+        assert (entry.name in comparison.repetitions) == (entry.absent is None)
         assert (entry.work is not None) == entry.ours
         assert entry.ours or entry.beside == ours[0].name
-    for turn in contest.turns.values():
-        turn()
+    for repetition in comparison.repetitions.values():
+        repetition()
 
 
 def wrong_output(h: Tensor) -> Tensor:
@@ -85,10 +85,10 @@ def test_each_title_builds_its_own_shape(monkeypatch: pytest.MonkeyPatch) -> Non
     monkeypatch.setattr(op_speed, "MLSTM_SHAPES", ((1, 2, 3, 4), (1, 2, 5, 4)))
     monkeypatch.setattr(op_speed, "SLSTM_SHAPES", ((1, 3, 2, 4), (1, 5, 2, 4)))
     built = [(title, build()) for title, build in op_speed.comparisons(quick=False)]
-    assert [contest.sizes["T"] for _, contest in built] == [3, 5, 3, 5]
-    for title, contest in built:
-        assert title.startswith(contest.name)
-        assert str(contest.sizes["T"]) in title
+    assert [comparison.sizes["T"] for _, comparison in built] == [3, 5, 3, 5]
+    for title, comparison in built:
+        assert title.startswith(comparison.name)
+        assert str(comparison.sizes["T"]) in title
 
 
 def test_a_peer_here_is_the_judge(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -39,16 +39,16 @@ def test_versions(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_nxai_ops() -> None:
     pytest.importorskip("xlstm")
     pytest.importorskip("mlstm_kernels")
-    for contest, judge in (
+    for comparison, judge in (
         (op_speed.mlstm_comparison(2, 2, 64, 16), "parallel"),
         (op_speed.slstm_comparison(2, 9, 2, 8), "cell"),
     ):
-        verdict = contest.check()
+        verdict = comparison.check()
         assert verdict.right
         assert verdict.words.endswith(f"NX-AI {judge}")
-        assert [entry.name for entry in contest.entries if entry.absent] == []
-        for turn in contest.turns.values():
-            turn()
+        assert [entry.name for entry in comparison.entries if entry.absent] == []
+        for repetition in comparison.repetitions.values():
+            repetition()
 
 
 def test_nxai_models() -> None:

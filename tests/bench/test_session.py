@@ -16,7 +16,7 @@ from openxlstm.bench.session import Session, environment
 
 
 class Bench:
-    """Two parts of two contests each, and limits that rise and fall."""
+    """Two parts of two comparisons each, and limits that rise and fall."""
 
     def __init__(self) -> None:
         self.log: list[str] = []
@@ -29,13 +29,14 @@ class Bench:
         def comparisons(quick: bool) -> list[tuple[str, Callable[[], Comparison]]]:
             count = 1 if quick else 2
             return [
-                (f"{part} {n}", lambda n=n: self.contest(part, f"{part} {n}")) for n in range(count)
+                (f"{part} {n}", lambda n=n: self.comparison(part, f"{part} {n}"))
+                for n in range(count)
             ]
 
         return SimpleNamespace(comparisons=comparisons)
 
-    def contest(self, part: str, name: str) -> Comparison:
-        def turn() -> None:
+    def comparison(self, part: str, name: str) -> Comparison:
+        def repetition() -> None:
             if name == self.interrupt_at:
                 raise KeyboardInterrupt
             self.log.append(name)
@@ -45,7 +46,7 @@ class Bench:
             name=name,
             sizes={"B": 1},
             entries=(Entry(name="mine", ours=True),),
-            turns={"mine": turn},
+            repetitions={"mine": repetition},
             check=lambda: Verdict(self.right, "checked"),
         )
 
@@ -60,9 +61,9 @@ def bench(monkeypatch: pytest.MonkeyPatch) -> Bench:
     monkeypatch.setattr(module, "PARTS", {name: bench.part(name) for name in ("ops", "training")})
     monkeypatch.setattr(module, "measure_limits", bench.limits)
 
-    def small(contest: Comparison, budget: float, fewest: int, tell: Any) -> Any:
+    def small(comparison: Comparison, budget: float, fewest: int, tell: Any) -> Any:
         bench.budgets.append(budget)
-        return run_comparison(contest, 1e-9, 1, tell)
+        return run_comparison(comparison, 1e-9, 1, tell)
 
     monkeypatch.setattr(module, "run_comparison", small)
     return bench
@@ -109,7 +110,7 @@ def test_a_wrong_answer_is_remembered(bench: Bench) -> None:
     session = Session(("ops",))
     session.run()
     assert not session.right
-    assert bench.log == ["limits"] * 3, "nobody's turn came"
+    assert bench.log == ["limits"] * 3, "nobody's repetition came"
 
 
 def test_for_a_program(bench: Bench) -> None:
@@ -119,7 +120,7 @@ def test_for_a_program(bench: Bench) -> None:
     assert values == session.to_dict()
     assert values["environment"] == environment()
     assert values["limits"]["gflops"] == 9
-    assert [contest["name"] for contest in values["contests"]] == ["ops 0", "ops 1"]
+    assert [comparison["name"] for comparison in values["contests"]] == ["ops 0", "ops 1"]
 
 
 def test_environment() -> None:

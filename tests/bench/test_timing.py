@@ -1,4 +1,4 @@
-"""Taking turns, with a clock that the contenders themselves move."""
+"""Taking repetitions, with a clock that the contenders themselves move."""
 
 from collections.abc import Callable
 
@@ -8,7 +8,7 @@ from openxlstm.bench.timing import Timing, alternate
 
 
 class Field:
-    """Contenders whose turns take what is said, and what happened."""
+    """Contenders whose repetitions take what is said, and what happened."""
 
     def __init__(self, **seconds: float) -> None:
         self.now = 0.0

@@ -42,14 +42,14 @@ def test_everything(cli: Cli, tmp_path: Path) -> None:
         assert words in result.out
     assert torch.get_num_threads() == 1
     values = json.loads(figures.read_text())
-    assert [contest["name"] for contest in values["contests"]] == [
+    assert [comparison["name"] for comparison in values["contests"]] == [
         "mlstm", "slstm", "training", "generation",
     ]  # fmt: skip
     assert (values["quick"], values["complete"]) == (True, True)
     assert values["environment"]["threads"] == 1
-    for contest in values["contests"]:
-        assert contest["right"] is True
-        for entry in contest["entries"]:
+    for comparison in values["contests"]:
+        assert comparison["right"] is True
+        for entry in comparison["entries"]:
             assert ("median_ms" in entry) == (entry["absent"] is None)
             if entry["ours"]:
                 assert entry["median_ms"] > 0
@@ -105,7 +105,7 @@ def test_ctrl_c_keeps_what_is_measured(
     assert "sLSTM" not in result.out
     values = json.loads((tmp_path / "figures.json").read_text())
     assert values["complete"] is False
-    assert [contest["name"] for contest in values["contests"]] == ["mlstm"]
+    assert [comparison["name"] for comparison in values["contests"]] == ["mlstm"]
     monkeypatch.setattr(session, "measure_limits", interrupted)
     result = bench(cli, "--part", "ops", "--json", tmp_path / "other.json")
     assert (result.code, result.out) == (130, "")

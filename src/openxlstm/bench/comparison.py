@@ -18,7 +18,7 @@ class Entry:
     """The entry whose time is the unit of `ratio`; None for that entry itself."""
     parameters: int | None = None
     work: Work | None = None
-    """Work of one turn; known for openxlstm only."""
+    """Work of one repetition; known for openxlstm only."""
     goal: float | None = None
     """Ratio to reach."""
     absent: str | None = None
@@ -45,11 +45,11 @@ class Comparison:
     name: str
     sizes: Mapping[str, int]
     tokens: int | None = None
-    """Tokens per turn; None if the table has no column for them."""
+    """Tokens per repetition; None if the table has no column for them."""
     entries: tuple[Entry, ...]
     """All contenders in the order of the table, absent ones included."""
-    turns: Mapping[str, Callable[[], object]]
-    """The function of one turn, by the name of its entry."""
+    repetitions: Mapping[str, Callable[[], object]]
+    """The function of one repetition, by the name of its entry."""
     check: Callable[[], Verdict]
 
 
@@ -144,22 +144,24 @@ def finite(number: float | None) -> float | None:
 
 
 def run_comparison(
-    contest: Comparison,
+    comparison: Comparison,
     budget: float,
     fewest: int = FEWEST,
     tell: Callable[[str], object] = lambda name: None,
 ) -> ComparisonResult:
     """Checks a comparison and, if the results are correct, times it."""
     tell("checking")
-    verdict = contest.check()
+    verdict = comparison.check()
     timings: dict[str, Timing] = {}
     if verdict.right:
-        timings = alternate(contest.turns, budget, fewest, tell=tell)
+        timings = alternate(comparison.repetitions, budget, fewest, tell=tell)
     return ComparisonResult(
-        part=contest.part,
-        name=contest.name,
-        sizes=contest.sizes,
-        tokens=contest.tokens,
-        entries=tuple(replace(entry, timing=timings.get(entry.name)) for entry in contest.entries),
+        part=comparison.part,
+        name=comparison.name,
+        sizes=comparison.sizes,
+        tokens=comparison.tokens,
+        entries=tuple(
+            replace(entry, timing=timings.get(entry.name)) for entry in comparison.entries
+        ),
         verdict=verdict,
     )

@@ -8,23 +8,23 @@ import torch
 from torch import Tensor, nn
 
 ForwardBackward = Callable[[], list[Tensor]]
-"""Runs one turn and returns the output, followed by the gradients."""
+"""Computes and returns the output, followed by the gradients."""
 
 
 def differentiated(
     function: Callable[[], Tensor], inputs: list[Tensor], dh: Tensor
 ) -> ForwardBackward:
-    """A turn that calls `function` and computes the gradients of `inputs` for the gradient `dh`."""
+    """A call of `function`, and the gradients of `inputs` given the gradient `dh` of its output."""
 
-    def turn() -> list[Tensor]:
+    def forward_backward() -> list[Tensor]:
         h = function()
         return [h.detach(), *torch.autograd.grad(h, inputs, dh)]
 
-    return turn
+    return forward_backward
 
 
-def module_turn(module: nn.Module, B: int, T: int, width: int) -> ForwardBackward:
-    """A turn of a module from (B, T, width) to the same shape, possibly with a state."""
+def module_pass(module: nn.Module, B: int, T: int, width: int) -> ForwardBackward:
+    """The pass of a module from (B, T, width) to the same shape, possibly with a state."""
     x, dh = torch.randn(B, T, width, requires_grad=True), torch.randn(B, T, width)
 
     def call() -> Tensor:

@@ -1,6 +1,6 @@
 """Compares generation with other implementations: one stream, greedy.
 
-One turn reads one token and then generates TOKENS tokens. The small models, of width 128 with 4
+One repetition reads one token and then generates TOKENS tokens. Small models, of width 128 with 4
 blocks and 4 heads:
     openxlstm         LanguageModel with layers mmmm, ssss, msmm, through its engine
     NX-AI             package xlstm, xLSTMLMModel with the same blocks, through its `step`
@@ -39,7 +39,7 @@ from openxlstm.lm.model import LanguageModel
 from openxlstm.lm.summary import summarize
 
 TOKENS = 128
-"""Tokens per turn."""
+"""Tokens per repetition."""
 WIDE, WIDE_LAYERS = 512, "m" * 8
 """Width of the larger models, and paper blocks with as many parameters as BLOCKS large ones."""
 ROUNDING = 1e-3
@@ -48,7 +48,7 @@ logits: rounding may swap two nearly equal tokens."""
 
 Generate = Callable[[], list[int]]
 Player = tuple[nn.Module, Generate]
-"""A model, and a turn that generates with it."""
+"""A model, and a repetition that generates with it."""
 
 
 def comparisons(quick: bool) -> list[tuple[str, Callable[[], Comparison]]]:
@@ -80,7 +80,7 @@ def generation() -> Comparison:
         entries=tuple(
             generation_entry(name, player, beside.get(name)) for name, player in players.items()
         ),
-        turns={name: turn for name, (_, turn) in here.items()},
+        repetitions={name: repetition for name, (_, repetition) in here.items()},
         check=lambda: check_tokens(here),
     )
 
@@ -122,8 +122,8 @@ def generation_entry(name: str, player: Player | Absent, beside: str | None) -> 
 def check_tokens(players: dict[str, Player]) -> Verdict:
     """Whether all models generated tokens, and whether those of openxlstm are correct."""
     wrong: list[str] = []
-    for name, (model, turn) in players.items():
-        tokens = turn()
+    for name, (model, repetition) in players.items():
+        tokens = repetition()
         if len(tokens) != TOKENS:
             wrong.append(f"{name}: {len(tokens)} tokens")
         elif isinstance(model, LanguageModel):

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 class Goal:
     """A ratio to reach against one peer."""
 
-    contest: str
+    comparison: str
     peer: str
     ratio: float
     """Time of the peer relative to openxlstm's, at least."""
@@ -30,9 +30,9 @@ GOALS = (
 )
 
 
-def find_goal(contest: str, peer: str, T: int | None = None) -> float | None:
+def find_goal(comparison: str, peer: str, T: int | None = None) -> float | None:
     """The ratio to reach, or None if there is no goal."""
     for goal in GOALS:
-        if (goal.contest, goal.peer) == (contest, peer) and goal.T in (None, T):
+        if (goal.comparison, goal.peer) == (comparison, peer) and goal.T in (None, T):
             return goal.ratio
     return None

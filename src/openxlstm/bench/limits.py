@@ -65,7 +65,7 @@ class Limits:
 
 
 def measure_limits(budget: float = 1.0) -> Limits:
-    """Measures the limits: the best of many turns, not the median."""
+    """Measures the limits: the best of many repetitions, not the median."""
     a, b, out = (torch.randn(SIDE, SIDE) for _ in range(3))
     source, target = torch.ones(COPIED), torch.zeros(COPIED)
     products: dict[str, Callable[[], object]] = {"MKL": lambda: torch.mm(a, b, out=out)}
@@ -77,10 +77,10 @@ def measure_limits(budget: float = 1.0) -> Limits:
         products["oneDNN"] = lambda: onednn(a, b, None, "none", [], "")
     with torch.inference_mode():
         copy = {"copy": lambda: target.copy_(source)}
-        turns = alternate({**products, **copy}, budget, fewest=8)
+        timings = alternate({**products, **copy}, budget, fewest=8)
     return Limits(
-        {name: 2 * SIDE**3 / turns[name].lowest / 1e9 for name in products},
-        2 * source.nbytes / turns["copy"].lowest / 1e9,
+        {name: 2 * SIDE**3 / timings[name].lowest / 1e9 for name in products},
+        2 * source.nbytes / timings["copy"].lowest / 1e9,
     )
 
 

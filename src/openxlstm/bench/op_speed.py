@@ -1,9 +1,9 @@
 """Compares openxlstm.ops.mlstm and openxlstm.ops.slstm, forward and backward, with other code.
 
-One turn computes the output and the gradient of every input, in float32 on the CPU. Inputs are
-random, with mostly open forget gates, as in training. Before a shape is timed, output and gradients
-are compared with NX-AI's if its package is installed, else with openxlstm.reference. A shape with
-wrong results is not timed.
+One repetition computes the output and the gradient of every input, in float32 on the CPU. Inputs
+are random, with mostly open forget gates, as in training. Before a shape is timed, output and
+gradients are compared with NX-AI's if its package is installed, else with openxlstm.reference. A
+shape with wrong results is not timed.
 
 Peers of the mLSTM, on the same tensors:
     NX-AI parallel    package xlstm, parallel_stabilized_simple: what its v1 models run on a CPU
@@ -29,7 +29,7 @@ from openxlstm.bench.forward_backward import (
     ForwardBackward,
     differentiated,
     disagreement,
-    module_turn,
+    module_pass,
 )
 from openxlstm.bench.goals import find_goal
 from openxlstm.bench.limits import Work
@@ -66,20 +66,20 @@ def mlstm_comparison(B: int, NH: int, T: int, D: int) -> Comparison:
     i_preact, f_preact = torch.randn(B, NH, T), torch.randn(B, NH, T) + 4
     inputs = [x.requires_grad_() for x in (q, k, v, i_preact, f_preact)]
 
-    def turn(function: Callable[..., Tensor]) -> ForwardBackward:
+    def gradients_of(function: Callable[..., Tensor]) -> ForwardBackward:
         return differentiated(lambda: function(*inputs), inputs, dh)
 
     def backend(name: str) -> ForwardBackward:
         def run(q: Tensor, k: Tensor, v: Tensor, i: Tensor, f: Tensor) -> Tensor:
             return openxlstm.ops.mlstm(q, k, v, i, F.logsigmoid(f), backend=name)[0]
 
-        return turn(run)
+        return gradients_of(run)
 
     def attention() -> Tensor:
         return F.scaled_dot_product_attention(q, k, v, is_causal=True)
 
-    parallel = peers.find("xlstm", lambda: turn(peers.mlstm_parallel()))
-    chunkwise = peers.find("mlstm_kernels", lambda: turn(peers.mlstm_chunkwise()))
+    parallel = peers.find("xlstm", lambda: gradients_of(peers.mlstm_parallel()))
+    chunkwise = peers.find("mlstm_kernels", lambda: gradients_of(peers.mlstm_chunkwise()))
     return op_comparison(
         "mlstm",
         {"B": B, "NH": NH, "T": T, "DQK": D, "DHV": D},
@@ -116,7 +116,7 @@ def slstm_comparison(B: int, T: int, NH: int, DH: int) -> Comparison:
         {
             "NX-AI cell": peers.find("xlstm", lambda: peers.nxai_slstm_cell(inputs, dh)),
             "NX-AI block": peers.find("xlstm", lambda: peers.nxai_slstm_block(B, T, NH, DH)),
-            "nn.LSTM": module_turn(nn.LSTM(width, width, batch_first=True), B, T, width),
+            "nn.LSTM": module_pass(nn.LSTM(width, width, batch_first=True), B, T, width),
         },
         ("NX-AI cell",),
         slstm_work(B, T, NH, DH),
@@ -145,7 +145,9 @@ def op_comparison(
 
     def check() -> Verdict:
         right_answer = here[judge]() if judge in here else backend("reference")()
-        errors = {name: disagreement(turn(), right_answer) for name, turn in mine.items()}
+        errors = {
+            name: disagreement(repetition(), right_answer) for name, repetition in mine.items()
+        }
         wrong = [name for name, error in errors.items() if not error <= TOLERANCE]
         if wrong:
             differs = ", ".join(f"{name} by {errors[name]:.1e}" for name in wrong)
@@ -158,7 +160,10 @@ def op_comparison(
         name=op,
         sizes=sizes,
         entries=tuple(entries),
-        turns={**{f"openxlstm {name}": turn for name, turn in mine.items()}, **here},
+        repetitions={
+            **{f"openxlstm {name}": repetition for name, repetition in mine.items()},
+            **here,
+        },
         check=check,
     )
 

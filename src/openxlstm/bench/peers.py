@@ -17,7 +17,7 @@ from typing import Any, Literal, TypeVar
 import torch
 from torch import Tensor, nn
 
-from openxlstm.bench.forward_backward import ForwardBackward, differentiated, module_turn
+from openxlstm.bench.forward_backward import ForwardBackward, differentiated, module_pass
 from openxlstm.lm.cost import CHUNK
 
 T = TypeVar("T")
@@ -97,10 +97,12 @@ def nxai_slstm_cell(inputs: list[Tensor], dh: Tensor) -> ForwardBackward:
     cell._bias_.data = bias.transpose(0, 1).flatten().clone()
     flat = x.transpose(2, 3).reshape(B, T, 4 * NH * DH).requires_grad_()  # gate by gate
     leaves = [flat, cell._recurrent_kernel_, cell._bias_]
-    turn = differentiated(lambda: cell(flat)[0], leaves, dh.transpose(1, 2).contiguous())
+    forward_backward = differentiated(
+        lambda: cell(flat)[0], leaves, dh.transpose(1, 2).contiguous()
+    )
 
     def run() -> list[Tensor]:
-        h, dx, dR, db = turn()
+        h, dx, dR, db = forward_backward()
         return [
             h.transpose(1, 2),
             dx.view(B, T, 4, NH, DH).transpose(2, 3),
@@ -131,7 +133,7 @@ def nxai_slstm_block(B: int, T: int, NH: int, DH: int) -> ForwardBackward:
         embedding_dim=NH * DH,
         add_post_blocks_norm=False,
     )
-    return module_turn(xLSTMBlockStack(config), B, T, NH * DH)
+    return module_pass(xLSTMBlockStack(config), B, T, NH * DH)
 
 
 # ---- models -----------------------------------------------------------------------------------

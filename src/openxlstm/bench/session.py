@@ -51,10 +51,10 @@ class Session:
         fewest = 1 if self.quick else FEWEST
         self._measure_limits(tell)
         for part in self.parts:
-            contests = PARTS[part].comparisons(self.quick)
-            for title, build in contests:
+            comparisons = PARTS[part].comparisons(self.quick)
+            for title, build in comparisons:
                 tell(title, "building")
-                share = budget / len(contests)
+                share = budget / len(comparisons)
                 outcome = run_comparison(
                     build(), share, fewest, lambda who, title=title: tell(title, who)
                 )

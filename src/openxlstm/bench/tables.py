@@ -61,7 +61,7 @@ def comparison_table(name: str, outcomes: Sequence[ComparisonResult], limits: Li
         padding=(0, 1, 0, 0),
     )
     made.add_column("who", no_wrap=True)
-    columns = ["ms\n(lowest–highest)", "turns", "time /\nours", "goal", "GFLOP/s", "limit\nms"]
+    columns = ["ms\n(lowest–highest)", "runs", "time /\nours", "goal", "GFLOP/s", "limit\nms"]
     if models:
         columns = ["parameters", *columns[:2], "tokens/s", *columns[2:]]
     for column in (*columns, "of\nlimit"):

@@ -1,11 +1,11 @@
 """Timing: contenders alternate in one process, and their medians are compared.
 
-Other programs use the machine too, and its clock rate changes. So the contenders alternate
-(A B C A B C …), each turn is timed separately, and the medians are compared. Figures of different
+Other programs use the machine too, and its clock rate changes. So the contenders alternate (A B C A
+B C …), each repetition is timed separately, and the medians are compared. Figures of different
 processes or days are not comparable; the ratios within one run are.
 
-The spread is shown from the lowest to the highest turn: slow contenders have only three turns, too
-few for quartiles.
+The spread is shown from the lowest to the highest repetition: slow contenders have only three
+repetitions, too few for quartiles.
 """
 
 import statistics
@@ -15,12 +15,12 @@ from dataclasses import dataclass
 from typing import Any
 
 FEWEST, MOST = 3, 40
-"""Fewest and most turns of a contender, for any budget."""
+"""Fewest and most repetitions of a contender, for any budget."""
 
 
 @dataclass(frozen=True)
 class Timing:
-    """Durations of the turns of one contender, in seconds."""
+    """Durations of the repetitions of one contender, in seconds."""
 
     seconds: tuple[float, ...]
 
@@ -43,7 +43,7 @@ class Timing:
         return f"{median:.{digits}f} ({low:.{digits}f}–{high:.{digits}f})"
 
     def to_dict(self) -> dict[str, Any]:
-        """The summary and all turns in their order, as JSON-ready values."""
+        """The summary and all repetitions in their order, as JSON-ready values."""
         return {
             "median_ms": self.median * 1e3,
             "lowest_ms": self.lowest * 1e3,
@@ -61,18 +61,18 @@ def alternate(
     tell: Callable[[str], object] = lambda name: None,
     clock: Callable[[], float] = time.perf_counter,
 ) -> dict[str, Timing]:
-    """Times the contenders alternately, after one turn of each as warm-up.
+    """Times the contenders alternately, after one untimed repetition of each as warm-up.
 
-    Each contender has an equal share of `budget` seconds and stops once it has used it, so that
-    slow ones have fewer turns: at least `fewest`, at most `most`. The last one does not continue
-    alone, because its caches would be warmer than before. `tell` receives the name of the next
-    contender, outside the measured time.
+    Each has an equal share of `budget` seconds and stops when it has spent that, so that slow
+    ones have fewer repetitions: at least `fewest`, at most `most`. The last of several does not
+    continue alone, since its data would stay in the caches. `tell` is called with the next
+    contender, outside of the measured time.
     """
     share = budget / len(contenders)
     for name, run in contenders.items():
         tell(name)
         run()
-    turns: dict[str, list[float]] = {name: [] for name in contenders}
+    repetitions: dict[str, list[float]] = {name: [] for name in contenders}
     playing = list(contenders)
     rounds = 0
     while playing:
@@ -80,10 +80,10 @@ def alternate(
             tell(name)
             start = clock()
             contenders[name]()
-            turns[name].append(clock() - start)
+            repetitions[name].append(clock() - start)
         rounds += 1
         if rounds >= fewest:
-            playing = [name for name in playing if rounds < most and sum(turns[name]) < share]
+            playing = [name for name in playing if rounds < most and sum(repetitions[name]) < share]
             if len(playing) == 1 < len(contenders):
                 break
-    return {name: Timing(tuple(seconds)) for name, seconds in turns.items()}
+    return {name: Timing(tuple(seconds)) for name, seconds in repetitions.items()}

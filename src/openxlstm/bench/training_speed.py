@@ -1,6 +1,6 @@
 """Compares a training step of whole language models with other implementations.
 
-One turn is forward, cross entropy, backward and AdamW (torch's, the same for all) on one fixed
+One repetition is forward, cross entropy, backward and AdamW (torch's, the same for all) on a fixed
 batch of random tokens, 16 sequences of 256, vocabulary 65. The models have width 128, 4 blocks and
 4 heads:
     openxlstm         LanguageModel with layers mmmm, ssss, msmm, and with 4 large blocks
@@ -66,7 +66,7 @@ def training() -> Comparison:
     models[HUGGING_FACE] = peers.find(
         "transformers", lambda: peers.hugging_face_model(BLOCKS, VOCAB, WIDTH, HEADS, "train")
     )
-    turns = {
+    repetitions = {
         name: training_step(model)
         for name, model in models.items()
         if not isinstance(model, Absent)
@@ -77,8 +77,10 @@ def training() -> Comparison:
         sizes={"B": B, "T": T, "vocabulary": VOCAB},
         tokens=B * T,
         entries=tuple(training_entry(name, model) for name, model in models.items()),
-        turns=turns,
-        check=lambda: check_losses(models, {name: turn() for name, turn in turns.items()}),
+        repetitions=repetitions,
+        check=lambda: check_losses(
+            models, {name: repetition() for name, repetition in repetitions.items()}
+        ),
     )
 
 
@@ -111,7 +113,7 @@ def training_entry(name: str, model: nn.Module | Absent) -> Entry:
 
 
 def training_step(model: nn.Module) -> Callable[[], float]:
-    """A turn: one step on a fixed batch; returns the loss."""
+    """A function that does one step on a fixed batch and returns the loss."""
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3)
     ids = torch.randint(VOCAB, (B, T + 1), generator=torch.Generator().manual_seed(0))
 

@@ -1,10 +1,10 @@
 """Throughput: the cost of a token in training and in generation, against the length of the text.
 
-Contenders alternate in one process, on one thread, and their medians are compared. A turn of
-training is a step on 8192 tokens, from one sequence of 8192 to 64 of 128. A turn of generation is
-some tokens after a context, chosen greedily one after another. xLSTM generates as `openxlstm
-generate` does; the Transformer has a key-value cache that is written in place; `torch.nn.LSTM`
-keeps its state.
+Contenders alternate in one process, on one thread, and their medians are compared. A repetition of
+training is a step on 8192 tokens, from one sequence of 8192 to 64 of 128. A repetition of
+generation is some tokens after a context, chosen greedily one after another. xLSTM generates as
+`openxlstm generate` does; the Transformer has a key-value cache that is written in place;
+`torch.nn.LSTM` keeps its state.
 
 B batch · T time · V vocabulary
 """
@@ -68,13 +68,17 @@ def run_together(seed: int, quick: bool, tell: Tell) -> Iterator[ContenderResult
         tell(place / len(parts), f"{curve}, {length:,} steps")
         if curve == "training":
             tokens = 1024 if quick else TOKENS
-            turns = {name: training_turn(model, length, tokens) for name, model in models.items()}
-            seconds = medians(turns, 1 if quick else 5)
+            repetitions = {
+                name: training_repetition(model, length, tokens) for name, model in models.items()
+            }
+            seconds = medians(repetitions, 1 if quick else 5)
             values = {name: tokens / taken for name, taken in seconds.items()}
         else:
             tokens = 8 if quick else 64
-            turns = {name: generation_turn(model, length, tokens) for name, model in models.items()}
-            seconds = medians(turns, 3 if quick else 15)
+            repetitions = {
+                name: generation_repetition(model, length, tokens) for name, model in models.items()
+            }
+            seconds = medians(repetitions, 3 if quick else 15)
             values = {name: taken / tokens * 1e6 for name, taken in seconds.items()}
         for name, value in values.items():
             curves[name][curve][length] = value
@@ -87,26 +91,26 @@ def run_together(seed: int, quick: bool, tell: Tell) -> Iterator[ContenderResult
             )
 
 
-def medians(turns: dict[str, Callable[[], object]], rounds: int) -> dict[str, float]:
-    """Median seconds of each turn; they alternate, after one warm-up each."""
-    taken: dict[str, list[float]] = {name: [] for name in turns}
+def medians(repetitions: dict[str, Callable[[], object]], rounds: int) -> dict[str, float]:
+    """Median seconds of each repetition; they alternate, after one warm-up each."""
+    taken: dict[str, list[float]] = {name: [] for name in repetitions}
     for number in range(rounds + 1):
-        for name, turn in turns.items():
+        for name, repetition in repetitions.items():
             start = time.perf_counter()
-            turn()
+            repetition()
             if number:
                 taken[name].append(time.perf_counter() - start)
     return {name: statistics.median(seconds) for name, seconds in taken.items()}
 
 
-def training_turn(model: nn.Module, length: int, tokens: int) -> Callable[[], object]:
+def training_repetition(model: nn.Module, length: int, tokens: int) -> Callable[[], object]:
     """An AdamW step on `tokens` tokens in sequences of `length`."""
     optimizer = torch.optim.AdamW(model.parameters(), 1e-4)
     ids = torch.randint(VOCAB_SIZE, (max(1, tokens // length), length + 1))
     inputs, targets = ids[:, :-1].contiguous(), ids[:, 1:].flatten()
     everywhere = torch.ones(inputs.shape, dtype=torch.bool)
 
-    def turn() -> None:
+    def repetition() -> None:
         if isinstance(model, LanguageModel):
             logits = model(inputs)[0].flatten(0, 1)
         else:
@@ -115,22 +119,22 @@ def training_turn(model: nn.Module, length: int, tokens: int) -> Callable[[], ob
         F.cross_entropy(logits, targets).backward()
         optimizer.step()
 
-    return turn
+    return repetition
 
 
-def generation_turn(model: nn.Module, context: int, tokens: int) -> Callable[[], object]:
+def generation_repetition(model: nn.Module, context: int, tokens: int) -> Callable[[], object]:
     """Greedy generation of `tokens` tokens after a random context."""
     ids = torch.randint(VOCAB_SIZE, (1, context))
     with torch.no_grad():
         make_steps = after_context(model, ids, context + tokens)
 
     @torch.no_grad()
-    def turn() -> None:
+    def repetition() -> None:
         step, token = make_steps(), ids[:, -1]
         for _ in range(tokens):
             token = step(token).argmax(-1)
 
-    return turn
+    return repetition
 
 
 def after_context(model: nn.Module, ids: Tensor, capacity: int) -> Callable[[], Step]:
