@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from openxlstm.config import StackConfig
 from openxlstm.nn.gates import Gates, GateStatistics, gates_of, statistics
-from openxlstm.nn.large import LargeMLSTMLayer
+from openxlstm.nn.large_block import LargeMLSTMLayer
 from openxlstm.nn.mlstm import MLSTMLayer
 from openxlstm.nn.norm import RMSNorm
 from openxlstm.nn.slstm import SLSTMLayer

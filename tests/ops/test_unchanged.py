@@ -20,6 +20,7 @@ def snapshot_of(modules: list[nn.Module], by_methods: bool) -> Any:
         tuple((table, tuple(table.values())) for table in tables),
         tuple((m._forward_hooks, 0) for m in modules),
         tuple((m, type(m)) for m in modules),
+        tuple((vars(m), "in_features", m.in_features) for m in modules if isinstance(m, nn.Linear)),
         (tuple(x.data_ptr for x in tensors), tuple(x.data_ptr() for x in tensors))
         if by_methods
         else extension().watched(torch.ops.openxlstm.watch(tensors)),
@@ -38,6 +39,7 @@ CHANGES: dict[str, Callable[[nn.Sequential], Any]] = {
     "a parameter removed": lambda model: setattr(model[0], "bias", None),
     "a hook": lambda model: model[1].register_forward_hook(lambda *_: None),
     "another class": lambda model: setattr(model[0], "__class__", nn.Identity),
+    "a setting": lambda model: setattr(model[0], "in_features", 4),
     "other memory": swap_data,
     "another dtype": lambda model: model.double(),
 }
@@ -57,16 +59,16 @@ def test_a_change_is_seen(change: str, by_methods: bool) -> None:
     assert not extension().is_unchanged(snapshot)
 
 
-@pytest.mark.parametrize("place", range(4))
+@pytest.mark.parametrize("place", range(5))
 @pytest.mark.parametrize(
     "wrong", [None, 1, [], (1,), ((),), ((1,),), ((1, 2, 3),), (1, 2), ((1,), (2,))]
 )
 def test_another_form_is_an_error(place: int, wrong: Any) -> None:
     from openxlstm.ops.native.backend import extension
 
-    valid: list[Any] = [(), (), (), ((), ())]
+    valid: list[Any] = [(), (), (), (), ((), ())]
     valid[place] = wrong
-    if place < 3 and wrong in ((), []):
+    if place < 4 and wrong in ((), []):
         return
     with pytest.raises(TypeError):
         extension().is_unchanged(tuple(valid))
@@ -79,4 +81,4 @@ def test_watching_keeps_memory_alive_for_as_long_as_it_lasts() -> None:
 
     watched = extension().watched(torch.ops.openxlstm.watch([torch.zeros(3) for _ in range(5)]))
     new: list[Tensor] = [torch.ones(3) for _ in range(50)]
-    assert extension().is_unchanged(((), (), (), watched)), new
+    assert extension().is_unchanged(((), (), (), (), watched)), new

@@ -52,7 +52,7 @@ def step(model: LanguageModel, ids: Tensor, state: Any) -> tuple[Tensor, Any]:
 
 
 class Steps:
-    """Steps of some sequences, by the model's decoder where it has one, else by its forward."""
+    """Steps of some sequences: by the decoder of a `LanguageModel`, by the forward of others."""
 
     def __init__(self, model: LanguageModel, state: Any) -> None:
         self._model = model
@@ -160,8 +160,9 @@ def decode_batch(
 
 
 def device_of(model: LanguageModel) -> torch.device:
-    """Where the model's parameters are."""
-    return next(model.parameters()).device
+    """The device of the model's parameters; of those that accelerate has offloaded, the CPU."""
+    devices = [parameter.device for parameter in model.parameters()]
+    return next((device for device in devices if device.type != "meta"), torch.device("cpu"))
 
 
 def as_row(model: LanguageModel, prompt: Ids) -> Tensor:

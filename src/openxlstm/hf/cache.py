@@ -45,19 +45,12 @@ class OpenXLSTMCache(Cache):
         """The same, cut from the autograd graph: where truncated backpropagation stops."""
         return OpenXLSTMCache(detach(self.state), self._seen)
 
-    def step(self, model: LanguageModel, ids: Tensor) -> Tensor | None:
-        """Reads one token a sequence, ids (B,), with the model's native decoder: logits (B, V).
-
-        None, and nothing has happened, if it has none.
-        """
-        weights = model.head.weight, model.token_embedding.weight
-        of = model, *(weight.data_ptr() for weight in weights)
-        if self._decoder_of != of:
+    def step(self, model: LanguageModel, ids: Tensor) -> Tensor:
+        """Reads one token per sequence, ids (B,), with the model's decoder: logits (B, V)."""
+        if self._decoder is None or self._decoder_of is not model:
             state = self.state
             assert state is not None
-            self._decoder, self._state, self._decoder_of = model.decoder(state), state, of
-        if self._decoder is None:
-            return None
+            self._decoder, self._decoder_of = model.decoder(state), model
         logits = self._decoder.step(ids).clone()
         self._state = None  # the decoder has it
         self._seen += 1

@@ -20,7 +20,7 @@ from openxlstm.hf.config import OpenXLSTMConfig
 from openxlstm.hf.padding import real_tokens, restarts, run_real
 from openxlstm.lm.model import LanguageModel
 from openxlstm.nn.init import small_init_
-from openxlstm.nn.large import soft_cap
+from openxlstm.nn.large_block import soft_cap
 from openxlstm.nn.stack import Stack
 from openxlstm.states import ModelState
 
@@ -58,9 +58,9 @@ class OpenXLSTMPreTrainedModel(PreTrainedModel):
         language = LanguageModel(config.model_config)
         if not self.can_generate():
             del language.head
-        for name, part in language.named_children():
-            self.add_module(name, part)
-        # In a tuple it is no module of ours: its weights are, and once is enough.
+        # The two share one table of children: a part that is replaced in one is replaced in both.
+        self._modules = language._modules
+        # Held in a tuple so that it is not registered; its children already are.
         self._language = (language,)
         for parameter in self.parameters():
             if parameter.device.type != "meta":
@@ -88,7 +88,7 @@ class OpenXLSTMPreTrainedModel(PreTrainedModel):
 
     def set_input_embeddings(self, value: nn.Module) -> None:
         assert isinstance(value, nn.Embedding)
-        self.token_embedding = self._language[0].token_embedding = value
+        self.token_embedding = value
 
     def _inputs(
         self,
@@ -228,7 +228,7 @@ class OpenXLSTMForCausalLM(OpenXLSTMPreTrainedModel, GenerationMixin):
         return self.head
 
     def set_output_embeddings(self, new_embeddings: nn.Linear) -> None:
-        self.head = self._language[0].head = new_embeddings
+        self.head = new_embeddings
 
     def forward(
         self,
@@ -290,16 +290,15 @@ class OpenXLSTMForCausalLM(OpenXLSTMPreTrainedModel, GenerationMixin):
     def _step(
         self, ids: Tensor | None, mask: Tensor | None, cache: OpenXLSTMCache | None
     ) -> Tensor | None:
-        """The logits (B, 1, V) of one more token a sequence, by the native decoder; None where
-        only the rest of `forward` will do."""
+        """The logits (B, 1, V) of one more token per sequence, by the decoder; None where the rest
+        of `forward` has to compute them."""
         if not isinstance(cache, OpenXLSTMCache) or not cache.batch_size or ids is None:
             return None
         if self.training or torch.is_grad_enabled() or ids.shape != (cache.batch_size, 1):
             return None
         if mask is not None and real_tokens(mask, len(ids), 1, cache.get_seq_length()) is not None:
             return None
-        logits = cache.step(self._language[0], ids[:, 0])
-        return None if logits is None else logits[:, None]
+        return cache.step(self._language[0], ids[:, 0])[:, None]
 
     @classmethod
     def _supports_default_dynamic_cache(cls) -> bool:

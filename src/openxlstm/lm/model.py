@@ -1,7 +1,5 @@
 """The language model: token ids in, logits out, state in and out."""
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Self
 
@@ -14,12 +12,13 @@ from openxlstm.lm.folder import fill
 from openxlstm.lm.weights import open_weights, save_weights
 from openxlstm.nn.decoder import Decoder
 from openxlstm.nn.dropout import Dropout
+from openxlstm.nn.dropout import evaluation_mode as evaluation_mode
 from openxlstm.nn.init import small_init_, without_memory
-from openxlstm.nn.large import soft_cap
+from openxlstm.nn.large_block import soft_cap
 from openxlstm.nn.parameters import parameter_groups
 from openxlstm.nn.stack import Stack
-from openxlstm.nn.step_plan import refuses
-from openxlstm.states import ModelState
+from openxlstm.nn.step_plan import StepParts
+from openxlstm.states import ModelState, tensors
 
 
 class LanguageModel(nn.Module):
@@ -50,8 +49,9 @@ class LanguageModel(nn.Module):
 
     def initial_state(self, batch_size: int) -> ModelState:
         """The empty state of `batch_size` sequences; None in its place means the same."""
-        position = torch.zeros(batch_size, dtype=torch.long, device=self.head.weight.device)
-        return ModelState(self.stack.initial_state(batch_size), position)
+        stack = self.stack.initial_state(batch_size)
+        device = tensors(stack)[0].device
+        return ModelState(stack, torch.zeros(batch_size, dtype=torch.long, device=device))
 
     def forward(
         self, ids: Tensor, state: ModelState | None = None, reset: Tensor | None = None
@@ -92,20 +92,27 @@ class LanguageModel(nn.Module):
         """`embed` from the tokens' own embeddings x (B, T, D) on."""
         positions, next_position = _positions(x, position, reset)
         if self.position_embedding is not None:
-            last_row = self.position_embedding.num_embeddings - 1
+            last_row = self.config.num_positions - 1
             x = x + self.position_embedding(positions.clamp(max=last_row))
         return self.dropout(x), next_position
 
-    def decoder(self, state: ModelState) -> Decoder | None:
-        """What reads one token a sequence at a time, from `state` on, far faster than `forward`.
-
-        None where only `forward` can: without the native backend, or on another device or dtype.
+    def decoder(self, state: ModelState) -> Decoder:
+        """A decoder reads one token per sequence at a time, from `state` on, far faster than
+        `forward` on a CPU, and calls `forward` where it cannot run natively.
         """
-        tokens, positions, head = self.token_embedding, self.position_embedding, self.head
-        if refuses(self.stack, tokens, positions, head):
-            return None
-        cap = self.logit_soft_cap
-        return Decoder(tokens, positions, self.stack, head, state, logit_soft_cap=cap)
+        return Decoder(self, state)
+
+    def step_parts(self) -> StepParts:
+        """The parts that a decoder plans for."""
+        return StepParts(
+            LanguageModel,
+            self.stack,
+            token_embedding=self.token_embedding,
+            position_embedding=self.position_embedding,
+            dropout=self.dropout,
+            head=self.head,
+            logit_soft_cap=self.logit_soft_cap,
+        )
 
     def parameter_groups(self, weight_decay: float) -> list[dict[str, Any]]:
         """The parameters for an optimizer, weight decay on those that it is for."""
@@ -146,19 +153,6 @@ class LanguageModel(nn.Module):
         tensors = dict(self.named_parameters())  # a tied head once, as the embedding
         save_weights(Path(folder), tensors, shard_bytes=shard_bytes)
         write_config(self.config, folder)
-
-
-@contextmanager
-def evaluation_mode(model: nn.Module) -> Iterator[None]:
-    """No dropout inside; every module's training flag is put back at the end."""
-    training = [module for module in model.modules() if module.training] if model.training else []
-    for module in training:
-        module.training = False
-    try:
-        yield
-    finally:
-        for module in training:
-            module.training = True
 
 
 def _positions(x: Tensor, start: Tensor | None, reset: Tensor | None) -> tuple[Tensor, Tensor]:

@@ -4,6 +4,8 @@ No norm, no residual, no convolution, no feed-forward: the equations of arXiv:24
 2.2 and 2.3, with the block-diagonal input weights of its figure 10 for the sLSTM.
 """
 
+from typing import ClassVar
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -12,6 +14,7 @@ from openxlstm import ops
 from openxlstm.config import BareBlockConfig, StackConfig
 from openxlstm.nn.dropout import Dropout
 from openxlstm.nn.init import mlstm_forget_bias, small_init_, zero_biases_
+from openxlstm.nn.linear import gate_preactivations
 from openxlstm.nn.slstm import SLSTMLayer
 from openxlstm.states import LayerState, MLSTMState, SLSTMState
 
@@ -20,8 +23,10 @@ class BareMLSTMLayer(nn.Module):
     """h = σ(õ) ⊙ mLSTM(q, k, v, ĩ, log σ(f̃)) (arXiv:2405.04517, eqs. 19-27).
 
     x (B, T, D) → h (B, T, D), in NH heads of DH = D/NH; query, key, value and output gate are dense
-    maps of x, the input and forget gate of a head one number a step.
+    maps of x; the input and forget gates are one number per head and step.
     """
+
+    PARTS: ClassVar = {"qkvo_proj": nn.Linear}
 
     def __init__(self, config: StackConfig, block_index: int = 0) -> None:
         super().__init__()
@@ -45,10 +50,10 @@ class BareMLSTMLayer(nn.Module):
     ) -> tuple[Tensor, LayerState]:
         cell_state = None if state is None else state.cell
         assert not isinstance(cell_state, SLSTMState), "the state is an sLSTM's"
-        *qkv, o = self.qkvo_proj(x).chunk(4, dim=-1)
+        *qkv, o = self.qkvo_proj(x).to(x.dtype).chunk(4, dim=-1)
         q, k, v = (part.unflatten(-1, (self.num_heads, -1)).transpose(1, 2) for part in qkv)
-        gates = F.linear(x, self.gate_weight.flatten(0, 1), self.gate_bias.flatten())
-        log_i, f_preact = gates.mT.chunk(2, dim=1)  # each (B, NH, T)
+        gates = gate_preactivations(x, self.gate_weight, self.gate_bias)
+        log_i, f_preact = gates.chunk(2, dim=1)  # each (B, NH, T)
         h, cell_state = ops.mlstm(
             q, k, v, log_i, F.logsigmoid(f_preact), cell_state, reset=reset, eps=self.eps
         )  # (B, NH, T, DH)
@@ -60,8 +65,14 @@ LAYERS = {"s": SLSTMLayer, "m": BareMLSTMLayer}
 
 
 class BareBlock(nn.Module):
-    """One layer; before every one but the first a dropout and a dense map, in which the heads of
-    the layer below meet. x (B, T, D) → h (B, T, D)."""
+    """One layer. In front of every one but the first are a dropout and a dense map, which mixes the
+    heads of the layer below. x (B, T, D) → h (B, T, D)."""
+
+    PARTS: ClassVar = {
+        "dropout": Dropout,
+        "proj": nn.Linear,
+        "layer": (SLSTMLayer, BareMLSTMLayer),
+    }
 
     def __init__(self, config: StackConfig, block_index: int) -> None:
         super().__init__()

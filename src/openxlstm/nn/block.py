@@ -1,11 +1,14 @@
-"""Blocks: a layer with its norm and residual, and what follows it."""
+"""The blocks of the paper: a cell with its norm and residual, and what follows it."""
+
+from typing import ClassVar
 
 from torch import Tensor, nn
 
 from openxlstm import ops
 from openxlstm.config import PaperBlockConfig, StackConfig
 from openxlstm.nn.conv import weights_of
-from openxlstm.nn.feedforward import GatedFeedForward
+from openxlstm.nn.feedforward import GatedFeedForward, add_feedforward
+from openxlstm.nn.fusion import are_plain
 from openxlstm.nn.mlstm import MLSTMLayer
 from openxlstm.nn.norm import EPS, LayerNorm
 from openxlstm.nn.slstm import SLSTMLayer
@@ -15,7 +18,17 @@ LAYERS = {"s": SLSTMLayer, "m": MLSTMLayer}
 
 
 class Block(nn.Module):
-    """x + layer(norm(x)); after an sLSTM, that + feed-forward(norm(that)). x (B, T, D)."""
+    """y = x + layer(norm(x)); after an sLSTM, y + feed-forward(norm(y)). x, y (B, T, D).
+
+    arXiv:2405.04517, figures 10 (sLSTM) and 11 (mLSTM).
+    """
+
+    PARTS: ClassVar = {
+        "norm": LayerNorm,
+        "layer": (SLSTMLayer, MLSTMLayer),
+        "ff_norm": LayerNorm,
+        "ff": GatedFeedForward,
+    }
 
     def __init__(self, config: StackConfig, block_index: int) -> None:
         super().__init__()
@@ -33,15 +46,32 @@ class Block(nn.Module):
     def forward(
         self, x: Tensor, state: LayerState | None = None, reset: Tensor | None = None
     ) -> tuple[Tensor, LayerState]:
+        if self._can_fuse():
+            return self._fused(x, state, reset)
+        y, state_after = self.layer(self.norm(x), state, reset)
+        x = x + y
+        if self.ff is not None and self.ff_norm is not None:
+            x = add_feedforward(x, self.ff_norm, self.ff)
+        return x, state_after
+
+    def _can_fuse(self) -> bool:
+        """Whether one op can compute the whole block: an sLSTM's, all parts plain, no dropout."""
+        layer, ff = self.layer, self.ff
+        if type(layer) is not SLSTMLayer or layer.norm is None or ff is None:
+            return False
+        parts = (self.norm, LayerNorm), (layer, SLSTMLayer), (self.ff_norm, LayerNorm)
+        if not are_plain(*parts, (ff, GatedFeedForward)):
+            return False
+        return not (self.training and (layer.dropout.p > 0 or ff.dropout.p > 0))
+
+    def _fused(
+        self, x: Tensor, state: LayerState | None, reset: Tensor | None
+    ) -> tuple[Tensor, LayerState]:
         layer, ff, ff_norm = self.layer, self.ff, self.ff_norm
-        if ff is None or ff_norm is None:
-            y, state_after = layer(self.norm(x), state, reset)
-            return x + y, state_after
-        drops = self.training and (layer.dropout.p > 0 or ff.dropout.p > 0)
-        in_parts = drops or any(map(is_watched, (self.norm, layer, ff)))
-        if in_parts or not isinstance(layer, SLSTMLayer) or layer.norm is None:
-            y, state_after = layer(self.norm(x), state, reset)
-            return ff(x + y, ff_norm.weight), state_after
+        assert isinstance(layer, SLSTMLayer)
+        assert layer.norm is not None
+        assert ff is not None
+        assert ff_norm is not None
         conv_weight, conv_bias = weights_of(layer.conv)
         weights = ops.SLSTMBlockWeights(
             norm=self.norm.weight,
@@ -60,9 +90,3 @@ class Block(nn.Module):
         return ops.slstm_block(
             x, weights, state, reset=reset, forget_gate=layer.forget_gate, eps=EPS
         )
-
-
-def is_watched(module: nn.Module) -> bool:
-    """Whether somebody waits for a module's own call, which an operation of the whole block would
-    leave out."""
-    return bool(module._forward_hooks or module._forward_pre_hooks or module._backward_hooks)

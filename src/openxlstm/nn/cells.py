@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from openxlstm.nn.bare import LAYERS
 from openxlstm.nn.check import check_finite, check_input, check_state
+from openxlstm.nn.fusion import any_weight
 from openxlstm.nn.rnn import input_projection, stack_config
 from openxlstm.states import LayerState, MLSTMState, SLSTMState
 
@@ -38,7 +39,7 @@ class _Cell(nn.Module):
         return f"{self.input_size}, {self.hidden_size}, num_heads={self.num_heads}"
 
     def _step(self, x: Tensor, state: Any) -> tuple[Tensor, Any]:
-        parameter = next(self.parameters())
+        parameter = any_weight(self)
         x = check_input("x", x, self.input_size, "(B, I) or (I,)", (1, 2), parameter)
         check_finite("x", x)
         is_batch = x.dim() == 2

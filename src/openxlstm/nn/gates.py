@@ -20,7 +20,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from openxlstm import ops
-from openxlstm.nn.large import LargeMLSTMLayer
+from openxlstm.nn.large_block import LargeMLSTMLayer
 from openxlstm.nn.mlstm import MLSTMLayer
 from openxlstm.nn.slstm import SLSTMLayer
 
@@ -145,15 +145,8 @@ def _mlstm(layer: MLSTMLayer, x: Tensor, reset: Tensor | None) -> Gates:
 
 
 def _large(layer: LargeMLSTMLayer, x: Tensor, reset: Tensor | None) -> Gates:
-    q, k = (
-        projection(x).unflatten(-1, (layer.num_heads, -1)).transpose(1, 2)
-        for projection in (layer.q_proj, layer.k_proj)
-    )
-    preact = torch.einsum("ghd,btd->gbht", layer.gate_weight, x) + layer.gate_bias[:, None, :, None]
-    log_i, f_preact = ops.soft_cap(preact, layer.gate_soft_cap)
-    return _of_matrix_memory(
-        q, k, log_i, F.logsigmoid(f_preact), layer.o_proj(x).sigmoid(), reset
-    )  # fmt: skip
+    q, k, _, log_i, log_f, o = layer.inputs(x)
+    return _of_matrix_memory(q, k, log_i, log_f, o.sigmoid(), reset)
 
 
 def _of_matrix_memory(

@@ -1,6 +1,7 @@
-"""Linear maps that are block-diagonal: each group of channels for itself."""
+"""Linear maps beside `torch.nn.Linear`: block-diagonal ones, and those of the heads' gates."""
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from openxlstm.nn.init import small_init_
@@ -26,3 +27,19 @@ class HeadwiseLinear(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         y = blockwise(x, self.weight)
         return y if self.bias is None else y + self.bias
+
+
+def gate_preactivations(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+    """Pre-activations of the gates of an mLSTM's heads, one number per head and step.
+
+    They are computed with autocast off, since an exponential gate needs more than 8 bits.
+
+    Args:
+        x: (B, T, E).
+        weight, bias: (2, NH, E) and (2, NH), gates in the order i, f.
+
+    Returns:
+        (B, 2·NH, T), the input gates of all heads first.
+    """
+    with torch.autocast(x.device.type, enabled=False):
+        return F.linear(x, weight.flatten(0, 1), bias.flatten()).mT

@@ -1,25 +1,40 @@
 """mLSTM layer: up-projection, convolution, cell, skip and gate, down-projection
 (arXiv:2405.04517, figure 11)."""
 
+from typing import ClassVar
+
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from openxlstm import ops
 from openxlstm.config import PaperBlockConfig, StackConfig
 from openxlstm.nn.conv import CausalConv1d, weights_of
 from openxlstm.nn.dropout import Dropout
+from openxlstm.nn.fusion import children_are_plain
 from openxlstm.nn.init import mlstm_forget_bias, small_init_, wang_init_, zero_biases_
-from openxlstm.nn.linear import HeadwiseLinear
+from openxlstm.nn.linear import HeadwiseLinear, gate_preactivations
 from openxlstm.nn.norm import EPS, HeadNorm
-from openxlstm.states import ConvState, LayerState, MLSTMState
+from openxlstm.states import ConvState, LayerState, MLSTMState, SLSTMState
 
 
 class MLSTMLayer(nn.Module):
     """x (B, T, D) → y (B, T, D), with inner width E in NH heads of DH = E/NH.
 
-    Query and key read the convolved inner input, the value the raw one. Each head's input and
-    forget gate is one number a step, read from query, key and value of all heads.
+    Query and key read the convolved inner input, the value the raw one. The input and forget gates
+    are one number per head and step, computed from query, key and value of all heads.
     """
+
+    PARTS: ClassVar = {
+        "up_proj": nn.Linear,
+        "conv": CausalConv1d,
+        "q_proj": HeadwiseLinear,
+        "k_proj": HeadwiseLinear,
+        "v_proj": HeadwiseLinear,
+        "norm": HeadNorm,
+        "down_proj": nn.Linear,
+        "dropout": Dropout,
+    }
 
     def __init__(self, config: StackConfig, block_index: int = 0) -> None:
         super().__init__()
@@ -56,35 +71,50 @@ class MLSTMLayer(nn.Module):
     def forward(
         self, x: Tensor, state: LayerState | None = None, reset: Tensor | None = None
     ) -> tuple[Tensor, LayerState]:
-        weights = ops.MLSTMBlockWeights(self._input_weights(), self._output_weights())
-        y, state = ops.mlstm_block(x, weights, state, reset=reset, eps=self.eps, norm_eps=EPS)
-        return self.dropout(y), state
+        if children_are_plain(self):
+            y, state = self._fused(x, state, reset)
+            return self.dropout(y), state
+        conv_state, cell_state = (None, None) if state is None else state
+        assert not isinstance(cell_state, SLSTMState), "the state is an sLSTM's"
+        (q, k, v, log_i, log_f, c, z), conv_state = self.inputs(x, conv_state, reset)
+        h, cell_state = ops.mlstm(
+            q, k, v, log_i, log_f, cell_state, reset=reset, eps=self.eps
+        )  # (B, NH, T, DH)
+        h = self.norm(h.transpose(1, 2))  # (B, T, E)
+        y = self.down_proj((h + self.skip * c) * F.silu(z)).to(x.dtype)
+        return self.dropout(y), LayerState(conv_state, cell_state)
 
     def inputs(
         self, x: Tensor, conv_state: ConvState | None, reset: Tensor | None
     ) -> tuple[ops.MLSTMInputs, ConvState | None]:
-        """What the cell reads of x (B, T, D), and what joins its output."""
-        return ops.mlstm_input(x, self._input_weights(), conv_state, reset=reset)
+        """Computes the inputs of the cell from x (B, T, D), and the two branches beside it."""
+        a, z = self.up_proj(x).to(x.dtype).chunk(2, dim=-1)
+        if self.conv is None:
+            c, conv_state = F.silu(a), None
+        else:
+            c, conv_state = self.conv(a, conv_state, reset)
+        q, k, v = self.q_proj(c), self.k_proj(c), self.v_proj(a)  # (B, T, E)
+        gates = gate_preactivations(
+            torch.cat([q, k, v], dim=-1).to(x.dtype), self.gate_weight, self.gate_bias
+        )
+        log_i, f_preact = gates.chunk(2, dim=1)  # each (B, NH, T)
+        q, k, v = (
+            y.to(x.dtype).unflatten(-1, (self.num_heads, -1)).transpose(1, 2) for y in (q, k, v)
+        )
+        return ops.MLSTMInputs(q, k, v, log_i, F.logsigmoid(f_preact), c, z), conv_state
 
-    def _input_weights(self) -> ops.MLSTMInputWeights:
+    def _fused(
+        self, x: Tensor, state: LayerState | None, reset: Tensor | None
+    ) -> tuple[Tensor, LayerState]:
+        """The layer in one op, without dropout."""
+        up, q, k, v = self.up_proj, self.q_proj, self.k_proj, self.v_proj
         conv_weight, conv_bias = weights_of(self.conv)
-        return ops.MLSTMInputWeights(
-            up=self.up_proj.weight,
-            q=self.q_proj.weight,
-            k=self.k_proj.weight,
-            v=self.v_proj.weight,
-            gate=self.gate_weight,
-            gate_bias=self.gate_bias,
-            conv_weight=conv_weight,
-            conv_bias=conv_bias,
-            up_bias=self.up_proj.bias,
-            q_bias=self.q_proj.bias,
-            k_bias=self.k_proj.bias,
-            v_bias=self.v_proj.bias,
-        )
-
-    def _output_weights(self) -> ops.MLSTMOutputWeights:
+        input_weights = ops.MLSTMInputWeights(
+            up=up.weight, q=q.weight, k=k.weight, v=v.weight, gate=self.gate_weight,
+            gate_bias=self.gate_bias, conv_weight=conv_weight, conv_bias=conv_bias,
+            up_bias=up.bias, q_bias=q.bias, k_bias=k.bias, v_bias=v.bias,
+        )  # fmt: skip
         down = self.down_proj
-        return ops.MLSTMOutputWeights(
-            norm=self.norm.weight, skip=self.skip, down=down.weight, down_bias=down.bias
-        )
+        output_weights = ops.MLSTMOutputWeights(self.norm.weight, self.skip, down.weight, down.bias)
+        weights = ops.MLSTMBlockWeights(input_weights, output_weights)
+        return ops.mlstm_block(x, weights, state, reset=reset, eps=self.eps, norm_eps=EPS)

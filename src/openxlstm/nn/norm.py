@@ -2,6 +2,7 @@
 block (arXiv:2503.13427) store it whole. Each is as in the checkpoints of its kind."""
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from openxlstm import ops
@@ -53,5 +54,11 @@ class RMSNorm(WholeNorm):
 
 
 class LargeHeadNorm(WholeNorm):
-    """Layer norm of each head's output for itself, times weight: of `ops.large_output`, which does
-    it together with what follows."""
+    """Layer norm of each head's output for itself, times weight; the heads are joined after.
+
+    h (B, T, NH, DHV) → (B, T, NH·DHV).
+    """
+
+    def forward(self, h: Tensor) -> Tensor:
+        normed = F.layer_norm(h, h.shape[-1:], eps=self.eps).flatten(-2) * self.weight
+        return normed if self.bias is None else normed + self.bias

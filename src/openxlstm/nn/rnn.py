@@ -13,8 +13,10 @@ from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence, pad_packed_
 from openxlstm.config import BlockConfig, BlockKind, StackConfig
 from openxlstm.errors import UserError
 from openxlstm.nn.check import check_finite, check_input, check_lengths, check_reset, check_state
+from openxlstm.nn.fusion import any_weight
 from openxlstm.nn.padding import is_real, reverse, reverse_reset, run_padded, take
 from openxlstm.nn.stack import Stack
+from openxlstm.nn.step_plan import StepParts
 from openxlstm.nn.stepper import Stepper
 from openxlstm.states import StackState, XLSTMState
 
@@ -144,8 +146,8 @@ class XLSTM(nn.Module):
         return (y.transpose(0, 1) if turn else y), after
 
     def stepper(self, batch_size: int = 1, state: XLSTMState | None = None) -> Stepper:
-        """What reads one step a call, from `state` (None is empty) on, ten times as fast as calling
-        this module: for streams, robots, everything that is asked for an answer now.
+        """A stepper reads one step per call, from `state` (None is empty) on, ten times as fast as
+        calling this module: for streams, robots and whatever needs an answer now.
 
             stepper = rnn.stepper()
             y = stepper.step(x)     # (1, input_size) → (1, hidden_size)
@@ -164,7 +166,11 @@ class XLSTM(nn.Module):
         if state is None:
             state = self.initial_state(batch_size)
         check_state(state, self.initial_state(0), batch_size)
-        return Stepper(self.in_proj, self.stack, state.forward)
+        return Stepper(self, state.forward)
+
+    def step_parts(self) -> StepParts:
+        """The parts that a stepper plans for."""
+        return StepParts(XLSTM, self.stack, in_proj=self.in_proj)
 
     def last_output(
         self, y: Tensor | PackedSequence, lengths: Tensor | Sequence[int] | None = None
@@ -203,8 +209,8 @@ class XLSTM(nn.Module):
 
     @property
     def _parameter(self) -> Tensor:
-        """One that says where the weights are, and in which dtype."""
-        return next(self.parameters())
+        """A weight, which tells the device and the dtype of all."""
+        return any_weight(self)
 
     def _forward_packed(
         self, x: PackedSequence, state: XLSTMState | None

@@ -1,5 +1,7 @@
 """sLSTM layer: convolution, gates, cell, head norm (arXiv:2405.04517, figure 10)."""
 
+from typing import ClassVar
+
 import torch
 from torch import Tensor, nn
 
@@ -16,9 +18,11 @@ class SLSTMLayer(nn.Module):
     """x (B, T, D) → y (B, T, D), in NH heads of DH = D/NH.
 
     The input and forget gates read the convolved input, cell input and output gate the raw one.
-    There is no output projection: the feed-forward after it mixes the heads. A bare one (`block`)
-    has no convolution and no norm.
+    There is no output projection: the feed-forward after it mixes the heads. In a bare block there
+    is no convolution and no norm.
     """
+
+    PARTS: ClassVar = {"conv": CausalConv1d, "norm": HeadNorm, "dropout": Dropout}
 
     def __init__(self, config: StackConfig, block_index: int = 0) -> None:
         super().__init__()

@@ -7,7 +7,7 @@ from torch.utils.checkpoint import checkpoint
 from openxlstm.config import StackConfig
 from openxlstm.nn.bare import BareBlock
 from openxlstm.nn.block import Block
-from openxlstm.nn.large import LargeBlock, rms_norm
+from openxlstm.nn.large_block import LargeBlock, rms_norm
 from openxlstm.nn.norm import LayerNorm, RMSNorm
 from openxlstm.states import StackState
 

@@ -1,20 +1,24 @@
-"""Where a stack's weights and states are, for the native step (`ops/native/step.py`)."""
+"""What a native step (`ops/native/step.py`) needs of a model: whether it may run, and the weights.
 
-from collections.abc import Iterable, Iterator
-from typing import Any, overload
+B batch
+"""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple, Protocol, overload
 
 import torch
 from torch import Tensor, nn
 
-from openxlstm.config import LargeBlockConfig
-from openxlstm.nn.bare import BareBlock, BareMLSTMLayer
+from openxlstm.nn.bare import BareBlock
 from openxlstm.nn.block import Block
 from openxlstm.nn.conv import weights_of
-from openxlstm.nn.large import LargeBlock
+from openxlstm.nn.dropout import Dropout
+from openxlstm.nn.fusion import find_fault, global_hook, is_watched
+from openxlstm.nn.large_block import LargeBlock
 from openxlstm.nn.mlstm import MLSTMLayer
-from openxlstm.nn.norm import EPS, RMSNorm
+from openxlstm.nn.norm import EPS, LayerNorm, RMSNorm, WholeNorm
 from openxlstm.nn.slstm import SLSTMLayer
-from openxlstm.nn.stack import Stack
+from openxlstm.nn.stack import BLOCKS, Stack
 from openxlstm.ops.native import backend as native
 from openxlstm.ops.native.step import (
     BareMLSTMStepWeights,
@@ -22,92 +26,237 @@ from openxlstm.ops.native.step import (
     LargeStepWeights,
     LayerPlan,
     MLSTMStepWeights,
+    ModelStepWeights,
+    PackedPlan,
     SLSTMStepWeights,
+    StepPlan,
 )
-from openxlstm.states import LayerState, S, StackState, map_state
+from openxlstm.states import LayerState, ModelState
 
 
-def refuses(stack: Stack, *others: nn.Module | None) -> str | None:
-    """Why a stack, with what stands before and after it, cannot be stepped natively, or None."""
+class StepParts(NamedTuple):
+    """The modules that a native step stands for, and what else it has to know."""
+
+    kind: type[nn.Module]
+    """The class whose `forward` it stands for. A subclass may not have overridden that."""
+    stack: Stack
+    in_proj: nn.Linear | None = None
+    """In front of the stack, where it reads features."""
+    token_embedding: nn.Embedding | None = None
+    position_embedding: nn.Embedding | None = None
+    dropout: Dropout | None = None
+    head: nn.Linear | None = None
+    logit_soft_cap: float = 0.0
+
+
+class Steppable(Protocol):
+    """A module that single steps can be planned for."""
+
+    def step_parts(self) -> StepParts:
+        """Its parts as they are now."""
+        ...
+
+
+class Plan(NamedTuple):
+    """A native step that is ready to run."""
+
+    packed: PackedPlan
+    out: Tensor
+    """The result of a step, overwritten by each: (B, V) float32, without a head (B, D)."""
+    widened: list[Tensor]
+    """float32 copies of what is stored in bfloat16 but for the matrices: biases, norms, …"""
+    stored: list[Tensor]
+    """The weights that they are copies of."""
+    snapshot: tuple[Any, ...]
+    """What must not change while the plan is used, as `is_unchanged` of the extension reads it."""
+    kept: list[Tensor]
+    """Keeps alive the memory that the plan has addresses of."""
+
+
+KINDS: dict[str, Any] = {
+    "in_proj": nn.Linear,
+    "token_embedding": nn.Embedding,
+    "position_embedding": nn.Embedding,
+    "dropout": Dropout,
+    "head": nn.Linear,
+}
+"""The expected classes of the parts beside the stack."""
+
+
+def why_not_native(model: Any) -> str | None:
+    """Why single steps of a model cannot run natively, or None. A module that hinders is named."""
+    reason = native.missing() or global_hook()
+    if reason is not None:
+        return reason
+    parts: StepParts = model.step_parts()
+    if is_watched(model):
+        return "the model itself has hooks, or a forward that was replaced or compiled"
+    if type(model).forward is not parts.kind.forward:
+        return f"{type(model).__name__} has a forward of its own"
+    stack = parts.stack
+    if type(stack) is not Stack or is_watched(stack):
+        return f"stack is watched, or of class {type(stack).__name__}, not Stack"
+    blocks = ((f"stack.blocks.{i}", block) for i, block in enumerate(stack.blocks))
+    named = [
+        *((name, getattr(parts, name), kind) for name, kind in KINDS.items()),
+        *((name, block, BLOCKS[stack.config.block.kind]) for name, block in blocks),
+        ("stack.norm", stack.norm, (LayerNorm, RMSNorm, nn.Identity)),
+    ]
+    for fault in (find_fault(*part) for part in named):
+        if fault is not None:
+            return str(fault)
+    return _why_weights_differ(_modules(model, parts))
+
+
+def make_plan(model: Any, state: Any, batch_size: int) -> Plan:
+    """Plans the native step of a model for which `why_not_native` has no reason.
+
+    Args:
+        state: a ModelState or a StackState, contiguous and in float32; the step overwrites it.
+
+    Raises:
+        ValueError: if sizes, dtypes or layouts of the weights do not fit together.
+    """
+    parts: StepParts = model.step_parts()
+    stack, head, in_proj = parts.stack, parts.head, parts.in_proj
+    stack_state, position = state if isinstance(state, ModelState) else (state, None)
+    widen = _Widened()
+    tokens, positions = parts.token_embedding, parts.position_embedding
+    D = stack.config.embedding_dim
+    width = D if head is None else head.weight.shape[0]
+    out = torch.empty(batch_size, width, dtype=torch.float32, device="cpu")
+    weights = ModelStepWeights(
+        tokens=None if tokens is None else tokens.weight,
+        positions=None if positions is None else positions.weight,
+        proj=None if in_proj is None else in_proj.weight,
+        proj_bias=None if in_proj is None else widen(in_proj.bias),
+        norm=None if isinstance(stack.norm, nn.Identity) else widen(stack.norm.weight),
+        norm_bias=widen(stack.norm.bias) if isinstance(stack.norm, RMSNorm) else None,
+        head=None if head is None else head.weight,
+    )
+    features = D if in_proj is None else in_proj.weight.shape[1]
+    blocks = zip(stack.blocks, stack_state.blocks, strict=True)
+    plan = StepPlan(
+        batch_size=batch_size,
+        dim=D,
+        num_heads=_only("number of heads", {block.layer.num_heads for block in stack.blocks}),  # pyright: ignore
+        weights=weights,
+        layers=[_layer_plan(block, layer_state, widen) for block, layer_state in blocks],
+        out=out,
+        dtype=_matrix_dtype(stack),
+        position=position,
+        num_features=features if tokens is None else 0,
+        rms_norm=stack.config.block.kind == "large",
+        norm_eps=_only("eps of norms", _norm_eps(stack)),
+        logit_soft_cap=parts.logit_soft_cap,
+    )
+    modules = _modules(model, parts)
+    parameters = [p for module in modules for p in module._parameters.values() if p is not None]
+    return Plan(
+        plan.pack(), out, widen.copies, widen.sources, _snapshot(modules),
+        [parameter.detach() for parameter in parameters],
+    )  # fmt: skip
+
+
+class _Widened:
+    """Makes float32 of weights that are no matrices, and remembers which it had to copy."""
+
+    def __init__(self) -> None:
+        self.sources: list[Tensor] = []
+        self.copies: list[Tensor] = []
+
+    @overload
+    def __call__(self, x: Tensor) -> Tensor: ...
+    @overload
+    def __call__(self, x: Tensor | None) -> Tensor | None: ...
+    def __call__(self, x: Tensor | None) -> Tensor | None:
+        if x is None or x.dtype == torch.float32:
+            return None if x is None else x.detach()
+        self.sources.append(x.detach())
+        self.copies.append(x.detach().float())
+        return self.copies[-1]
+
+
+def _modules(model: nn.Module, parts: StepParts) -> list[nn.Module]:
+    """The model and all modules in its parts."""
+    found = (part for part in parts if isinstance(part, nn.Module))
+    return [model, *(module for part in found for module in part.modules())]
+
+
+def _snapshot(modules: list[nn.Module]) -> tuple[Any, ...]:
+    """Identities of modules and parameters, their addresses, and the settings that a plan holds."""
+    tables = (
+        table for module in modules for table in (module._modules, module._parameters) if table
+    )
+    parameters = [p for module in modules for p in module._parameters.values() if p is not None]
+    settings = (
+        (vars(module), name, value)
+        for module in modules
+        for name, value in vars(module).items()
+        if name != "training"
+        and isinstance(value, int | float | str)
+        and type(module).__module__.startswith("openxlstm.")
+    )
+    return (
+        tuple((table, tuple(table.values())) for table in tables),
+        tuple((vars(module), len(vars(module))) for module in modules),
+        tuple((module, type(module)) for module in modules),
+        tuple(settings),
+        (
+            tuple(parameter.data_ptr for parameter in parameters),
+            tuple(parameter.data_ptr() for parameter in parameters),
+        ),
+    )
+
+
+def _why_weights_differ(modules: list[nn.Module]) -> str | None:
     dtypes = set[torch.dtype]()
-    for part in (stack, *others):
-        for parameter in () if part is None else part.parameters():
-            if parameter.device.type != "cpu":
-                return f"it runs on the CPU, and a weight is on {parameter.device.type}"
-            if parameter.dtype not in (torch.float32, torch.bfloat16):
-                return f"it reads float32 and bfloat16, and a weight is {parameter.dtype}"
-            if not parameter.is_contiguous():
-                return "a weight is not in one piece"
-            dtypes.add(parameter.dtype)
+    for module in modules[1:]:
+        for name, weight in vars(module).items():
+            if isinstance(weight, Tensor):  # as in a replica, or set by a hypernetwork
+                return f"{name} of a {type(module).__name__} is not a registered parameter"
+        for weight in module._parameters.values():
+            if weight is None:
+                continue
+            if weight.device.type != "cpu":
+                return f"it runs on the CPU, and a weight is on {weight.device.type}"
+            if weight.dtype not in (torch.float32, torch.bfloat16):
+                return f"it reads float32 and bfloat16, and a weight is {weight.dtype}"
+            if not weight.is_contiguous():
+                return "a weight is not contiguous"
+            dtypes.add(weight.dtype)
     if len(dtypes) > 1:
         return "some weights are torch.float32, and some torch.bfloat16"
-    return native.missing()
+    return None
 
 
-def layer_plans(stack: Stack, state: StackState) -> list[LayerPlan]:
-    """A plan for each block, over the state that a step overwrites."""
-    return list(_plans(stack, state))
-
-
-def own(state: S, *, widened: bool = False) -> S:
-    """A copy of a state, every part in one piece, that steps may overwrite; `widened` to what the
-    native step computes in."""
-
-    def copy(part: Tensor) -> Tensor:
-        part = part.detach().clone(memory_format=torch.contiguous_format)
-        return part.float() if widened and part.is_floating_point() else part
-
-    return map_state(copy, state)
-
-
-def in_dtypes(state: S, dtypes: Iterable[torch.dtype]) -> S:
-    """A copy of a state with its parts in these dtypes, one for each."""
-    each = iter(dtypes)
-    return map_state(lambda part: part.to(next(each), copy=True), state)
-
-
-@overload
-def wide(x: Tensor) -> Tensor: ...
-@overload
-def wide(x: Tensor | None) -> Tensor | None: ...
-def wide(x: Tensor | None) -> Tensor | None:
-    """x in float32, a copy where it is in bfloat16: for weights that are no matrices."""
-    return None if x is None else x.detach().float()
-
-
-def matrix_dtype(stack: Stack) -> torch.dtype:
-    """The dtype of its matrices."""
+def _matrix_dtype(stack: Stack) -> torch.dtype:
     return next(stack.parameters()).dtype
 
 
-def norm_options(stack: Stack) -> dict[str, Any]:
-    """The kind and the epsilon of the norms of its rows, as a `StepPlan` takes them."""
-    block = stack.config.block
-    is_large = isinstance(block, LargeBlockConfig)
-    return {"rms_norm": is_large, "norm_eps": block.norm_eps if is_large else EPS}
+def _norm_eps(stack: Stack) -> set[float]:
+    norms = (norm.eps for norm in stack.modules() if isinstance(norm, WholeNorm))
+    return set(norms) if stack.config.block.kind == "large" else {EPS}
 
 
-def norm_weights(stack: Stack) -> dict[str, Tensor | None]:
-    """Weight and bias of its last norm, as `ModelStepWeights` takes them."""
-    norm = stack.norm
-    return {
-        "norm": None if isinstance(norm, nn.Identity) else wide(norm.weight),
-        "norm_bias": wide(norm.bias) if isinstance(norm, RMSNorm) else None,
-    }
+def _only(what: str, values: set[Any]) -> Any:
+    """The one value. Raises ValueError if there are several, which a step has no room for."""
+    if len(values) != 1:
+        raise ValueError(f"the native step has one {what}, and blocks have {sorted(values)}")
+    return values.pop()
 
 
-def _plans(stack: Stack, state: StackState) -> Iterator[LayerPlan]:
-    for block, layer_state in zip(stack.blocks, state.blocks, strict=True):
-        if isinstance(block, BareBlock):
-            yield _bare_plan(block, layer_state)
-        elif isinstance(block, LargeBlock):
-            yield _large_plan(block, layer_state)
-        else:
-            assert isinstance(block, Block)
-            yield _paper_plan(block, layer_state)
+def _layer_plan(block: nn.Module, state: LayerState, wide: Callable[..., Any]) -> LayerPlan:
+    """The plan of a block, over the state that a step overwrites."""
+    if isinstance(block, BareBlock):
+        return _bare_plan(block, state, wide)
+    if isinstance(block, LargeBlock):
+        return _large_plan(block, state, wide)
+    assert isinstance(block, Block)
+    return _paper_plan(block, state, wide)
 
 
-def _bare_plan(block: BareBlock, state: LayerState) -> LayerPlan:
+def _bare_plan(block: BareBlock, state: LayerState, wide: Callable[..., Any]) -> LayerPlan:
     layer, proj = block.layer, block.proj
     before = (None, None) if proj is None else (proj.weight, wide(proj.bias))
     if isinstance(layer, SLSTMLayer):
@@ -118,7 +267,6 @@ def _bare_plan(block: BareBlock, state: LayerState) -> LayerPlan:
             recurrent=layer.recurrent_weight,
         )
         return LayerPlan(weights, state.cell, exp_forget_gate=layer.forget_gate == "exp")
-    assert isinstance(layer, BareMLSTMLayer)
     weights = BareMLSTMStepWeights(
         *before,
         qkvo=layer.qkvo_proj.weight,
@@ -129,7 +277,7 @@ def _bare_plan(block: BareBlock, state: LayerState) -> LayerPlan:
     return LayerPlan(weights, state.cell, eps=layer.eps)
 
 
-def _large_plan(block: LargeBlock, state: LayerState) -> LayerPlan:
+def _large_plan(block: LargeBlock, state: LayerState, wide: Callable[..., Any]) -> LayerPlan:
     layer, ff = block.layer, block.ff
     weights = LargeStepWeights(
         norm=wide(block.norm.weight),
@@ -160,7 +308,7 @@ def _large_plan(block: LargeBlock, state: LayerState) -> LayerPlan:
     return LayerPlan(weights, state.cell, eps=layer.eps, gate_soft_cap=layer.gate_soft_cap)
 
 
-def _paper_plan(block: Block, state: LayerState) -> LayerPlan:
+def _paper_plan(block: Block, state: LayerState, wide: Callable[..., Any]) -> LayerPlan:
     layer = block.layer
     conv, conv_bias = weights_of(layer.conv)
     window = None if state.conv is None else state.conv.x

@@ -16,10 +16,11 @@ PyMODINIT_FUNC PyInit__native() {
        "It holds references: while it lives, torch.utils.swap_tensors refuses to swap them."},
       {"is_unchanged", openxlstm::is_unchanged, METH_O,
        "is_unchanged(snapshot): whether modules and parameters are still what they were.\n\n"
-       "A snapshot is a tuple of four:\n"
+       "A snapshot is a tuple of five:\n"
        "((dict, (value, ...)), ...): each dict's values are these very objects, in this order;\n"
        "((dict, size), ...): each dict has so many entries;\n"
        "((object, type), ...): each object's class is exactly this type;\n"
+       "((dict, key, value), ...): each dict holds this very object under the key;\n"
        "watched(...), or the slower (methods, addresses): tensors are still in the same memory; the\n"
        "methods are bound `tensor.data_ptr`.\n\n"
        "Raises TypeError for a snapshot of another form."},

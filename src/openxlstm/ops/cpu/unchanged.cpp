@@ -80,6 +80,19 @@ int same_type(PyObject* object, PyObject* type) {
   return reinterpret_cast<PyObject*>(Py_TYPE(object)) == type;
 }
 
+// Triples of a dict, a key and the very object that it has to hold.
+int same_items(PyObject* triples) {
+  const Py_ssize_t count = PyTuple_Size(triples);
+  if (count < 0) return -1;
+  for (Py_ssize_t i = 0; i < count; ++i) {
+    PyObject* triple = PyTuple_GetItem(triples, i);
+    if (PyTuple_Size(triple) != 3) return -1;
+    PyObject* found = PyDict_GetItem(PyTuple_GetItem(triple, 0), PyTuple_GetItem(triple, 1));
+    if (found != PyTuple_GetItem(triple, 2)) return 0;
+  }
+  return 1;
+}
+
 // Bound `tensor.data_ptr` methods and what they returned.
 int same_addresses(PyObject* methods, PyObject* addresses) {
   const Py_ssize_t count = PyTuple_Size(methods);
@@ -97,12 +110,13 @@ int same_addresses(PyObject* methods, PyObject* addresses) {
 }
 
 int unchanged(PyObject* snapshot) {
-  if (PyTuple_Size(snapshot) != 4) return -1;
+  if (PyTuple_Size(snapshot) != 5) return -1;
   int (*const checks[3])(PyObject*, PyObject*) = {same_values, same_size, same_type};
   for (int i = 0; i < 3; ++i)
     if (const int result = all_pairs(PyTuple_GetItem(snapshot, i), checks[i]); result != 1)
       return result;
-  PyObject* last = PyTuple_GetItem(snapshot, 3);
+  if (const int result = same_items(PyTuple_GetItem(snapshot, 3)); result != 1) return result;
+  PyObject* last = PyTuple_GetItem(snapshot, 4);
   if (PyCapsule_IsValid(last, kCapsule))
     return static_cast<Watched*>(PyCapsule_GetPointer(last, kCapsule))->is_unchanged();
   if (PyTuple_Size(last) != 2) return -1;

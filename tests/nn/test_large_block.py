@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from openxlstm.config import LargeBlockConfig, ModelConfig, StackConfig
 from openxlstm.errors import UserError
-from openxlstm.nn.large import LargeBlock, soft_cap
+from openxlstm.nn.large_block import LargeBlock, soft_cap
 from openxlstm.nn.stack import Stack
 from openxlstm.reference.mlstm import initial_state, step
 from openxlstm.states import LayerState, MLSTMState
