@@ -134,32 +134,35 @@ def test_lora_in_place_of_any_linear_counts_and_learns(name: str) -> None:
                 assert_close(grad, parameter.grad.double(), other, tolerance=1e-4)  # pyright: ignore
 
 
-def doubled_by_hook(part: nn.Module) -> None:
-    part.register_forward_hook(lambda _, __, y: _doubled(y))
+def changed_by_hook(part: nn.Module) -> None:
+    part.register_forward_hook(lambda _, __, y: changed(y))
 
 
-def doubled_by_pre_hook_on_the_output(part: nn.Module) -> None:
+def changed_after_a_pre_hook(part: nn.Module) -> None:
     """A hook that replaces nothing, but has to see the call."""
     seen: list[int] = []
     part.register_forward_pre_hook(lambda *_: seen.append(1))
-    part.register_forward_hook(lambda _, __, y: _doubled(y) if seen.pop() else y)
+    part.register_forward_hook(lambda _, __, y: changed(y) if seen.pop() else y)
 
 
-def doubled_by_method(part: nn.Module) -> None:
+def changed_by_method(part: nn.Module) -> None:
     forward = part.forward
-    part.forward = lambda *args, **kwargs: _doubled(forward(*args, **kwargs))
+    part.forward = lambda *args, **kwargs: changed(forward(*args, **kwargs))
 
 
-def doubled_by_compiled_call(part: nn.Module) -> None:
+def changed_by_compiled_call(part: nn.Module) -> None:
     forward = part.forward
-    part._compiled_call_impl = lambda *args, **kwargs: _doubled(forward(*args, **kwargs))
+    part._compiled_call_impl = lambda *args, **kwargs: changed(forward(*args, **kwargs))
 
 
-def _doubled(y: Any) -> Any:
-    return (2 * y[0], *y[1:]) if isinstance(y, tuple) else 2 * y
+def changed(y: Any) -> Any:
+    """An output, or the first of several, with its last columns larger: no norm undoes that."""
+    if isinstance(y, tuple):
+        return (changed(y[0]), *y[1:])
+    return y * torch.linspace(0.5, 1.5, y.shape[-1], dtype=y.dtype)
 
 
-class Doubled(nn.Module):
+class Changed(nn.Module):
     """The same as a module of its own."""
 
     def __init__(self, base: nn.Module) -> None:
@@ -167,7 +170,7 @@ class Doubled(nn.Module):
         self.base = base
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
-        return _doubled(self.base(*args, **kwargs))
+        return changed(self.base(*args, **kwargs))
 
     def __getattr__(self, name: str) -> Any:
         try:
@@ -177,23 +180,25 @@ class Doubled(nn.Module):
 
 
 WATCHERS = [
-    doubled_by_hook,
-    doubled_by_pre_hook_on_the_output,
-    doubled_by_method,
-    doubled_by_compiled_call,
+    changed_by_hook,
+    changed_after_a_pre_hook,
+    changed_by_method,
+    changed_by_compiled_call,
 ]
 
 
 @each_block
 def test_what_happens_when_a_part_is_called_counts(name: str) -> None:
     """Of every module, leaf or not, and whether the decoder was made before or after."""
-    parts = [part for part, _ in make_model(name).named_modules() if part not in ("", "stack.blocks")]
+    parts = [
+        part for part, _ in make_model(name).named_modules() if part not in ("", "stack.blocks")
+    ]
     for part, watch in zip(parts, cycle(WATCHERS)):
         model, truth = make_model(name), make_model(name)
         decoder = model.decoder(model.initial_state(B))
         with torch.no_grad():
             plain = model(ids)[0]
-            replace(truth, part, Doubled(truth.get_submodule(part)))
+            replace(truth, part, Changed(truth.get_submodule(part)))
             watch(model.get_submodule(part))
             expected = truth(ids)[0].double()
         assert not torch.allclose(expected.float(), plain, atol=1e-3), part
@@ -202,6 +207,7 @@ def test_what_happens_when_a_part_is_called_counts(name: str) -> None:
 
 
 @each_block
+@pytest.mark.filterwarnings("ignore:Full backward hook is firing")  # the embedding reads integers
 def test_hooks_of_every_kind_fire(name: str) -> None:
     """On every module, in training and in generation; a removed one lets the decoder be native."""
     model = make_model(name)
@@ -287,14 +293,14 @@ WAYS = [pruned, old_weight_norm, new_weight_norm, parametrized, spectral_norm, g
 
 
 @each_block
-@pytest.mark.parametrize("change", WAYS, ids=lambda change: change.__name__)
-def test_weights_that_are_computed_count(name: str, change: Callable[[Any], None]) -> None:
+@pytest.mark.parametrize("first", [0, 3])
+def test_weights_that_are_computed_count(name: str, first: int) -> None:
     """Of every part with a matrix, beside a plain model that has them as its own."""
-    for place in [n for n, m in make_model(name).named_modules() if hasattr(m, "weight")]:
+    parts = make_model(name).named_modules()
+    places = [n for n, m in parts if getattr(m, "weight", torch.empty(0)).dim() > 1]
+    for place, change in zip(places, cycle(WAYS[first:] + WAYS[:first])):
         model, truth = make_model(name), make_model(name)
         part: Any = model.get_submodule(place)
-        if part.weight.dim() < 2:
-            continue
         decoder = model.decoder(model.initial_state(B))
         change(part.eval())
         model(ids)  # weight norm computes its weight when it is called
@@ -409,24 +415,28 @@ def test_training_a_model_in_bfloat16_between_steps_is_seen() -> None:
     for name in BLOCKS:
         model = make_model(name).bfloat16()
         decoder = model.decoder(model.initial_state(B))
-        decoder.step(ids[:, 0])
-        state = decoder.state
+        before = decoder.step(ids[:, 0]).clone()
+        assert not torch.equal(before, decoder.select(range(B)).step(ids[:, 0]))
         with torch.no_grad():
             for parameter in model.parameters():
                 if parameter.dim() < 2:
                     parameter.mul_(1.5)
-        assert torch.equal(decoder.step(ids[:, 1]), model.decoder(state).step(ids[:, 1]))
+        fresh = decoder.select(range(B))
+        assert torch.equal(decoder.step(ids[:, 1]), fresh.step(ids[:, 1]))
 
 
 def replica(module: nn.Module) -> Any:
     """A copy whose parameters are plain tensors with a graph, as DataParallel makes them."""
     copies = {part: part._replicate_for_data_parallel() for part in module.modules()}  # pyright: ignore
     for part, twin in copies.items():
+        twin._former_parameters = {}
         for key, child in part._modules.items():
             if child is not None:
                 setattr(twin, key, copies[child])
         for key, parameter in part._parameters.items():
-            if parameter is not None:
+            if parameter is None:
+                twin._parameters[key] = None
+            else:
                 setattr(twin, key, parameter * 1)
                 twin._former_parameters[key] = parameter * 1
     return copies[module]
@@ -555,14 +565,14 @@ def test_the_default_dtype_changes_nothing(name: str, dtype: torch.dtype) -> Non
         torch.set_default_dtype(before)
 
 
+@pytest.mark.filterwarnings("ignore:.*quant")  # torch is moving it to another package
 def test_quantised_layers_stand_in_for_linears() -> None:
-    with pytest.warns(DeprecationWarning, match="quantization"):
-        model = torch.ao.quantization.quantize_dynamic(make_model("paper"), {nn.Linear})
+    model = torch.ao.quantization.quantize_dynamic(make_model("paper"), {nn.Linear})
     plain = answers(make_model("paper"))["sequence"]
     assert type(model.head) is not nn.Linear
     for way, logits in answers(model).items():
         error = (logits - plain).square().mean().sqrt() / plain.std()
-        assert 0 < error < 0.1, way
+        assert 0 < error < 0.25, way
 
 
 def test_normalisations_of_others_stand_in() -> None:

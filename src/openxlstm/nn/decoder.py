@@ -1,8 +1,8 @@
 """A language model that reads one token at a time, as fast as a CPU can.
 
 `forward` does the same as a row of small operations, whose overhead for a single token is more than
-the arithmetic. A decoder runs a whole step in one call. It reads the matrices of a model in bfloat16
-as they are, and computes in float32, the dtype of its states.
+the arithmetic. A decoder runs a whole step in one call. It reads matrices in bfloat16 as they are,
+and computes in float32, the dtype of its states.
 
 B batch · V vocabulary
 """

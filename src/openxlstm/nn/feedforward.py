@@ -36,14 +36,13 @@ class GatedFeedForward(nn.Module):
         gate, value = self.up_proj(x).chunk(2, dim=-1)
         return self.dropout(self.down_proj(F.gelu(gate) * value).to(x.dtype))
 
-    def fused(
-        self, x: Tensor, norm: Tensor | None = None, norm_bias: Tensor | None = None, **options: Any
-    ) -> Tensor:
-        """The same in one op, of a norm of x with these weights, without dropout; `options` are
-        those of `ops.gated_feedforward`."""
+    def fused(self, x: Tensor, *norm: Tensor | None, **options: Any) -> Tensor:
+        """The same in one op, without dropout, after a norm of x with the weight and bias `norm`.
+        The options are those of `ops.gated_feedforward`."""
+        norm_weight, norm_bias = norm or (None, None)
         up, down = self.up_proj, self.down_proj
         weights = ops.FeedForwardWeights(
-            norm=norm, norm_bias=norm_bias, up=up.weight, value=None, down=down.weight,
+            norm=norm_weight, norm_bias=norm_bias, up=up.weight, value=None, down=down.weight,
             up_bias=up.bias, down_bias=down.bias,
         )  # fmt: skip
         return ops.gated_feedforward(x, weights, **options)
@@ -81,13 +80,12 @@ class SwiGLU(nn.Module):
         h = F.silu(self.gate_proj(x)) * self.up_proj(x)
         return self.dropout(self.down_proj(h).to(x.dtype))
 
-    def fused(
-        self, x: Tensor, norm: Tensor | None = None, norm_bias: Tensor | None = None, **options: Any
-    ) -> Tensor:
+    def fused(self, x: Tensor, *norm: Tensor | None, **options: Any) -> Tensor:
         """Like `GatedFeedForward.fused`."""
+        norm_weight, norm_bias = norm or (None, None)
         gate, up, down = self.gate_proj, self.up_proj, self.down_proj
         weights = ops.FeedForwardWeights(
-            norm=norm, norm_bias=norm_bias, up=gate.weight, value=up.weight, down=down.weight,
+            norm=norm_weight, norm_bias=norm_bias, up=gate.weight, value=up.weight, down=down.weight,
             up_bias=gate.bias, value_bias=up.bias, down_bias=down.bias,
         )  # fmt: skip
         return ops.gated_feedforward(x, weights, activation="silu", **options)
@@ -97,11 +95,12 @@ def add_feedforward(x: Tensor, norm: nn.Module, ff: GatedFeedForward | SwiGLU) -
     """x + ff(norm(x)), in one op where both are plain; x (…, D) → y (…, D)."""
     drops = ff.training and ff.dropout.p > 0  # the residual is never dropped
     if are_plain((norm, LayerNorm), (ff, GatedFeedForward)):
-        y = ff.fused(x, norm.weight, eps=EPS, residual=not drops)  # pyright: ignore
+        assert isinstance(norm, LayerNorm)
+        y = ff.fused(x, norm.weight, None, eps=EPS, residual=not drops)
     elif are_plain((norm, RMSNorm), (ff, SwiGLU)):
         assert isinstance(norm, RMSNorm)
-        norm_weights = norm.weight, norm.bias
-        y = ff.fused(x, *norm_weights, norm="rms", eps=norm.eps, residual=not drops)
+        options = {"norm": "rms", "eps": norm.eps, "residual": not drops}
+        y = ff.fused(x, norm.weight, norm.bias, **options)
     else:
         return x + ff(norm(x))
     return x + ff.dropout(y) if drops else y
