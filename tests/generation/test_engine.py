@@ -15,6 +15,7 @@ from openxlstm.generation import engine
 from openxlstm.generation.engine import Steps, decode_batch, prefill, step, stream_tokens
 from openxlstm.generation.sampling import Sampling, sample
 from openxlstm.lm.model import LanguageModel
+from openxlstm.ops.native import backend
 from openxlstm.states import select, state_bytes
 
 WARM = Sampling(temperature=0.9, top_k=12, top_p=0.95)
@@ -232,17 +233,21 @@ def test_states_can_be_picked_by_row(model: Any):
 
 
 @pytest.fixture
-def calls(real: Any) -> list[tuple[int, ...]]:
-    """The shapes of ids that the language model's forward is called with."""
+def calls(real: Any, monkeypatch: pytest.MonkeyPatch) -> list[tuple[int, ...]]:
+    """The shapes of ids that the language model is called with. A hook would count as well, and
+    would have the decoder call the model for each step."""
     seen: list[tuple[int, ...]] = []
-    real.register_forward_pre_hook(lambda _, arguments: seen.append(tuple(arguments[0].shape)))
+    embed = type(real).embed
+    monkeypatch.setattr(
+        type(real), "embed", lambda *given: seen.append(tuple(given[1].shape)) or embed(*given)
+    )
     return seen
 
 
 @pytest.fixture
 def no_decoder(real: Any, monkeypatch: pytest.MonkeyPatch) -> Callable[[], None]:
-    """Makes the language model one that has none."""
-    return lambda: monkeypatch.setattr(type(real), "decoder", lambda self, state: None)
+    """Has the model's decoders call the model for each step."""
+    return lambda: monkeypatch.setattr(backend, "missing", lambda: "not wanted here")
 
 
 @needs_native

@@ -49,7 +49,7 @@ def read(model: LanguageModel, ids: Tensor) -> ModelState:
 
 def decoder_of(model: LanguageModel, state: ModelState) -> Decoder:
     decoder = model.decoder(state)
-    assert decoder is not None
+    assert decoder.fallback_reason is None
     return decoder
 
 
@@ -427,12 +427,6 @@ def test_ids_may_have_gaps_in_memory() -> None:
     assert torch.equal(strided.step(ids[:, 1]), dense.step(ids[:, 1].contiguous()))
 
 
-def forced(model: LanguageModel, state: ModelState) -> Decoder:
-    """Without asking whether it can."""
-    parts = model.token_embedding, model.position_embedding, model.stack, model.head
-    return Decoder(*parts, state, logit_soft_cap=model.logit_soft_cap)
-
-
 def half_precision(model: LanguageModel) -> None:
     model.head.bfloat16()
 
@@ -447,28 +441,39 @@ def in_columns(model: LanguageModel) -> None:
         (nn.Module.double, "it reads float32 and bfloat16, and a weight is torch.float64"),
         (half_precision, "some weights are torch.float32, and some torch.bfloat16"),
         (lambda model: model.to("meta"), "it runs on the CPU, and a weight is on meta"),
-        (in_columns, "a weight is not in one piece"),
+        (in_columns, "a weight is not contiguous"),
     ],
     ids=["float64", "both", "device", "layout"],
 )
-def test_what_it_cannot_run_it_refuses(
+def test_where_it_cannot_be_native_it_calls_the_model(
     change: Callable[[LanguageModel], Any], message: str
 ) -> None:
-    model = make_model(num_positions=3)
-    state = model.initial_state(2)
-    forced(model, state)
+    model, ids = make_model(num_positions=3), random_ids(2, 2)
+    decoder = decoder_of(model, model.initial_state(2))
+    decoder.step(ids[:, 0])
     change(model)
-    assert model.decoder(state) is None
-    with pytest.raises(ValueError, match=f"the native decoder cannot run this model: {message}"):
-        forced(model, state)
+    assert decoder.fallback_reason == message
+    assert model.decoder(model.initial_state(2)).fallback_reason == message
+    state = decoder.state
+    try:
+        with torch.no_grad():
+            expected, after = model(ids[:, 1:], state)
+    except RuntimeError as error:  # a model that cannot run does not run by steps either
+        with pytest.raises(RuntimeError, match=str(error)[:20]):
+            decoder.step(ids[:, 1])
+        return
+    if not expected.is_meta:
+        assert torch.equal(decoder.step(ids[:, 1]), expected[:, 0])
+        assert same_state(decoder.state, after)
 
 
-def test_without_the_extension_there_is_none(monkeypatch: pytest.MonkeyPatch) -> None:
-    model = make_model()
+def test_without_the_extension_it_calls_the_model(monkeypatch: pytest.MonkeyPatch) -> None:
+    model, ids = make_model(), random_ids(1, 1)
     monkeypatch.setattr(native, "missing", lambda: "no compiler")
-    assert model.decoder(model.initial_state(1)) is None
-    with pytest.raises(ValueError, match="no compiler"):
-        forced(model, model.initial_state(1))
+    decoder = model.decoder(model.initial_state(1))
+    assert decoder.fallback_reason == "no compiler"
+    with torch.no_grad():
+        assert torch.equal(decoder.step(ids[:, 0]), model(ids)[0][:, 0])
 
 
 def test_a_state_in_another_precision_is_not_taken_for_float32() -> None:

@@ -5,8 +5,8 @@ sequence, in single steps, with a decoder and a stepper that were made before or
 """
 
 import copy
-from itertools import cycle
 from collections.abc import Callable
+from itertools import cycle
 from typing import Any
 
 import pytest

@@ -11,7 +11,6 @@ from rnn_cases import KINDS, I, content, make_rnn, random_state
 from tolerances import assert_close
 
 from openxlstm import XLSTM
-from openxlstm.nn.step_plan import refuses
 from openxlstm.ops.native import step as native_step
 
 ONE_WAY = [kind for kind in KINDS if kind != "both ways"]
@@ -40,10 +39,10 @@ def test_steps_are_those_of_the_sequence(kind: str, B: int, T: int, seed: int, e
 @each_one_way
 def test_it_is_native_where_it_can_be(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
     rnn = make_rnn(kind, dtype=torch.float32)
-    assert refuses(rnn.stack, rnn.in_proj) is None
+    assert rnn.stepper(2).fallback_reason is None
     calls = []
     monkeypatch.setattr(
-        "openxlstm.nn.stepper.step", lambda *plan: (calls.append(1), native_step.step(*plan))
+        "openxlstm.nn.native_steps.step", lambda *plan: (calls.append(1), native_step.step(*plan))
     )
     rnn.stepper(2).step(torch.randn(2, I))
     assert calls == [1]

@@ -160,9 +160,10 @@ def decode_batch(
 
 
 def device_of(model: LanguageModel) -> torch.device:
-    """The device of the model's parameters; of those that accelerate has offloaded, the CPU."""
-    devices = [parameter.device for parameter in model.parameters()]
-    return next((device for device in devices if device.type != "meta"), torch.device("cpu"))
+    """The device of the model's parameters, or the one that accelerate computes on."""
+    hook = getattr(model, "_hf_hook", None)
+    device = getattr(hook, "execution_device", None)
+    return next(model.parameters()).device if device is None else torch.device(device)
 
 
 def as_row(model: LanguageModel, prompt: Ids) -> Tensor:

@@ -85,8 +85,8 @@ class SwiGLU(nn.Module):
         norm_weight, norm_bias = norm or (None, None)
         gate, up, down = self.gate_proj, self.up_proj, self.down_proj
         weights = ops.FeedForwardWeights(
-            norm=norm_weight, norm_bias=norm_bias, up=gate.weight, value=up.weight, down=down.weight,
-            up_bias=gate.bias, value_bias=up.bias, down_bias=down.bias,
+            norm=norm_weight, norm_bias=norm_bias, up=gate.weight, value=up.weight,
+            down=down.weight, up_bias=gate.bias, value_bias=up.bias, down_bias=down.bias,
         )  # fmt: skip
         return ops.gated_feedforward(x, weights, activation="silu", **options)
 

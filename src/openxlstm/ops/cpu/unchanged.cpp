@@ -86,7 +86,7 @@ int same_items(PyObject* triples) {
   if (count < 0) return -1;
   for (Py_ssize_t i = 0; i < count; ++i) {
     PyObject* triple = PyTuple_GetItem(triples, i);
-    if (PyTuple_Size(triple) != 3) return -1;
+    if (PyTuple_Size(triple) != 3 || PyDict_Size(PyTuple_GetItem(triple, 0)) < 0) return -1;
     PyObject* found = PyDict_GetItem(PyTuple_GetItem(triple, 0), PyTuple_GetItem(triple, 1));
     if (found != PyTuple_GetItem(triple, 2)) return 0;
   }
