@@ -10,9 +10,9 @@ import torch
 from transformers import DynamicCache
 
 from openxlstm.generation.engine import decode_batch
-from openxlstm.ops.native import backend
 from openxlstm.generation.sampling import Sampling
 from openxlstm.hf import OpenXLSTMCache, OpenXLSTMForCausalLM
+from openxlstm.ops.native import backend
 
 MakeModel = Callable[..., OpenXLSTMForCausalLM]
 PROMPTS = [[1, 2, 3], [4], [5, 6, 7, 8, 9]]
