@@ -1,4 +1,4 @@
-// Scratch memory of one thread, handed out in pieces.
+// Scratch memory of one thread, divided into buffers.
 #pragma once
 
 #include <cstdint>
@@ -14,7 +14,7 @@ namespace openxlstm {
 
 #ifndef OPENXLSTM_SANITIZE
 
-// Each piece is on a cache line of its own.
+// Each buffer begins on a cache line.
 struct Arena {
   float* next;
   float* take(int64_t floats) {
@@ -24,15 +24,15 @@ struct Arena {
   }
 };
 
-// What is left free between the pieces of an allocation, and may not be touched.
+// Floats between the buffers of an allocation that may not be touched.
 constexpr int64_t kGap = 0;
 inline void forbid(float*, int64_t) {}
 
 #else
 
-// For `make sanitize` each piece is an allocation of its own, NaN until it is written: who runs over
-// the end of one is stopped, and who adds up what nobody wrote has NaN for an answer. That the pieces
-// would have had room in the scratch memory is checked as well.
+// For `make sanitize` each buffer is an allocation of its own, filled with NaN: a write past its
+// end stops the program, and a sum of floats that were never written is NaN. It is also checked
+// that all buffers would have fitted into the scratch memory.
 struct Arena {
   float* next;
   std::vector<std::vector<float>> pieces = {};

@@ -1,5 +1,6 @@
-// What an sLSTM block calls of the kernels that it is made of: their tasks, for the instruction set that
-// runs, the scratch memory that these take, and their packed weights.
+// What an sLSTM block (slstm_block.cpp) uses of the scan (slstm.cpp) and the feed-forward
+// (feedforward.cpp): tasks for the instruction set that runs, their scratch memory in floats, and
+// packed weights.
 #pragma once
 
 #include "feedforward_args.h"

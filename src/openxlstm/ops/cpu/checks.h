@@ -1,11 +1,11 @@
-// What every operator checks before it touches memory: device, dtype, sizes and layout of its tensors,
-// and the range of its integers. A mistake raises a RuntimeError of one line that names the operator
-// and the argument.
+// What every operator checks before it touches memory: device, dtype, sizes and layout of its
+// tensors, and the range of its integers. A mistake raises a RuntimeError of one line that names
+// the operator and the argument.
 #pragma once
 
+#include <algorithm>
 #include <cstdint>
 #include <initializer_list>
-#include <limits>
 #include <sstream>
 #include <stdexcept>
 #include <string>
@@ -43,7 +43,8 @@ class Checks {
   // Contiguous float32 tensors of these sizes; optional ones that were left out pass.
   void floats(Sizes sizes, std::initializer_list<Named> tensors) const {
     for (const Named& named : tensors)
-      if (named.x != nullptr) expect(named, sizes, ScalarType::Float, "contiguous", named.x->is_contiguous());
+      if (named.x != nullptr)
+        expect(named, sizes, ScalarType::Float, "contiguous", named.x->is_contiguous());
   }
   // The same with any strides but the last, which is 1.
   void rows(Sizes sizes, std::initializer_list<Named> tensors) const {
@@ -55,7 +56,8 @@ class Checks {
   }
   // A contiguous mask, if there is one.
   void mask(Sizes sizes, Named named) const {
-    if (named.x != nullptr) expect(named, sizes, ScalarType::Bool, "contiguous", named.x->is_contiguous());
+    if (named.x != nullptr)
+      expect(named, sizes, ScalarType::Bool, "contiguous", named.x->is_contiguous());
   }
   // An optional tensor that only makes sense with another one.
   void only_with(Named named, Named other) const {

@@ -52,7 +52,7 @@ Tensor conv(Tensor x, Tensor weight, MaybeTensor bias, MaybeTensor before, Maybe
   return y;
 }
 
-// Gradients of x, weight, bias and before; empty for what there is not.
+// Gradients of x, weight, bias and before; empty for an input that was not given.
 std::tuple<Tensor, Tensor, Tensor, Tensor> conv_grad(Tensor x, Tensor weight, MaybeTensor bias,
                                                      MaybeTensor before, MaybeTensor reset,
                                                      bool silu, Tensor dy) {

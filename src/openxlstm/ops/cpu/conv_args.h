@@ -1,4 +1,4 @@
-// What the convolution kernels are given; the same for every instruction set.
+// Arguments of the convolution kernels; the same for every instruction set.
 #pragma once
 
 #include <cstdint>

@@ -1,7 +1,8 @@
-// The causal convolution of each channel, and SiLU after it, for one instruction set (see each_isa.h).
+// The causal convolution of each channel, and SiLU after it, for one instruction set (see
+// each_isa.h).
 //
-// A task is some steps of one sample. The backward also looks at the K-1 steps after them, whose
-// convolutions read its last rows.
+// A task is a tile: some steps of one sample. The backward also reads the K-1 steps after the tile,
+// whose convolutions read the tile's last rows.
 
 #include "rows.h"
 
@@ -10,7 +11,7 @@
 
 inline int64_t row_floats(int64_t D) { return padded(D); }
 
-// The window of a tile, and the convolution of its rows.
+// The rows that a tile's convolution reads, and its result.
 struct Window {
   float *rows, *preact;
   int64_t* reach;

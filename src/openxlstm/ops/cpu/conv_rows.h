@@ -1,9 +1,9 @@
-// The causal convolution of rows that lie in cache, for one instruction set (see each_isa.h).
+// The causal convolution of rows in cache, for one instruction set (see each_isa.h).
 //
-// A window holds the K-1 rows before a tile and then the tile's own. Weights are (K, width), the
-// newest step's last; a row that a reset hides is not read.
+// A window holds the K-1 rows before a tile and then the tile's own rows. Weights are (K, width),
+// the weight of the newest step last. Rows before a reset are not read.
 
-// How many rows before each step of a tile it sees: up to K-1, not beyond the last reset.
+// How many earlier rows each step of a tile reads: up to K-1, and none before the last reset.
 inline void compute_reach(const bool* reset, int64_t t0, int64_t steps, int64_t K, int64_t* reach) {
   for (int64_t s = 0; s < steps; ++s) {
     reach[s] = K - 1;
@@ -15,8 +15,8 @@ inline void compute_reach(const bool* reset, int64_t t0, int64_t steps, int64_t 
   }
 }
 
-// preact (steps, width) of the convolution, rows ldp apart. window points at the first step's row; the
-// K-1 before it are there too.
+// preact (steps, width), rows ldp apart. `window` points at the row of the first step; the K-1
+// earlier rows are in front of it.
 inline void convolve(const float* window, int64_t ld, int64_t steps, int64_t width,
                      const float* weight, const float* bias, int64_t K, const int64_t* reach,
                      float* preact, int64_t ldp) {
@@ -33,9 +33,9 @@ inline void convolve(const float* window, int64_t ld, int64_t steps, int64_t wid
   }
 }
 
-// Adds to dinput, for the rows from `begin` (which may be before the tile) up to `steps`, what the
-// gradients of preact (extended, ld) say: those of the tile and of the K-1 rows after it, as far as
-// there are any.
+// dinput += the gradient through the convolution, for the rows from `begin`, which may be before
+// the tile, up to `steps`. preact's gradients (extended, ld) are those of the tile and of up to K-1
+// rows after it.
 inline void convolve_back(const float* dpreact, int64_t extended, int64_t ld, int64_t begin,
                           int64_t steps, int64_t width, const float* weight, int64_t K,
                           const int64_t* reach, float* dinput, int64_t ldi) {
@@ -51,7 +51,7 @@ inline void convolve_back(const float* dpreact, int64_t extended, int64_t ld, in
   }
 }
 
-// Adds the gradients of weight (K, width) and bias (width) of a tile.
+// dweight (K, width) and dbias (width) += their gradients from a tile.
 inline void convolve_sums(const float* dpreact, const float* window, int64_t ld, int64_t steps,
                           int64_t width, int64_t K, const int64_t* reach, float* dweight,
                           float* dbias) {
@@ -71,8 +71,8 @@ inline void convolve_sums(const float* dpreact, const float* window, int64_t ld,
   }
 }
 
-// The K-1 rows before a tile that begins at step t0 of one sample: of x (T, D), rows `stride` apart,
-// or of `before` (K-1, D) where that has not begun, which may be null for zeros.
+// Copies the K-1 rows before step t0 of one sample: from x (T, D), rows `stride` apart, and, before
+// its first step, from `before` (K-1, D), null for zeros.
 inline void copy_before(const float* x, int64_t stride, const float* before, int64_t D, int64_t t0,
                         int64_t K, float* to, int64_t ld) {
   for (int64_t j = 0; j < K - 1; ++j) {

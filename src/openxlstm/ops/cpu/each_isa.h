@@ -1,8 +1,9 @@
-// Includes OPENXLSTM_KERNEL once for each instruction set, in a namespace of that name, after
-// simd.h with the right LANES. One binary then holds all, and OPENXLSTM_CALL chooses when it runs.
+// Includes OPENXLSTM_KERNEL once per instruction set, in a namespace of that name, after simd.h
+// with its number of LANES. One binary holds all of them, and OPENXLSTM_CALL chooses one at run
+// time.
 //
-// Each kernel's functions are its own (the namespace without a name): two kernels may both have a
-// forward_task. Everything a kernel needs from the standard library is included before, outside the pragmas.
+// A kernel's functions are in an anonymous namespace, so that two kernels may both have a
+// forward_task. The standard library is included before this file, outside the pragmas.
 
 #if defined(__x86_64__) || defined(_M_X64)
 #define OPENXLSTM_X86 1
@@ -50,7 +51,7 @@ namespace {
 #endif
 #endif  // OPENXLSTM_X86
 
-// What every machine of the architecture has: SSE on x86, NEON on Arm.
+// The baseline of the architecture: SSE on x86, NEON on Arm.
 #define LANES 4
 #ifdef __aarch64__
 #define REGISTERS 32

@@ -70,8 +70,8 @@ struct Prepared {
   }
 };
 
-// x (R, D), norm and its bias (D), up (2F, D) or up and value (F, D) each, down (D, F), biases alike
-// → y (R, D), and what the backward reads (R, 2F), which is empty unless `save`.
+// x (R, D), norm and its bias (D), up (2F, D) or up and value (F, D) each, down (D, F), biases
+// alike → y (R, D), and the pre-activations for the backward (R, 2F), empty unless `save`.
 std::tuple<Tensor, Tensor> feedforward(Tensor x, MaybeTensor norm, MaybeTensor norm_bias, Tensor up,
                                        MaybeTensor value, Tensor down, MaybeTensor up_bias,
                                        MaybeTensor value_bias, MaybeTensor down_bias, bool silu,
@@ -87,7 +87,7 @@ std::tuple<Tensor, Tensor> feedforward(Tensor x, MaybeTensor norm, MaybeTensor n
   return {y, preact};
 }
 
-// Gradients of the tensors in the order of the forward's, which are empty for what there is not.
+// Gradients of the forward's tensors in their order; empty for one that was not given.
 std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> feedforward_grad(
     Tensor x, MaybeTensor norm, MaybeTensor norm_bias, Tensor up, MaybeTensor value, Tensor down,
     MaybeTensor up_bias, MaybeTensor value_bias, MaybeTensor down_bias, bool silu, bool residual,

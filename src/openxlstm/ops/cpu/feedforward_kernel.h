@@ -1,7 +1,7 @@
 // The gated feed-forward of some rows, for one instruction set (see each_isa.h).
 //
-// What is 2F wide stays in cache: a task takes a tile of rows through both products, the activation
-// between them, and in the backward the products for the weights' gradients as well.
+// The 2F-wide activations stay in cache: a task takes a tile of rows through both products and the
+// activation between them, and in the backward through the products for the weights' gradients too.
 
 #include "rows.h"
 

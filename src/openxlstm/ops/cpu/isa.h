@@ -1,5 +1,5 @@
-// Which instruction set runs: the best that the processor has, or a lesser one that
-// OPENXLSTM_ISA (avx512, avx2, plain) asks for.
+// The instruction set that runs: the processor's best, or a lesser one that the environment
+// variable OPENXLSTM_ISA (avx512, avx2, plain) names.
 #pragma once
 
 #include <cstdlib>

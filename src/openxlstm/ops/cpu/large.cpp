@@ -1,4 +1,5 @@
-// What is around the cell of a large block on a CPU: packs the weights and hands out the tasks.
+// The ops before and after the cell of a large block on a CPU: packs the weights and hands out the
+// tasks.
 #include <algorithm>
 #include <cmath>
 #include <cstdint>
@@ -49,8 +50,8 @@ struct Prepared {
   int64_t tasks() const { return p.B * OPENXLSTM_CALL(tiles, p.T); }
 };
 
-// x (B, T, D), norm and its bias (D), q and k (QK, D), v and o (V, D), gates (2·NH, D), their biases
-// → q, k (B, T, QK), v, õ (B, T, V), log_i, log_f, and f̃ capped (B, NH, T).
+// x (B, T, D), norm and its bias (D), q and k (QK, D), v and o (V, D), gates (2·NH, D), their
+// biases → q, k (B, T, QK), v, õ (B, T, V), log_i, log_f, and f̃ capped (B, NH, T).
 std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> large_input(
     Tensor x, Tensor norm, MaybeTensor norm_bias, Tensor q, Tensor k, Tensor v, Tensor o,
     Tensor gates, MaybeTensor q_bias, MaybeTensor k_bias, MaybeTensor v_bias, MaybeTensor o_bias,
@@ -70,7 +71,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> large_input(
   return {wide[0], wide[1], wide[2], wide[3], narrow[0], narrow[1], narrow[2]};
 }
 
-// Gradients of the tensors in the order of the forward's, which are empty for what there is not.
+// Gradients of the forward's tensors in their order; empty for one that was not given.
 std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor,
            Tensor, Tensor>
 large_input_grad(Tensor x, Tensor norm, MaybeTensor norm_bias, Tensor q, Tensor k, Tensor v,
@@ -135,8 +136,8 @@ LargeOutput output_arguments(const Checks& check, const Tensor& h, const Tensor&
   return p;
 }
 
-// h (B, NH, T, DHV), o (B, T, V), norm and its bias (V), down (D, V), its bias (D), residual (B, T, D)
-// → y (B, T, D).
+// h (B, NH, T, DHV), o (B, T, V), norm and its bias (V), down (D, V), its bias (D), residual (B, T,
+// D) → y (B, T, D).
 Tensor large_output(Tensor h, Tensor o, Tensor norm, MaybeTensor norm_bias, Tensor down,
                     MaybeTensor down_bias, MaybeTensor residual, double eps) {
   const Checks check("large_output");
@@ -152,8 +153,8 @@ Tensor large_output(Tensor h, Tensor o, Tensor norm, MaybeTensor norm_bias, Tens
   return y;
 }
 
-// Gradients of h, o, norm, its bias, down and its bias, which are empty for what there is not. That of
-// the residual is dy.
+// Gradients of h, o, norm, its bias, down and its bias; empty for one that was not given. The
+// residual's gradient is dy.
 std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> large_output_grad(
     Tensor h, Tensor o, Tensor norm, MaybeTensor norm_bias, Tensor down, MaybeTensor down_bias,
     double eps, Tensor dy) {

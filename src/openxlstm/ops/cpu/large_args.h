@@ -1,22 +1,24 @@
-// What the kernels around the cell of a large block are given; the same for every instruction set.
+// Arguments of the kernels before and after the cell of a large block; the same for every
+// instruction set.
 #pragma once
 
 #include <cstdint>
 
 namespace openxlstm {
 
-// The projections of a large block: query, key, value, output gate, and the other two gates.
+// The projections of a large block: query, key, value, output gate, and the input and forget gates
+// together.
 constexpr int kProjections = 5, kGates = 4;
 
 struct LargeInput {
   int64_t B, T, D, QK, V, NH;
-  float eps, cap;                  // of the norm; of the gates, 0 for none
+  float eps, cap;                  // of the norm; soft cap of the gates, 0 for none
   const float* x;                  // (B, T, D)
   const float *norm, *norm_bias;   // (D); the bias may be null
   const float* weight[kProjections];  // (width, D), packed as the forward or the backward reads them
   const float* bias[kProjections];    // (width); null for none
   float* out[kGates];              // q, k, v, õ (B, T, width)
-  float *log_i, *log_f, *f;        // (B, NH, T); f is capped, and read by the backward
+  float *log_i, *log_f, *f;        // (B, NH, T); the backward reads log_i and f, which is capped
   int64_t width(int part) const { return part < 2 ? QK : part < kGates ? V : 2 * NH; }
 };
 
@@ -26,7 +28,7 @@ struct LargeInputGrads {
   float* dx;
 };
 
-// Gradients of the parameters from one slice of the samples, rows padded to whole vectors.
+// Sums of the parameters' gradients over one slice of the tasks; rows are padded to whole vectors.
 struct LargeInputSums {
   float* weight[kProjections];
   float* bias[kProjections];

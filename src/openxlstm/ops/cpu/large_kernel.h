@@ -1,5 +1,6 @@
-// Around the cell of a large block, for one instruction set (see each_isa.h): from the residual stream
-// to query, key, value and gates, and from the cell's output back. A task is some steps of one sample.
+// The ops before and after the cell of a large block, for one instruction set (see each_isa.h):
+// from the residual stream to query, key, value and gates, and from the cell's output to the
+// residual stream. A task is some steps of one sample.
 
 #include "rows.h"
 
@@ -24,14 +25,14 @@ inline void input_forward_task(const LargeInput& p, int64_t task, float* scratch
   norm_of(p).forward(p.x + tile.at * D, D, tile.rows, x, DP);
   for (int part = 0; part < kProjections; ++part) {
     const int64_t width = p.width(part), ld = padded(width);
-    // Rows of whole vectors need no other place before their own.
+    // Rows of whole vectors are computed in place.
     float* to = part < kGates ? p.out[part] + tile.at * width : u;
     float* y = part < kGates && ld == width ? to : u;
     product_packed(tile.rows, width, D, x, DP, 1, p.weight[part], y, ld, false);
     add_bias(y, ld, tile.rows, width, p.bias[part]);
     if (y != to) write_rows(y, ld, tile.rows, width, to, width);
   }
-  // Rows of gates become rows of steps.
+  // Transposes the gates: from (steps, heads) to (heads, steps).
   const int64_t GP = padded(2 * NH);
   for (int64_t head = 0; head < NH; ++head) {
     const int64_t to = (tile.b * NH + head) * p.T + tile.t0;

@@ -35,13 +35,13 @@ Rows rows(const Tensor& x) { return {data(x), x.stride(0), x.stride(1), x.stride
 RowsOf<float> rows_out(const Tensor& x) {
   return {data(x), x.stride(0), x.stride(1), x.stride(2)};
 }
-// An uninitialised tensor of x's shape, whose heads lie inside a step where those of x do.
+// An uninitialised tensor of x's shape, with x's order of heads and steps in memory.
 Tensor fresh_like(const Tensor& x) {
   if (x.stride(1) >= x.stride(2)) return fresh(x, {x.size(0), x.size(1), x.size(2), x.size(3)});
   return torch::stable::transpose(fresh(x, {x.size(0), x.size(2), x.size(1), x.size(3)}), 1, 2);
 }
 
-// What both directions read.
+// Checks the arguments that both directions read.
 void check_inputs(const Checks& check, const Tensor& q, const Tensor& k, const Tensor& v,
                   const Tensor& log_i, const Tensor& log_f, const Tensor& m_0,
                   const MaybeTensor& reset, int64_t chunk_size) {
@@ -55,9 +55,8 @@ void check_inputs(const Checks& check, const Tensor& q, const Tensor& k, const T
   check.in_range("chunk_size", chunk_size, 1, kMaxChunk);
 }
 
-// q, k, v as in ops.mlstm, the rest contiguous → h, the state after the last step, and what the
-// backward reads: the state before each chunk, m and the normalizer of each step; empty unless
-// `save`.
+// q, k, v as in ops.mlstm, the rest contiguous → h, the state after the last step, and for the
+// backward the state before each chunk and m and the normalizer of each step, empty unless `save`.
 std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> mlstm(
     Tensor q, Tensor k, Tensor v, Tensor log_i, Tensor log_f, Tensor C_0, Tensor n_0, Tensor m_0,
     MaybeTensor reset, double eps, int64_t chunk_size, bool save) {
@@ -83,8 +82,8 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> mlstm
   return {h, C, n, m, C_chunks, n_chunks, m_steps, normalizer};
 }
 
-// Gradients of q, k, v, log_i, log_f and of the initial C and n, with m a constant; the last two are
-// only right if `initial`.
+// Gradients of q, k, v, log_i, log_f and of the initial C and n, with m held constant. The last two
+// are valid only if `initial`.
 std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> mlstm_grad(
     Tensor q, Tensor k, Tensor v, Tensor log_i, Tensor log_f, Tensor m_0,
     MaybeTensor reset, double eps, int64_t chunk_size, Tensor h, Tensor C_chunks,

@@ -1,4 +1,4 @@
-// What the mLSTM kernels are given; the same for every instruction set.
+// Arguments of the mLSTM kernels; the same for every instruction set.
 #pragma once
 
 #include <cstdint>
@@ -16,7 +16,7 @@ struct RowsOf {
 };
 using Rows = RowsOf<const float>;
 
-// The most steps that a chunk may have.
+// The most steps per chunk: the kernel holds a chunk's gates on the stack.
 constexpr int64_t kMaxChunk = 256;
 
 struct MLSTMForward {
@@ -41,12 +41,12 @@ struct MLSTMBackward {
   const float *C_chunks, *n_chunks, *m_steps, *normalizer;
   RowsOf<float> dq, dk, dv;
   float *dlog_i, *dlog_f;    // (B, NH, T)
-  float *dC, *dn;            // gradients of the final state, then of the initial
-  bool wants_initial;        // whether the latter is looked at
+  float *dC, *dn;            // in: gradients of the final state; out: of the initial state
+  bool wants_initial;        // whether the initial state's gradients are read
 };
 
-// The tasks of mlstm_kernel.h, one a sample and head, for the instruction set that runs; and the
-// scratch memory that they take.
+// The tasks of mlstm_kernel.h for the instruction set that runs, one per sample and head, and their
+// scratch memory in floats.
 int64_t mlstm_forward_floats(const MLSTMForward& a);
 void mlstm_forward_task(const MLSTMForward& a, int64_t task, float* scratch);
 int64_t mlstm_backward_floats(const MLSTMBackward& a);

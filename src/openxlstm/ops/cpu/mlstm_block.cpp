@@ -11,7 +11,7 @@
 namespace openxlstm {
 namespace {
 
-// The arguments of one sample's tasks, as if it were alone.
+// The arguments of one sample's tasks, as a batch of one.
 struct Sample {
   MLSTMInput in;
   MLSTMOutput out;
@@ -30,7 +30,7 @@ struct Sample {
     if (out.y != nullptr) out.y += b * T * in.D;
     if (out.dy != nullptr) out.dy += b * T * in.D;
   }
-  // Where c, q, k and v go.
+  // Takes buffers for c, q, k and v.
   void put_branches(Arena& arena) {
     const int64_t wide = in.T * in.E, DH = in.E / in.NH;
     in.c = arena.take(wide), in.out_q = arena.take(wide), in.out_k = arena.take(wide);
@@ -40,7 +40,7 @@ struct Sample {
   void put_kept(float* a, float* z, float* h) { in.a = a, in.z = z, out.z = z, out.h = h; }
 };
 
-// What both directions read besides the input's arguments.
+// Checks the arguments that both directions read besides those of the input.
 void check_block(const Checks& check, const MLSTMInput& p, const Tensor& m_0, const Tensor& norm,
                  const Tensor& skip, const Tensor& down, int64_t chunk_size) {
   check.floats({p.B, p.NH}, {{"m_0", m_0}});
@@ -49,8 +49,8 @@ void check_block(const Checks& check, const MLSTMInput& p, const Tensor& m_0, co
   check.in_range("chunk_size", chunk_size, 1, kMaxChunk);
 }
 
-// Arguments are those of mlstm_input, mlstm and mlstm_output → y, the state after the last step, and
-// what the backward reads, which is empty unless `save` but for the gates.
+// The arguments of mlstm_input, mlstm and mlstm_output → y, the state after the last step, and the
+// tensors for the backward; those other than the gates are empty unless `save`.
 std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor,
            Tensor, Tensor, Tensor>
 mlstm_block(Tensor x, Tensor up, Tensor q, Tensor k, Tensor v, Tensor gate, Tensor gate_bias,
@@ -106,9 +106,9 @@ mlstm_block(Tensor x, Tensor up, Tensor q, Tensor k, Tensor v, Tensor gate, Tens
   return {y, C, n, m, a, z, h, f_preact, log_i, log_f, C_chunks, n_chunks, m_steps, normalizer};
 }
 
-// Gradients of what `mlstm_block` was given, with m a constant. more_i and more_f are added to those of
-// the gates' logarithms, which the final state's m may have. Those of the initial state are only right
-// if `initial`.
+// Gradients of the arguments of `mlstm_block`, with m held constant. more_i and more_f, which come
+// from the final state's m, are added to the gradients of log_i and log_f. The initial state's
+// gradients are valid only if `initial`.
 std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor,
            Tensor, Tensor, Tensor, Tensor>
 mlstm_block_grad(Tensor x, Tensor up, Tensor q, Tensor k, Tensor v, Tensor gate, Tensor gate_bias,
@@ -143,7 +143,7 @@ mlstm_block_grad(Tensor x, Tensor up, Tensor q, Tensor k, Tensor v, Tensor gate,
   MLSTMOutput out{1, T, D, E, NH, static_cast<float>(eps)};
   out.norm = data(norm), out.skip = data(skip), out.down = down_packed.data(), out.dy = data(dy);
   const MLSTMBackward cell{1, NH, T, DH, DH, chunk_size};
-  // The forward's maps to q, k and v; what it made of them is made once more.
+  // The forward's maps to q, k and v, whose results are recomputed.
   Floats q_map, k_map, v_map;
   MLSTMInput again = p;
   weights.pack(q, q_map, again.q, false), weights.pack(k, k_map, again.k, false);
@@ -166,7 +166,7 @@ mlstm_block_grad(Tensor x, Tensor up, Tensor q, Tensor k, Tensor v, Tensor gate,
     for (int64_t tile = 0; tile < one.tiles; ++tile)
       mlstm_branches_task(one.in, tile, arena.next);
 
-    // Gradients take the place of what is no longer read: c, and chunk by chunk q, k and v.
+    // Gradients overwrite what is no longer read: c, and chunk by chunk q, k and v.
     one.out.dh = dh, one.out.dc = one.in.c, one.out.dz = dz;
     for (int64_t tile = 0; tile < one.tiles; ++tile)
       mlstm_output_backward_task(one.out, tile, mlstm_output_sums(part + first_of_output), arena.next);

@@ -1,23 +1,22 @@
 // The chunkwise mLSTM of one sample and head, for one instruction set (see each_isa.h).
 //
-// A task goes through the chunks of one (sample, head) and keeps everything about a chunk in
-// scratch memory that fits a core's cache: inputs in padded rows, scores, gates and the state. The
-// equations and names are those of torch_mlstm.py; the backward computes the scores once more
-// instead of reading them from memory.
+// A task takes one (sample, head) through its chunks. A chunk's padded inputs, scores, gates and
+// state are in scratch memory that fits a core's cache. Equations and names are those of
+// ops/plain/mlstm.py. The backward recomputes the scores instead of reading them from memory.
 
 #include "rows.h"
 
 #include "product.h"
 
-// exp(-m), the 1 of eq. 21 in units of exp(m); never 0, so that no memory at all is read as 0.
+// exp(-m), the 1 of eq. 21 in units of exp(m). It is never 0, so that an empty memory reads as 0.
 inline float one(float m) { return std::max(std::exp(-m), FLT_MIN); }
 
 // The gates of a chunk of `steps` steps.
 struct Gates {
   float *row, *column;      // b_t - m_t, and log_i_s - b_s: their sum is the exponent of D
-  float *initial, *write;   // weight of the state before in each output; of each step in the state
+  float *initial, *write;   // weight of the earlier state in each output; of each step in the later state
   float* m;                 // stabilizer of each step
-  int64_t* from;            // first step that a step can see: after the last reset
+  int64_t* from;            // first step that each step reads: after the last reset
   float decay;              // weight of the state before the chunk in the state after it
 
   void take(Arena& arena, int64_t LP) {
@@ -28,7 +27,7 @@ struct Gates {
 
   void compute(const float* log_i, const float* log_f, const bool* reset, int64_t steps, int64_t LP,
                float m_before) {
-    // Sums of log gates are in double: they are long, and their differences are exponents.
+    // Long sums of log gates, whose differences are exponents, are taken in double.
     double b[kMaxChunk], b_sum = 0.0, m_t = m_before;
     int64_t last_reset = -1;
     for (int64_t t = 0; t < steps; ++t) {
@@ -58,7 +57,7 @@ struct Gates {
     decay = last_reset >= 0 ? 0.0f : static_cast<float>(std::exp(b_sum + m_before - m_next));
   }
 
-  // D of one row: weights of the steps s ≤ t that step t sees.
+  // Row t of D: the weights of the steps s ≤ t that step t reads.
   Vec weights(int64_t t, int64_t s) const {
     IVec index;
     for (int j = 0; j < LANES; ++j) index[j] = static_cast<int32_t>(s) + j;
@@ -120,7 +119,7 @@ inline void forward_task(const MLSTMForward& a, int64_t task, float* scratch) {
       const float normalizer = sum(total) + before;
       const float denominator = std::max(std::fabs(normalizer), one(gates.m[t])) + a.eps;
       if (a.m_steps != nullptr) a.m_steps[at + t] = gates.m[t], a.normalizer[at + t] = normalizer;
-      // h is divided by it at the end; the weights of the sum can as well be divided before.
+      // h is divided by it: dividing the weights of the sum instead is the same.
       const float inverse = 1.0f / denominator;
       scale_row(row, LP, inverse);
       if (!empty) scale_row(q + t * QP, QP, initial * inverse);
@@ -216,7 +215,7 @@ inline void backward_task(const MLSTMBackward& a, int64_t task, float* scratch) 
     product(steps, DQK, steps, dscores, 1, LP, q, QP, dk, QP, false, Causal::kUpperIn);
     product(steps, DQK, steps, dscores, LP, 1, k, QP, dq, QP, false, Causal::kLowerIn);
 
-    // Into what the chunk wrote, and how it let the state before it decay.
+    // Through what the chunk wrote into the state, and through the decay of the earlier state.
     const bool ignored = chunk == NC - 1 && is_zero(dC, DQK * VP) && is_zero(dn, QP);
     double d_sum_log_f = 0.0;
     if (!ignored) {
@@ -266,7 +265,8 @@ inline void backward_task(const MLSTMBackward& a, int64_t task, float* scratch) 
       add_weighted_rows(dn, q, dnorm, steps, QP);
     }
 
-    // A gate is a factor of all that it lets through: its gradient is what came of that.
+    // A gate is a factor of all that it lets through: the gradient of its logarithm is the sum over
+    // that of value times gradient.
     double sum_db = d_sum_log_f;
     for (int64_t t = steps - 1; t >= 0; --t) {
       sum_db += db[t];

@@ -1,4 +1,4 @@
-// What is around an mLSTM cell on a CPU: packs the weights and hands out the tasks.
+// The ops before and after an mLSTM cell on a CPU: packs the weights and hands out the tasks.
 #include <algorithm>
 #include <cmath>
 #include <cstdint>
@@ -15,7 +15,8 @@
 namespace openxlstm {
 namespace {
 
-// to (rows, E) += the rows of `from` through a map of blocks (E/4, out, in), or back through it.
+// to (rows, E) += the rows of `from` times a block-diagonal map (E/4, out, in), or its transpose if
+// `back`.
 void through_blocks(const float* weight, bool back, const float* from, int64_t ld, int64_t rows,
                     int64_t E, float* to, int64_t ldt) {
   for (int64_t r = 0; r < rows; ++r)
@@ -26,7 +27,7 @@ void through_blocks(const float* weight, bool back, const float* from, int64_t l
         to[r * ldt + e] += w * from[r * ld + block * kBlock + j];
       }
 }
-// The gradient (E/4, out, in) of such a map += that of a product of its inputs and its outputs' own.
+// weight (E/4, out, in), the gradient of such a map, += the outer products of `out` and `in`.
 void add_outer(const float* out, int64_t ldo, const float* in, int64_t ldi, int64_t rows, int64_t E,
                float* weight) {
   for (int64_t r = 0; r < rows; ++r)
@@ -134,7 +135,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> mlstm
     const Tensor& v, const Tensor& gate) {
   const int64_t D = p.D, E = p.E, K = p.K, rows = 2 * p.NH;
   const int64_t DP = OPENXLSTM_CALL(padded, D), GP = OPENXLSTM_CALL(padded, rows);
-  // From the gates' joint map of c and a back to the gates and to query, key and value.
+  // The gradient of the gates' joint map of c and a, split into those of its factors.
   const Tensor joint = sums.total(x, 4, {rows, 2 * E}, 2 * E);
   Tensor dgate = fresh(x, {rows, 3 * E}), dweight[3];
   std::fill_n(data(dgate), dgate.numel(), 0.0f);
@@ -173,7 +174,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tenso
 }
 
 // Gradients of x and the parameters, in the order of the forward's arguments, and of before; empty
-// for what there is not.
+// for one that was not given.
 std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor>
 mlstm_input_grad(Tensor x, Tensor up, Tensor q, Tensor k, Tensor v, Tensor gate, Tensor gate_bias,
                  MaybeTensor conv_weight, MaybeTensor conv_bias, MaybeTensor before,

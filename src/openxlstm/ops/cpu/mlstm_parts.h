@@ -1,6 +1,6 @@
-// What an mLSTM block (mlstm_block.cpp) uses of the ops before and after its cell (mlstm_parts.cpp):
-// checked and packed weights, the kernels' tasks for the instruction set that runs, and their scratch
-// memory in floats.
+// What an mLSTM block (mlstm_block.cpp) uses of the ops before and after its cell
+// (mlstm_parts.cpp): checked and packed weights, the kernels' tasks for the instruction set that
+// runs, and their scratch memory in floats.
 #pragma once
 
 #include <tuple>

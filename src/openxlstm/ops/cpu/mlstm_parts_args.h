@@ -1,4 +1,4 @@
-// What the kernels around an mLSTM cell are given; the same for every instruction set.
+// Arguments of the kernels before and after an mLSTM cell; the same for every instruction set.
 #pragma once
 
 #include <cstdint>
@@ -16,8 +16,8 @@ struct MLSTMInput {
   const float *conv, *conv_bias;  // (K, ld), (ld)
   const float* up;                // (2E, D), packed
   const float *q, *k, *v;         // (kBlock, E): how each input of a block reaches its outputs
-  // What the gates read through q, k and v is a map of c and a, which q, k and v are maps of:
-  // (2·NH, E) each, packed for the forward; for the backward rows of 2E.
+  // The gates are maps of q, k and v, which are maps of c and a: the joint maps (2·NH, E) of c and
+  // of a, packed for the forward, in rows of 2E for the backward.
   const float *gate_c, *gate_a;
   const float* gate_bias;         // (2·NH)
   float *a, *z, *c, *out_q, *out_k, *out_v;  // (B, T, E); a is read by the backward
@@ -31,7 +31,7 @@ struct MLSTMInputGrads {
   float *dx, *dbefore;            // as x and before; dbefore may be null
 };
 
-// Gradients of the parameters from one slice of the samples; rows are padded.
+// Sums of the parameters' gradients over one slice of the tasks; rows are padded.
 struct MLSTMInputSums {
   float *up;                 // (2E, padded D)
   float *q, *k, *v;          // (kBlock, padded E)

@@ -1,9 +1,10 @@
-// Around an mLSTM cell, for one instruction set (see each_isa.h): from the residual stream to query,
-// key, value and gates, and from the cell's output back.
+// The ops before and after an mLSTM cell, for one instruction set (see each_isa.h): from the
+// residual stream to query, key, value and gates, and from the cell's output to the residual
+// stream.
 //
-// A task is some steps of one sample. What is 2E wide is in memory once, for the backward; all
-// between is in cache. The input's backward also looks at the K-1 steps after its own, whose
-// convolutions read its last rows.
+// A task is a tile: some steps of one sample. The 2E-wide inputs are written to memory once, for
+// the backward; everything between stays in cache. The input's backward also reads the K-1 steps
+// after its tile, whose convolutions read the tile's last rows.
 
 #include "rows.h"
 
@@ -14,8 +15,8 @@
 
 inline int64_t row_floats(int64_t E) { return odd_lines(E); }
 
-// weight (blocks, out, in) as the vectors that each input of a block is multiplied with:
-// (kBlock, E), [in][block·kBlock + out], or the other way round for the transposed map.
+// weight (blocks, out, in) as the vectors that the inputs of the blocks are multiplied with:
+// (kBlock, E), [in][block·kBlock + out]; with in and out exchanged for the transposed map.
 inline void pack_blocks(const float* weight, int64_t E, bool transposed, float* packed) {
   for (int64_t e = 0; e < E; ++e)
     for (int64_t j = 0; j < kBlock; ++j) {
@@ -25,12 +26,12 @@ inline void pack_blocks(const float* weight, int64_t E, bool transposed, float* 
     }
 }
 
-// y = W∘x of one vector, whose blocks W maps each for itself.
+// The product of a block-diagonal map and one vector.
 inline Vec blockwise(Vec x, const float* packed, int64_t E) {
   return spread(x, kBlock, 0) * load(packed) + spread(x, kBlock, 1) * load(packed + E) +
          spread(x, kBlock, 2) * load(packed + 2 * E) + spread(x, kBlock, 3) * load(packed + 3 * E);
 }
-// sums (kBlock, ld) += the gradient of such a map's weight, from those of its outputs.
+// sums (kBlock, ld) += the gradient of such a map's weight, from the gradients of its outputs.
 inline void blockwise_sums(const float* x, int64_t ldx, const float* dy, int64_t ldy, int64_t rows,
                            int64_t E, float* sums, int64_t ld) {
   for (int64_t d = 0; d < E; d += LANES) {
@@ -49,7 +50,8 @@ inline void blockwise_sums(const float* x, int64_t ldx, const float* dy, int64_t
 
 // --- The input.
 
-// The rows of a that a tile's convolution reads, `rows` from its first on and the K-1 before it.
+// Copies the rows of a that a tile's convolution reads: `rows` from its first on, and the K-1
+// before.
 inline void window_of(const MLSTMInput& p, const Tile& tile, int64_t rows, float* window, int64_t ld) {
   const float *a = p.a + tile.b * p.T * p.E, *before = p.before;
   if (before != nullptr) before += tile.b * (p.K - 1) * p.E;
@@ -57,7 +59,7 @@ inline void window_of(const MLSTMInput& p, const Tile& tile, int64_t rows, float
   if (p.K > 0) copy_before(a, p.E, before, p.E, tile.t0, p.K, window - (p.K - 1) * ld, ld);
 }
 
-// c, query, key and value of a tile from the rows of a; the K-1 rows before it lie before them.
+// c, query, key and value of a tile from its rows of a; the K-1 earlier rows are in front of them.
 inline void branches(const MLSTMInput& p, const Tile& tile, const float* rows, int64_t ldr,
                      float* preact, int64_t* reach) {
   const int64_t E = p.E, ld = row_floats(E), at = tile.at;
@@ -77,7 +79,7 @@ inline void branches(const MLSTMInput& p, const Tile& tile, const float* rows, i
     }
   }
 }
-// The same once more, from a itself.
+// The same from a in memory: the backward recomputes them.
 inline int64_t branches_floats(int64_t E, int64_t K) {
   return (2 * kTileRows + K) * row_floats(E) + 2 * kTileRows + 16 * 3;
 }
@@ -106,7 +108,7 @@ inline void input_forward_task(const MLSTMInput& p, int64_t task, float* scratch
   float *preact = arena.take(kTileRows * ld), *gates = arena.take(kTileRows * GP);
   int64_t* reach = reinterpret_cast<int64_t*>(arena.take(2 * kTileRows));
 
-  // The steps before the tile are projected once more, instead of waiting for who does.
+  // The steps before the tile are projected here too, so that no task waits for another.
   const int64_t halo = std::min(back, tile.t0), at = tile.at;
   product_packed(halo + tile.rows, 2 * E, D, p.x + (at - halo) * D, D, 1, p.up, u - halo * UP, UP,
                  false);
@@ -149,11 +151,11 @@ inline void input_backward_task(const MLSTMInput& p, const MLSTMInputGrads& g, i
   float *c = arena.take(rows_taken * ld), *dc = arena.take(rows_taken * ld);
   float* dgates = arena.take(rows_taken * GP);
   int64_t* reach = reinterpret_cast<int64_t*>(arena.take(2 * rows_taken));
-  float* du = arena.take(kTileRows * UP);  // of a, and of z
+  float* du = arena.take(kTileRows * UP);  // gradients of a and z
   float *x = arena.take(kTileRows * XP), *dx = arena.take(kTileRows * DP);
   float* da_before = arena.take(p.K * ld);
 
-  // What the forward did, of the tile and the steps after it.
+  // Recomputes the convolution of the tile and of the steps after it.
   window_of(p, tile, extended, window, ld);
   if (p.K > 0) {
     compute_reach(p.reset == nullptr ? nullptr : p.reset + tile.b * T, tile.t0, extended, p.K, reach);
@@ -172,7 +174,7 @@ inline void input_backward_task(const MLSTMInput& p, const MLSTMInputGrads& g, i
   product(extended, E, 2 * NH, dgates, GP, 1, p.gate_c, 2 * E, dc, ld, false);
   product(rows, E, 2 * NH, dgates, GP, 1, p.gate_a, 2 * E, du, UP, false);
 
-  // Query and key to the convolved branch, and through SiLU; value straight to the raw one.
+  // From query and key through SiLU to the convolved branch; from value to the raw branch.
   for (int64_t r = 0; r < extended; ++r) {
     const int64_t from = (at + r) * E;
     for (int64_t d = 0; d < E; d += LANES) {
@@ -190,7 +192,7 @@ inline void input_backward_task(const MLSTMInput& p, const MLSTMInputGrads& g, i
       store(to + E, load(g.dz + from + d));
     }
   }
-  // Into the raw branch as well, what comes through the convolution.
+  // From the convolved branch through the convolution to the raw branch.
   if (p.K > 0) {
     convolve_back(dc, extended, ld, 0, rows, E, p.conv, p.K, reach, du, UP);
     convolve_sums(dc, window, ld, rows, E, p.K, reach, sums.conv, sums.conv_bias);
@@ -203,7 +205,7 @@ inline void input_backward_task(const MLSTMInput& p, const MLSTMInputGrads& g, i
     for (int64_t r = 0; r < rows; ++r) add_scaled(du + r * UP, dc + r * ld, E, 1.0f);
   }
 
-  // Weights of the blocks and gates, from the tile's own rows.
+  // The weights of the block-diagonal maps and of the gates.
   blockwise_sums(c, ld, g.dq + at * E, E, rows, E, sums.q, E);
   blockwise_sums(c, ld, g.dk + at * E, E, rows, E, sums.k, E);
   blockwise_sums(window, ld, g.dv + at * E, E, rows, E, sums.v, E);
@@ -211,7 +213,7 @@ inline void input_backward_task(const MLSTMInput& p, const MLSTMInputGrads& g, i
   product(2 * NH, E, rows, dgates, 1, GP, window, ld, sums.gate + E, 2 * E, true);
   add_column_sums(sums.gate_bias, dgates, GP, rows, 2 * NH);
 
-  // The projection up.
+  // Through the up-projection.
   copy_rows(p.x + at * D, D, rows, D, x, XP);
   product_packed(rows, D, 2 * E, du, UP, 1, p.up, dx, DP, false);
   write_rows(dx, DP, rows, D, g.dx + at * D, D);
@@ -260,7 +262,7 @@ inline void output_backward_task(const MLSTMOutput& p, int64_t task, const MLSTM
   copy_rows(p.dy + at * D, D, tile.rows, D, dy, XP);
   product_packed(tile.rows, E, D, dy, XP, 1, p.down, dinner, EP, false);
   for_head_rows(p.h, p.NH, p.T, DH, tile, [&](int64_t head, int64_t r0, int64_t count, const float* h) {
-    // What comes from memory: the processor does not foresee rows that are read down their columns.
+    // Prefetches what is in memory: hardware does not, since rows are read down their columns.
     for (int64_t j = LANES; j < 2 * LANES; ++j) {
       prefetch<false>(h + j * DH, DH);
       prefetch<false>(p.z + (at + r0 + j) * E + head * DH, DH);

@@ -1,4 +1,4 @@
-// What the norm kernels are given; the same for every instruction set.
+// Arguments of the norm kernels; the same for every instruction set.
 #pragma once
 
 #include <cstdint>
@@ -6,9 +6,9 @@
 namespace openxlstm {
 
 struct Norm {
-  int64_t R, G, W;      // rows, groups of a row, width of a group
+  int64_t R, G, W;      // rows, groups per row, width of a group
   float eps;
-  bool rms;             // a root mean square with its scale whole, else a layer norm with it less 1
+  bool rms;             // RMS norm whose weight is the scale, else layer norm whose weight is the scale less 1
   const float* x;       // (R, G·W)
   const float* weight;  // (G·W)
   const float* bias;    // (G·W), or null

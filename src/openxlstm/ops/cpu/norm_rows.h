@@ -1,16 +1,16 @@
-// Norms of groups of floats, for one instruction set (see each_isa.h). LANES groups go together: their
-// sums over lanes, roots and quotients then cost hardly more than those of one.
+// Norms of groups of floats, for one instruction set (see each_isa.h). LANES groups are normed
+// together: their sums over lanes, roots and quotients cost hardly more than those of one group.
 
-// x less its mean, over its standard deviation, of up to LANES groups; or x over the root of its mean
-// square, where the mean is none of its affairs and counts as 0.
+// Mean and 1/deviation of up to LANES groups. For an RMS norm the mean is 0 and the deviation the
+// root of the mean square.
 struct Moments {
-  float mean[LANES], inverse[LANES];  // of the deviation
+  float mean[LANES], inverse[LANES];
 };
 inline Vec normed(Vec x, const Moments& m, int64_t group) {
   return (x - m.mean[group]) * m.inverse[group];
 }
 
-// Of `count` groups that begin `stride` floats apart.
+// The moments of `count` groups that begin `stride` floats apart.
 inline Moments moments(const float* x, int64_t stride, int64_t count, int64_t width, float eps,
                        bool centred = true) {
   const float share = 1.0f / static_cast<float>(width);
@@ -35,8 +35,8 @@ inline Moments moments(const float* x, int64_t stride, int64_t count, int64_t wi
   return m;
 }
 
-// The gradients of such groups from those of their normed selves: what is left of them across the
-// mean and the deviation. Groups of d hold the latter, and afterwards the former.
+// Gradients through the norm: groups of d hold those of the normed groups, and afterwards those of
+// the groups themselves.
 inline void through_norm(const float* x, int64_t stride, int64_t count, int64_t width,
                          const Moments& m, float* d, int64_t ld, bool centred = true) {
   const float share = 1.0f / static_cast<float>(width);
@@ -60,7 +60,7 @@ inline void through_norm(const float* x, int64_t stride, int64_t count, int64_t 
     });
 }
 
-// Rows of groups that lie side by side: `groups` of a row, each of `width`.
+// The norm of rows of `groups` groups, each `width` wide.
 struct NormedRows {
   int64_t groups, width;
   const float* weight;          // (groups·width), the scale less `stored_less`
@@ -86,8 +86,8 @@ struct NormedRows {
         });
     });
   }
-  // dx from dy, which may be the same; dweight and, where there is a bias, dbias (groups·width) are
-  // added to.
+  // dx from dy, which may be the same memory; dweight and dbias (groups·width) += their gradients,
+  // dbias only if there is a bias.
   void backward(const float* x, int64_t ldx, int64_t rows, const float* dy, float* dx, int64_t ldd,
                 float* dweight, float* dbias = nullptr) const {
     for_groups(rows, [&](int64_t row, int64_t count, int64_t group) {
@@ -120,7 +120,7 @@ struct NormedRows {
   }
 };
 
-// The norm of a large block's rows: a root mean square, whose scale is stored whole.
+// The norm of a large block's rows: an RMS norm whose weight is the scale.
 inline NormedRows rms_rows(int64_t width, const float* weight, const float* bias, float eps) {
   return {1, width, weight, eps, bias, false, 0.0f};
 }

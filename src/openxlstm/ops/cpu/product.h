@@ -1,12 +1,13 @@
-// Products of matrices for one instruction set (see each_isa.h): C (M, N) = or += A (M, K) B (K, N).
+// Products of matrices for one instruction set (see each_isa.h): C (M, N) = or += A (M, K) B (K,
+// N).
 //
 // A block of C stays in registers over the whole depth K. An element of A is broadcast, so A may be
-// transposed: strides, not a copy. Rows of B and C are in scratch memory, padded to whole vectors.
-// A large B is packed first, into panels that are as wide as a block and stay in L1.
+// transposed by its strides. Rows of B and C are in scratch memory, padded to whole vectors. A
+// large B is packed first, into panels that are as wide as a block and stay in L1.
 
 constexpr int kVectors = REGISTERS >= 32 ? 4 : 2;
 constexpr int kRows = 6;
-// A narrow block has more rows, or its sums would be too few to hide what an addition takes.
+// A narrow block has more rows: with fewer sums, additions would wait for each other.
 constexpr int kNarrowRows = REGISTERS >= 32 ? 12 : 6;
 constexpr int64_t kPanel = kVectors * LANES;
 constexpr int64_t kDepth = 8192 / kPanel;  // steps of K that a panel is read over: 32 KiB
@@ -50,7 +51,7 @@ inline void block_of(int64_t rows, int64_t K, const float* A, int64_t row, int64
   }
 }
 
-// Which of the products of a causal matrix are left out, since they are zero or not looked at.
+// Which products of a causal matrix are skipped, since they are zero or never read.
 enum class Causal {
   kNone,
   kLowerOut,  // C (t, s): only s ≤ t is computed, up to a whole block
@@ -88,7 +89,7 @@ inline void product_columns(int64_t vectors, int64_t M, int64_t K, const float* 
 inline void product(int64_t M, int64_t N, int64_t K, const float* A, int64_t row, int64_t col,
                     const float* B, int64_t ldb, float* C, int64_t ldc, bool add,
                     Causal causal = Causal::kNone) {
-  // Columns of about equal width: six vectors are three and three, not four and two.
+  // Columns of about equal width: six vectors become three and three, not four and two.
   const int64_t vectors = padded(N) / LANES, columns = (vectors + kVectors - 1) / kVectors;
   for (int64_t p = 0; p < columns; ++p) {
     const int64_t first = p * vectors / columns, width = (p + 1) * vectors / columns - first;
@@ -97,8 +98,8 @@ inline void product(int64_t M, int64_t N, int64_t K, const float* A, int64_t row
   }
 }
 
-// B (K, N), whose rows or columns are dense, packed for product_packed: panel by panel (K, width), the
-// width of the last one what is left of N in whole vectors, padded with zeros.
+// B (K, N), whose rows or columns are dense, packed for product_packed: panel by panel (K, width).
+// The last panel has the remaining whole vectors of N, padded with zeros.
 inline int64_t packed_size(int64_t K, int64_t N) { return K * padded(N); }
 inline int64_t num_panels(int64_t N) { return (N + kPanel - 1) / kPanel; }
 inline int64_t panel_width(int64_t N, int64_t panel) {

@@ -1,8 +1,8 @@
-// Small operations on rows of floats that lie in cache, for one instruction set (see each_isa.h).
+// Small operations on rows of floats in cache, for one instruction set (see each_isa.h).
 // A row in scratch memory is padded with zeros to whole vectors: ld floats, a multiple of LANES.
 
-// The ld of a matrix that is read down its columns: an odd number of cache lines, for an even number
-// would bring all the rows into few places of L1, where they push each other out.
+// The ld of a matrix that is read down its columns: an odd number of cache lines. With an even
+// number the rows would share few sets of L1 and evict each other.
 inline int64_t odd_lines(int64_t width) { return ((width + 15) / 16 | 1) * 16; }
 
 inline void copy_rows(const float* from, int64_t stride, int64_t rows, int64_t width, float* to,
@@ -49,8 +49,8 @@ inline void add_bias(float* x, int64_t ld, int64_t rows, int64_t width, const fl
 inline void fill(float* x, int64_t floats, float value) {
   for (int64_t d = 0; d < floats; d += LANES) store(x + d, splat(value));
 }
-// to (cols, ldt) = fromᵀ, for from (rows, cols), rows ld apart. With `pad`, what is left of a row of
-// `to` up to ldt is 0.
+// to (cols, ldt) = fromᵀ, for from (rows, cols), rows ld apart. With `pad`, rows of `to` are filled
+// with 0 up to ldt.
 inline void transpose(const float* from, int64_t ld, int64_t rows, int64_t cols, float* to,
                       int64_t ldt, bool pad = true) {
   const int64_t end = pad ? ldt : rows;
@@ -93,8 +93,8 @@ inline void add_weighted_rows(float* sums, const float* x, const float* weight, 
     store(sums + d, s);
   }
 }
-// Asks for a row that will be read, or written, a step later: rows of one sample are too far apart in
-// time for the processor to see that it walks along them.
+// Prefetches a row that is read, or written, a step later: rows of one sample are read too far
+// apart in time for hardware prefetching.
 template <bool kWrite>
 inline void prefetch(const float* row, int64_t width) {
   for (int64_t d = 0; d < width; d += 16) __builtin_prefetch(row + d, kWrite, 3);

@@ -1,4 +1,4 @@
-// Vectors of LANES floats, and the functions that gates are made of. Included once for each
+// Vectors of LANES floats, and the functions that gates need. Included once per
 // instruction set (see each_isa.h), inside its namespace; LANES is set there.
 
 using Vec __attribute__((vector_size(4 * LANES))) = float;
@@ -28,7 +28,7 @@ inline void store(float* p, Vec v, int64_t count) {
   for (int64_t j = 0; j < count; ++j) p[j] = v[j];
 }
 
-// Numbers in bfloat16, the upper half of a float.
+// Loads bfloat16 numbers, which are the upper halves of floats.
 struct __attribute__((packed, aligned(2), may_alias)) LooseHalf {
   uint16_t v __attribute__((vector_size(2 * LANES)));
 };
@@ -43,7 +43,7 @@ inline Vec load(const uint16_t* p, int64_t count) {
   return reinterpret_cast<Vec>(wide);
 }
 
-// Calls f(at, count) for each vector of a row: a whole one, or what is left of the row.
+// Calls f(at, count) for each vector of a row; the last may have fewer than LANES floats.
 template <class F>
 inline void for_vectors(int64_t width, const F& f) {
   int64_t d = 0;
@@ -86,7 +86,7 @@ inline Vec exp(Vec x) {
   const Exponential e = exponential(max(min(x, splat(88.3f)), splat(-87.3f)));
   return select(x < -87.3f, Vec{}, e.scale * e.rest + e.scale);
 }
-// exp(x) and exp(x) - 1 for x ≤ 0, the latter without cancellation. The least of the former is 1e-38.
+// exp(x) and exp(x) - 1 for x ≤ 0, the latter without cancellation. exp(x) is at least 1e-38.
 inline Vec exp_of_negative(Vec x) {
   const Exponential e = exponential(max(x, splat(-87.3f)));
   return e.scale * e.rest + e.scale;
@@ -95,7 +95,7 @@ inline Vec expm1_of_negative(Vec x) {
   const Exponential e = exponential(max(x, splat(-87.3f)));
   return e.scale * e.rest + (e.scale - 1.0f);
 }
-// log(1 + x) for x in [0, 1], all that a log-sigmoid needs.
+// log(1 + x) for x in [0, 1], which is enough for a log-sigmoid.
 inline Vec log1p_of_fraction(Vec x) {
   Vec p = splat(0.005232654585f);
   p = p * x - 0.02950507978f;
@@ -109,7 +109,7 @@ inline Vec log1p_of_fraction(Vec x) {
   return p * x;
 }
 
-// σ(x), and σ(-x) = 1 - σ(x), each without cancellation, of e = exp(-|x|) and 1/(1 + e).
+// σ(x) and σ(-x) = 1 - σ(x), each without cancellation, from e = exp(-|x|) and 1/(1 + e).
 struct Sigmoid {
   Vec value, complement;
 };
@@ -122,7 +122,7 @@ inline Sigmoid sigmoid(Vec x) {
   const Vec e = exp_of_negative(-abs(x));
   return sigmoid(x, e, 1.0f / (e + 1.0f));
 }
-// log σ(x), of e = exp(-|x|).
+// log σ(x), from e = exp(-|x|).
 inline Vec log_sigmoid(Vec x, Vec e) { return min(x, Vec{}) - log1p_of_fraction(e); }
 
 inline Vec with_sign_of(Vec size, Vec x) {
@@ -130,7 +130,7 @@ inline Vec with_sign_of(Vec size, Vec x) {
   return reinterpret_cast<Vec>(reinterpret_cast<IVec>(size) | sign);
 }
 
-// cap · tanh(x / cap), and x itself without a cap; and its slope, of what came of it.
+// cap · tanh(x / cap), or x if cap is 0; and its slope, from its result.
 inline Vec soft_cap(Vec x, float cap) {
   if (cap == 0.0f) return x;
   const Vec e = expm1_of_negative(abs(x) * (-2.0f / cap));

@@ -1,4 +1,4 @@
-// The sLSTM scan on a CPU: chooses the instruction set, packs the weights, hands out the tasks.
+// The sLSTM scan on a CPU: packs the weights and hands out the tasks.
 #include <algorithm>
 #include <cmath>
 #include <cstdint>
@@ -28,7 +28,7 @@ Floats slstm_packed_recurrent(const Tensor& R, bool backward) {
   }
   return packed;
 }
-// The gates of a head two by two.
+// Packs the gates of each head in pairs: i and f, z and o.
 Floats slstm_packed_input(const Tensor& W, bool backward) {
   const int64_t NH = W.size(0), DH = W.size(3), size = OPENXLSTM_CALL(half_floats, DH, backward);
   Floats packed(NH * 2 * size);
@@ -71,8 +71,8 @@ void run(SLSTMForward& a, const Tensor& R) {
                 });
 }
 
-// x (B, T, NH, 4, DH), R (NH, 4, DH, DH), bias (NH, 4, DH), state (4, B, NH, DH) → h (B, T, NH, DH),
-// the state after the last step, and what the backward reads, which is empty unless `save`.
+// x (B, T, NH, 4, DH), R (NH, 4, DH, DH), bias (NH, 4, DH), state (4, B, NH, DH) → h (B, T, NH,
+// DH), the state after the last step, and the tensor for the backward, empty unless `save`.
 std::tuple<Tensor, Tensor, Tensor> slstm(Tensor x, Tensor R, MaybeTensor bias, Tensor state,
                                          MaybeTensor reset, bool exp_gate, bool save) {
   const Checks check("slstm");
@@ -91,7 +91,8 @@ std::tuple<Tensor, Tensor, Tensor> slstm(Tensor x, Tensor R, MaybeTensor bias, T
   return {h, final, saved};
 }
 
-// The same with x projected from convolved and raw (B, T, NH, DH) by W (NH, 4, DH, DH).
+// The same with x projected from convolved (i, f) and raw (z, o), (B, T, NH·DH), by W (NH, 4, DH,
+// DH).
 std::tuple<Tensor, Tensor, Tensor> slstm_layer(Tensor convolved, Tensor raw, Tensor W, Tensor R,
                                                Tensor bias, Tensor state, MaybeTensor reset,
                                                bool exp_gate, bool save) {
@@ -139,9 +140,9 @@ Sums run_grad(const SLSTMBackward& a, const Tensor& R, bool bias, bool input) {
   return sums;
 }
 
-// Gradients of x, R, the bias (empty where there is none) and the initial state, from those of h and
-// of the final state. That of m is taken along the path that won each maximum; c and n count as they
-// are stored.
+// Gradients of x, R, the bias (empty if it was not given) and the initial state, from those of h
+// and of the final state. The gradient of m follows the argument that won each maximum; c and n are
+// taken as they are stored, scaled by exp(-m).
 std::tuple<Tensor, Tensor, Tensor, Tensor> slstm_grad(Tensor R, MaybeTensor bias, Tensor state,
                                                       MaybeTensor reset, Tensor h, Tensor final,
                                                       Tensor saved, Tensor dh, Tensor d_final) {

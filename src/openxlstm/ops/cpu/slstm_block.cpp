@@ -1,6 +1,6 @@
-// An sLSTM block on a CPU, from the residual stream and back. A task is some samples; it goes through
-// norm, convolution, scan, head norm and feed-forward a few steps at a time, so that all between stays
-// in the core's cache. Kept for the backward is what the scan and the feed-forward read there.
+// An sLSTM block on a CPU, fused. A task takes some samples through norm, convolution, scan, head
+// norm and feed-forward, a chunk of steps at a time, so that everything between stays in the core's
+// cache. What the backward of the scan and of the feed-forward reads is written to memory.
 #include <algorithm>
 #include <cmath>
 #include <cstdint>
@@ -25,7 +25,7 @@ namespace {
 struct Whole {
   SLSTMBlock p;
   FeedForward ff;
-  int64_t tiles, steps;  // tasks, and steps of a chunk
+  int64_t tiles, steps;  // number of tasks; steps per chunk
   PackedConv conv;
   Floats R, W, gate, value, down;
 
@@ -72,7 +72,7 @@ struct Whole {
     ff.gate_bias = data(up_bias), ff.down_bias = data(down_bias);
     if (up_bias) ff.value_bias = ff.gate_bias + F;
   }
-  // The rows of a chunk, with what the backward reads of them, (B·T, 2F).
+  // The feed-forward of a chunk; preact (B·T, 2F) are all rows' pre-activations, or null.
   FeedForward feedforward(const Chunk& c, float* preact) const {
     FeedForward of = ff;
     of.R = c.rows();
@@ -88,9 +88,9 @@ struct Whole {
     const int64_t b0 = first_sample(tile), t0 = index * steps;
     return {b0, first_sample(tile + 1) - b0, t0, std::min(steps, p.T - t0)};
   }
-  // Rows before those of a chunk, where each task's lie together, and of these each chunk's.
+  // The first row of a chunk where rows are ordered by task, then by chunk.
   int64_t row(const Chunk& c) const { return c.b0 * p.T + c.samples * c.t0; }
-  // The same, of states before chunks.
+  // The same for the states before chunks.
   int64_t state_row(const Chunk& c) const { return c.b0 * chunks() + c.samples * (c.t0 / steps); }
 
   int64_t inputs_floats() const {
@@ -108,7 +108,7 @@ struct Whole {
     in.reach = reinterpret_cast<int64_t*>(arena.take(2 * rows));
     return in;
   }
-  // The resets of a chunk, or null.
+  // The resets of a chunk, copied to scratch memory, or null.
   const bool* resets(const Chunk& c, float* scratch) const {
     if (p.reset == nullptr) return nullptr;
     bool* to = reinterpret_cast<bool*>(scratch);
@@ -136,7 +136,7 @@ void put_rows(const float* from, const SLSTMBlock& p, const Chunk& c, float* x) 
   for (int64_t j = 0; j < c.samples; ++j)
     std::copy_n(from + j * c.steps * p.D, c.steps * p.D, x + ((c.b0 + j) * p.T + c.t0) * p.D);
 }
-// Asks for the rows of a chunk, which the processor does not foresee, before another is worked on.
+// Prefetches the rows of the next chunk, which hardware does not.
 void ask_for_rows(const float* x, const SLSTMBlock& p, const Chunk& c) {
   for (int64_t j = 0; j < c.samples; ++j)
     for (int64_t d = 0; d < c.steps * p.D; d += 16)
@@ -146,9 +146,9 @@ void ask_for(const float* x, int64_t floats) {
   for (int64_t d = 0; d < floats; d += 16) __builtin_prefetch(x + d, 0, 2);
 }
 
-// x (B, T, D), weights as in the ops that it consists of, before (B, K-1, D), state (4, B, NH, DH),
-// reset (B, T) → y (B, T, D), what the convolution and the scan go on with, and what the backward
-// reads, which is empty unless `save`.
+// x (B, T, D), weights as in the unfused ops, before (B, K-1, D), state (4, B, NH, DH), reset (B,
+// T) → y (B, T, D), the convolution's and the scan's state after it, and the tensors for the
+// backward, empty unless `save`.
 std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> slstm_block(
     Tensor x, Tensor norm, MaybeTensor conv_weight, MaybeTensor conv_bias, Tensor W, Tensor R,
     Tensor bias, Tensor head_norm, Tensor ff_norm, Tensor up, Tensor down, MaybeTensor up_bias,
@@ -204,8 +204,8 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> slstm_block(
   return {y, after, final, h, saved, preact, states};
 }
 
-// Gradients of what `slstm_block` was given, empty for what there is not; those of the state as in
-// slstm_grad.
+// Gradients of the arguments of `slstm_block`, empty for one that was not given; the state's
+// gradients are as in slstm_grad.
 std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor,
            Tensor, Tensor, Tensor, Tensor>
 slstm_block_grad(Tensor x, Tensor norm, MaybeTensor conv_weight, MaybeTensor conv_bias, Tensor W,

@@ -1,4 +1,4 @@
-// What the kernels of an sLSTM block are given; the same for every instruction set.
+// Arguments of the kernels of an sLSTM block; the same for every instruction set.
 #pragma once
 
 #include <cstdint>
@@ -15,21 +15,22 @@ struct SLSTMBlock {
   const float *conv, *conv_bias;  // (K, D), (D)
 };
 
-// Some steps of some samples that follow each other; what is in scratch memory is (samples, steps, ·).
+// Consecutive steps of consecutive samples; a chunk's buffers in scratch memory are (samples,
+// steps, ·).
 struct Chunk {
   int64_t b0, samples, t0, steps;
   int64_t rows() const { return samples * steps; }
 };
 
-// What the scan reads of a chunk, and what it is made of.
+// The scan's inputs of a chunk, and the buffers that they are computed in.
 struct ChunkInputs {
-  float *raw, *convolved;  // (samples, steps, D); the same where there is no convolution
-  float* window;           // (samples, K-1 + steps, D): normed rows, those before the chunk first
+  float *raw, *convolved;  // (samples, steps, D); the same buffer if there is no convolution
+  float* window;           // (samples, K-1 + steps, D): normed rows, beginning before the chunk
   float* preact;           // (samples, steps, D) of the convolution
   int64_t* reach;          // (samples, steps)
 };
 
-// Gradients of the parameters from one slice of the samples.
+// Sums of the parameters' gradients over one slice of the samples.
 struct SLSTMBlockSums {
   float *norm, *head_norm;   // (D)
   float *conv, *conv_bias;   // (K, D), (D)

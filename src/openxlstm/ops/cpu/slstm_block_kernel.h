@@ -1,5 +1,6 @@
-// What is around the scan of an sLSTM block and before its feed-forward, for one instruction set (see
-// each_isa.h): norm and convolution, head norm and residual, of a chunk in cache. D is a multiple of 16.
+// The parts of an sLSTM block other than scan and feed-forward, for one instruction set (see
+// each_isa.h): norm and convolution, head norm and residual, of a chunk in cache. D is a multiple
+// of 16.
 
 #include "rows.h"
 
@@ -20,7 +21,7 @@ inline void normed_before(const SLSTMBlock& p, int64_t b, int64_t t0, float* to)
   const int64_t own = back - given;
   norm_of(p).forward(p.x + (b * p.T + t0 - own) * D, D, own, to + given * D, D);
 }
-// The first of them that step t0 - 1, or one after it, still sees.
+// The first of them that step t0 - 1 or a later one still reads.
 inline int64_t first_seen(const SLSTMBlock& p, int64_t b, int64_t t0) {
   const int64_t back = rows_before(p);
   for (int64_t j = back - 1; j >= 0 && p.reset != nullptr && t0 - back + j >= 0; --j)
@@ -28,7 +29,7 @@ inline int64_t first_seen(const SLSTMBlock& p, int64_t b, int64_t t0) {
   return 0;
 }
 
-// What the convolution of a next call reads: (K-1, D) of one sample.
+// The convolution's state after x: (K-1, D) of one sample.
 inline void last_inputs(const SLSTMBlock& p, int64_t b, float* to) {
   normed_before(p, b, p.T, to);
   fill(to, first_seen(p, b, p.T) * p.D, 0.0f);
@@ -71,9 +72,9 @@ inline void head_norm_back(const SLSTMBlock& p, const Chunk& c, const float* h, 
   head_norm_of(p).backward(h, p.D, c.rows(), dy, dh, p.D, sums.head_norm);
 }
 
-// dx (B, T, D) of a chunk from dy, which is of what the layer was added to, and from draw and
-// dconvolved; the latter two become something else. carry (samples, K-1, D) holds what later chunks
-// say about the last rows of this one, and afterwards what this one says about those before it.
+// dx (B, T, D) of a chunk from dy, the gradient of the residual stream after the layer, and from
+// draw and dconvolved, which are overwritten. carry (samples, K-1, D) holds the gradients of this
+// chunk's last rows from later chunks, and afterwards those of the rows before this chunk.
 inline void inputs_back(const SLSTMBlock& p, const Chunk& c, const ChunkInputs& in, const float* dy,
                         float* draw, float* dconvolved, float* dwindow, float* carry, float* dx,
                         const SLSTMBlockSums& sums) {

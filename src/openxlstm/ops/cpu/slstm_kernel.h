@@ -1,33 +1,33 @@
 // The sLSTM scan of one head and a tile of samples, for one instruction set (see each_isa.h).
 //
-// The recurrence is block-diagonal over the heads and samples don't meet, so a task takes one head
-// and a few samples through all steps, its weights staying in cache. Registers hold the
+// The recurrence is block-diagonal over heads, and samples are independent, so a task takes one
+// head and a few samples through all steps while its weights stay in cache. Registers hold the
 // pre-activations of all four gates of LANES units for the samples of the tile; the gates are
 // computed there as soon as the product is done.
 //
-// The backward sees the cell as what it comes to: with keep = f n_{t-1}/n_t and write = i/n_t, which
-// sum to 1, y = c/n is y_t = keep · y_{t-1} + write · z_t. It carries the gradients of y and of log n.
+// The backward writes the cell as y_t = keep · y_{t-1} + write · z_t with y = c/n, keep = f
+// n_{t-1}/n_t and write = i/n_t, which sum to 1. It carries the gradients of y and of log n.
 
 #include "rows.h"
 
 #include "product.h"
 #include "slstm_cell.h"
 
-// Samples in a tile: 4 gates of each, the 4 weights, and a broadcast fill the registers.
+// Samples per tile: 4 gates per sample, 4 weights and a broadcast fill the registers.
 constexpr int kTile = REGISTERS >= 32 ? 6 : (LANES == 8 ? 3 : 2);
-// Few samples are few sums, fewer than hide what an addition takes: more of each, over every other
-// input.
+// Partial sums per gate. With few samples there would be too few independent sums to hide the
+// latency of an addition.
 constexpr int kSums(int BS) { return REGISTERS < 32 ? 1 : BS == 1 ? 4 : BS <= 3 ? 2 : 1; }
-// Steps whose gradients are kept, to be multiplied with the hidden states in one product: as many as
-// a quarter of a megabyte holds of them.
+// Steps whose gradients are collected and multiplied with the hidden states in one product: as many
+// as fit in a quarter of a megabyte.
 inline int64_t num_steps(int64_t DH) {
   return std::clamp<int64_t>((1 << 16) / (kTile * 5 * padded(DH)), 1, 16);
 }
 
 inline int64_t lanes() { return LANES; }
 
-// The input's weights of two gates of a head (2·DH out, DH in), as the forward or the backward reads
-// them.
+// The input weights of two gates of a head (2·DH out, DH in), packed for the forward or the
+// backward.
 inline int64_t half_floats(int64_t DH, bool backward) {
   return backward ? packed_size(2 * DH, DH) : packed_size(DH, 2 * DH);
 }
@@ -36,7 +36,7 @@ inline void pack_half(const float* weight, int64_t DH, bool backward, float* pac
   for (int64_t p = 0; p < num_panels(N); ++p)
     pack_panel(weight, backward ? DH : 1, backward ? 1 : DH, K, N, p, packed);
 }
-// Row of the gates of a step, room for what pads the second half of them.
+// Length of a step's row of gates, with room for the padding of its second half.
 inline int64_t gate_floats(int64_t DH) { return odd_lines(4 * DH + LANES); }
 
 inline int64_t packed_floats(int64_t DH) { return 4 * DH * padded(DH); }
@@ -59,12 +59,12 @@ void forward_tile(const SLSTMForward& a, int64_t head, int64_t b0, const float* 
                   float* scratch) {
   const int64_t DH = a.DH, DP = padded(DH), blocks = DP / LANES;
   constexpr int kParts = kSums(BS);
-  // State of the tile: h twice, since all units read the old one; then c, n, m. (BS, DP) each.
+  // The tile's state, (BS, DP) each: h twice, since all units read the old h; then c, n, m.
   Arena arena{scratch};
   float *h = arena.take(BS * DP), *h_next = arena.take(BS * DP);
   float *c = arena.take(BS * DP), *n = arena.take(BS * DP), *m = arena.take(BS * DP);
   float* parts[4] = {h, c, n, m};
-  // Where the gates' pre-activations are: with the caller, or projected here, some steps at a time.
+  // The gates' pre-activations are given, or projected here, some steps at a time.
   const bool projects = a.x == nullptr;
   const int64_t S = num_steps(DH), GP = gate_floats(DH), D = a.NH * DH;
   float* gates = arena.take(BS * S * GP);
@@ -150,7 +150,7 @@ void forward_tile(const SLSTMForward& a, int64_t head, int64_t b0, const float* 
     write_rows(parts[s], DP, BS, DH, a.state + ((s * a.B + b0) * a.NH + head) * DH, a.NH * DH);
 }
 
-// Panels of R in the backward's product: as wide as a tile's sums leave registers for.
+// Vectors per panel of R in the backward's product: as many as a tile's sums leave registers for.
 constexpr int64_t kWidest(int BS) {
   return REGISTERS < 32 ? (BS <= 2 ? 4 : 2) : BS == 1 ? 8 : BS <= 5 ? 4 : 3;
 }
@@ -164,7 +164,7 @@ void backward_product(const float* dgates, int64_t rows, int64_t stride, const f
   for (int p = 0; p < kParts; ++p)
     for (int b = 0; b < BS; ++b)
       for (int v = 0; v < NV; ++v) sum[p][b][v] = Vec{};
-  for (int64_t row = 0; row < rows; row += kParts)  // 4·DH of them
+  for (int64_t row = 0; row < rows; row += kParts)  // 4·DH rows
     for (int p = 0; p < kParts; ++p) {
       Vec w[NV];
       for (int v = 0; v < NV; ++v) w[v] = load(packed + (row + p) * DP + v * LANES);
@@ -313,7 +313,7 @@ void backward_tile(const SLSTMBackward& a, int64_t head, int64_t b0, const float
       }
     }
   }
-  // Back from y and log n to c and n; an empty memory has let nothing through.
+  // From the gradients of y and log n to those of c and n; an empty memory passes none on.
   for (int b = 0; b < BS; ++b)
     for (int64_t d = 0; d < DH; d += LANES) {
       const int64_t count = DH - d, at = b * DP + d;
@@ -328,7 +328,7 @@ void backward_tile(const SLSTMBackward& a, int64_t head, int64_t b0, const float
     }
 }
 
-// Calls tile<BS> for the number of samples that is left.
+// Calls function<BS> with the number of samples in a tile as BS.
 #define OPENXLSTM_TILE(function, size, ...)            \
   switch (size) {                                      \
     case 1: function<1>(__VA_ARGS__); break;           \

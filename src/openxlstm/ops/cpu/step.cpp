@@ -91,8 +91,8 @@ PyObject* step(PyObject*, PyObject* arguments) {
   Py_RETURN_NONE;
 }
 
-// What Python compares its own order of words with: for each struct the names of its integers, reals
-// and slots, and its size in bytes; slots of the blocks are in the order of their kinds.
+// What Python compares its own order of words with: for each struct the names of its integers,
+// reals and slots, and its size in bytes; slots of the blocks are in the order of their kinds.
 PyObject* step_layout(PyObject*, PyObject*) {
   return Py_BuildValue(
       "{s(sssn)s(ssin)s(sssss)}", "Step", Step::kSizes, Step::kReals, ModelSlots::kNames,

@@ -2,10 +2,10 @@
 // results. A language model reads tokens and ends with a head; a recurrent layer reads features and
 // ends with its norm.
 //
-// Python packs these structs as 64-bit words (ops/native/step.py). The names below are exported, and
-// Python refuses to start where its own differ. Weights stay where the model has them. States and
-// results belong to the plan's owner and are overwritten. Matrices are all float or all bfloat16;
-// everything else is float. The shapes of all weights stand in ops/native/step.py.
+// Python packs these structs as 64-bit words (ops/native/step.py). The names below are exported,
+// and Python refuses to start where its own differ. Weights stay where the model has them. States
+// and results belong to the plan's owner and are overwritten. Matrices are all float or all
+// bfloat16; everything else is float. The shapes of all weights stand in ops/native/step.py.
 #pragma once
 
 #include <cstdint>

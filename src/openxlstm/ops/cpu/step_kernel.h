@@ -1,8 +1,8 @@
 // One step of a whole model, for one instruction set (see each_isa.h).
 //
-// With one row there is no product of matrices: every weight is used once, and reading it is what
-// takes the time. Rows are computed one by one, each as if it were alone, so that what a sequence
-// says never depends on its company; a block of weights is read from memory once for all of them.
+// With few rows, reading the weights takes most of the time: a block of weights is read from memory
+// once for all rows. Each row is computed as if it were alone, so that a sequence's result does not
+// depend on the rest of the batch.
 
 #include "rows.h"
 
@@ -16,7 +16,7 @@ inline void silu_row(float* x, int64_t width) {
     store(x + d, v * sigmoid(v).value, width - d);
   }
 }
-// c = SiLU of the convolution of the window's K-1 rows and x, which joins the window.
+// c = SiLU of the convolution of the window's K-1 rows and x. The window then moves on by x.
 inline void conv_row(const StepLayer& layer, const float* weight, const float* bias, int64_t width,
                      const float* x, float* window, float* c) {
   const int64_t back = layer.K - 1;
@@ -33,8 +33,8 @@ inline void conv_row(const StepLayer& layer, const float* weight, const float* b
   silu_row(c, width);
 }
 
-// C, n and h of one head, a step on: C (DQK, DHV) of `vectors` vectors of DHV, the last of `count`.
-// What the memory is asked for, h, is written.
+// One step of kVectors vectors of the columns of C (DQK, DHV), `count` floats in all. h = qᵀC is
+// written.
 template <int kVectors>
 inline void mlstm_columns(const float* q, const float* k, const float* v, float f, float i,
                           int64_t DQK, int64_t DHV, int64_t count, float* C, float* h) {
@@ -67,7 +67,7 @@ inline void mlstm_cell(const float* q, const float* k, const float* v, float log
     mlstm_columns<4>(q, k, v + e, f, i, DQK, DHV, 4 * LANES, C + e, h + e);
   for (; e < DHV; e += LANES)
     mlstm_columns<1>(q, k, v + e, f, i, DQK, DHV, std::min<int64_t>(LANES, DHV - e), C + e, h + e);
-  // exp(-m) is the 1 of eq. 21; never 0, so that no memory at all is read as 0.
+  // exp(-m) is the 1 of eq. 21. It is never 0, so that an empty memory reads as 0.
   const float one = std::max(std::exp(-m_new), FLT_MIN);
   const float inverse = scale / (std::max(std::fabs(normalizer * scale), one) + eps);
   for (int64_t d = 0; d < DHV; ++d) h[d] *= inverse;
@@ -136,7 +136,7 @@ inline void mlstm_layer(const Step& s, const StepLayer& layer, const float* x, f
   map(s, D, E, layer.weight[S::down], layer.vector(S::down_bias), h, E, y, D);
 }
 
-// h = σ(õ) ⊙ mLSTM(q, k, v) of dense maps of x, with nothing around it.
+// A bare mLSTM layer: h = σ(õ) ⊙ mLSTM(q, k, v), where q, k, v and õ are dense maps of x.
 inline void bare_mlstm_layer(const Step& s, const StepLayer& layer, const float* x, float* y,
                              float* scratch) {
   const int64_t B = s.B, D = s.D, NH = s.NH;
@@ -156,7 +156,7 @@ inline void bare_mlstm_layer(const Step& s, const StepLayer& layer, const float*
   }
 }
 
-// The weights of an sLSTM layer; null for what a bare one does not have.
+// The weights of an sLSTM layer; null for those that a bare one does not have.
 struct SLSTMWeights {
   const float *conv, *conv_bias;
   const void *input, *recurrent;
@@ -229,7 +229,7 @@ inline void feedforward_layer(const Step& s, const StepLayer& layer, const float
   map(s, s.D, F, layer.weight[S::ff_down], layer.vector(S::ff_down_bias), act, F, y, s.D);
 }
 
-// A large block: both halves, each added to x; y (B, D) is scratch memory as well.
+// A large block: both halves, each added to x. y (B, D) is scratch memory.
 inline void large_block(const Step& s, const StepLayer& layer, float* x, float* y, float* scratch) {
   const int64_t B = s.B, D = s.D, NH = s.NH, F = layer.inner, QK = NH * layer.DQK;
   const int64_t V = NH * layer.DHV, wide = 2 * QK + 2 * V;
@@ -275,7 +275,7 @@ inline void large_block(const Step& s, const StepLayer& layer, float* x, float* 
   maps(s, V, h, V, {output(S::out, S::out_bias, D, y, D)});
   add();
 
-  arena = Arena{scratch};  // what the first half had there is read
+  arena = Arena{scratch};  // the first half's buffers are free again
   float *u = arena.take(B * 2 * F), *act = arena.take(B * F);
   norm(S::ff_norm, S::ff_norm_bias);
   maps(s, D, y, D, {output(S::ff_gate, S::ff_gate_bias, F, u, 2 * F),
@@ -289,7 +289,7 @@ inline void large_block(const Step& s, const StepLayer& layer, float* x, float* 
   add();
 }
 
-// Floats of scratch memory a row that a layer takes.
+// A layer's scratch memory in floats per row.
 inline int64_t layer_floats(const Step& s, const StepLayer& layer) {
   if (is_slstm(layer.kind)) return s.D + 8 * (s.D / s.NH) + 3 * layer.inner;
   if (layer.kind != BlockKind::kLarge) return 7 * layer.inner + 2 * s.NH;
@@ -311,7 +311,7 @@ inline void read_row(const Step& s, const void* matrix, int64_t row, float* x, b
   });
 }
 
-// What the blocks read: of tokens their embeddings, of features their projection.
+// x (B, D), the first block's input: the tokens' embeddings, or the features' projection.
 inline void read_input(const Step& s, const void* input, float* x) {
   const int64_t D = s.D;
   if (s.I > 0) {
@@ -332,7 +332,7 @@ inline void read_input(const Step& s, const void* input, float* x) {
   }
 }
 
-// Reads tokens (B) or features (B, I) → out, the states and positions a step further.
+// One step from tokens (B) or features (B, I) to out; states and positions are updated.
 inline void step_model(const Step& s, const StepLayer* layers, const void* input, float* scratch) {
   const int64_t B = s.B, D = s.D;
   Arena arena{scratch};

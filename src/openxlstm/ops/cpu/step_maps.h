@@ -1,11 +1,11 @@
 // Linear maps of a step's rows, for one instruction set (see each_isa.h).
 
-// Where an element of a matrix is.
+// The address of an element of a matrix.
 inline const void* at(const Step& s, const void* matrix, int64_t element) {
   return static_cast<const char*>(matrix) + element * (s.narrow ? 2 : 4);
 }
 
-// y (B, N) = x (B, K) · Wᵀ + bias, of W (N, K).
+// y (B, N) = x (B, K) · Wᵀ + bias, for W (N, K).
 struct Map {
   int64_t N;
   const void* W;
@@ -37,7 +37,7 @@ inline void map_block(const Map& map, int64_t B, int64_t K, const float* x, int6
     store(map.y + b * map.ldy + n0, out, N - n0);
   }
 }
-// Maps of the same x. So many weights are worth a second thread.
+// Maps of the same x. From kManyWeights weights on they are divided among threads.
 constexpr int64_t kManyWeights = 1 << 18;
 inline void maps(const Step& s, int64_t K, const float* x, int64_t ldx,
                  std::initializer_list<Map> all) {

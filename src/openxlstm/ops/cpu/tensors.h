@@ -1,4 +1,5 @@
-// Tensors of torch's stable ABI as the kernels see them: addresses, strides and fresh memory.
+// Tensors of torch's stable ABI for the kernels: addresses and new memory; tasks on torch's
+// threads.
 #pragma once
 
 #include <algorithm>
@@ -25,14 +26,14 @@ using MaybeTensor = std::optional<Tensor>;
 
 inline float* data(const Tensor& x) { return static_cast<float*>(x.data_ptr()); }
 
-// Null for a tensor that was left out.
+// Null for a tensor that was not given.
 inline const float* data(const MaybeTensor& x) { return x ? data(*x) : nullptr; }
 inline const bool* mask(const MaybeTensor& x) {
   return x ? static_cast<const bool*>(x->data_ptr()) : nullptr;
 }
 
-// Asks for large pages under memory that was not touched yet: a first touch costs a fault a page,
-// and with small pages the faults of a large tensor take longer than computing what fills it.
+// Requests large pages for new memory: the first touch of a page costs a fault, and with small
+// pages the faults of a large tensor take longer than computing its contents.
 inline void use_large_pages(void* start, int64_t bytes) {
 #if defined(__linux__) && defined(MADV_HUGEPAGE)
   constexpr uintptr_t kLarge = 1 << 21;
@@ -42,7 +43,7 @@ inline void use_large_pages(void* start, int64_t bytes) {
 #endif
 }
 
-// An uninitialised float tensor. One that is not wanted has no elements.
+// An uninitialised float tensor; one without elements if it is not wanted.
 inline Tensor fresh(const Tensor& like, std::initializer_list<int64_t> sizes, bool wanted = true) {
   const std::vector<int64_t> empty(sizes.size(), 0);
   if (!wanted) return torch::stable::new_empty(like, {empty.data(), empty.size()});
@@ -51,7 +52,7 @@ inline Tensor fresh(const Tensor& like, std::initializer_list<int64_t> sizes, bo
   return x;
 }
 
-// Memory whose first contents are arbitrary: what is written over anyway need not be zeroed first.
+// An uninitialised array, for memory that is written before it is read.
 class Floats {
  public:
   explicit Floats(int64_t size = 0) : floats_(size ? new float[size] : nullptr), size_(size) {}
@@ -64,12 +65,12 @@ class Floats {
   int64_t size_;
 };
 
-// This thread's scratch memory, at least `floats` of it, on a cache line. It stays with the thread, as
-// large as the largest that was asked for.
+// This thread's scratch memory: at least `floats`, beginning on a cache line. The thread keeps it
+// for its lifetime, as large as its largest request.
 inline float* scratch_of_thread(int64_t floats) {
   thread_local Floats scratch;
 #ifdef OPENXLSTM_SANITIZE
-  scratch = Floats(floats + 16);  // no more than that, so that asking for too little is noticed
+  scratch = Floats(floats + 16);  // exactly the request, so that too small a request is noticed
 #else
   if (scratch.size() < floats + 16) scratch = Floats(floats + 16);
 #endif
@@ -86,11 +87,11 @@ void for_each_task(int64_t tasks, int64_t floats, const Task& task) {
   });
 }
 
-// Sums over tasks, such as gradients of parameters. Each of a few slices of the tasks, one for each
-// thread, has its own; they are added up at the end, in an order that depends on nothing else.
+// Sums over tasks, such as gradients of parameters. The tasks are divided into slices, one per
+// thread. Each slice has sums of its own, which are added at the end in the order of the slices.
 class Sums {
  public:
-  // `sizes` are those of the parts, in floats.
+  // sizes: the floats of each part.
   Sums(int64_t tasks, std::vector<int64_t> sizes)
       : tasks_(tasks),
         slices_(std::clamp<int64_t>(torch::stable::get_num_threads(), 1, std::max<int64_t>(tasks, 1))) {
@@ -115,7 +116,7 @@ class Sums {
     });
   }
 
-  // One part as a tensor of `sizes`, from rows of `ld` floats, the first of them `first`.
+  // One part as a tensor of `sizes`, from rows of `ld` floats, beginning with row `first`.
   Tensor total(const Tensor& like, int64_t part, std::initializer_list<int64_t> sizes, int64_t ld,
                int64_t first = 0) {
     Tensor x = torch::stable::new_empty(like, {sizes.begin(), sizes.size()});

@@ -40,8 +40,8 @@ int64_t watch(std::vector<Tensor> tensors) {
   return reinterpret_cast<int64_t>(made.release());
 }
 
-// Calls same(first, second) for each pair of a tuple, which returns 1, 0 for a difference, or -1 for
-// an error.
+// Calls same(first, second) for each pair of a tuple, which returns 1, 0 for a difference, or -1
+// for an error.
 template <class Same>
 int all_pairs(PyObject* pairs, const Same& same) {
   const Py_ssize_t count = PyTuple_Size(pairs);

@@ -1,6 +1,6 @@
 """The mLSTM block and its two halves around the cell on the native CPU backend.
 
-`cpu/mlstm_block_kernel.h` holds the halves, `cpu/mlstm_whole.h` the fused block.
+`cpu/mlstm_parts_kernel.h` holds the halves, `cpu/mlstm_block.cpp` the fused block.
 """
 
 from typing import Any
