@@ -3,12 +3,14 @@
 import ast
 import subprocess
 import sys
+from collections import defaultdict
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 import openxlstm
+from openxlstm.cli.main import COMMANDS
 
 SOURCE = Path(openxlstm.__file__).parent
 FILES = sorted(SOURCE.rglob("*.py"))
@@ -171,6 +173,38 @@ def test_names_say_something():
         for name in map(name_of, FILES)
     }
     assert not [name for name, parts in names.items() if parts & VAGUE]
+
+
+FLOORS_OF_OPS = {"reference", "ops", "ops/native", "ops/plain", "nn"}
+"""Folders in which an op has the same name on purpose, from its equations up to its layer."""
+
+INTERFACES = {"run", "step", "Options", "comparisons"}
+"""Names that each command, experiment, model, or part of the benchmark has on purpose."""
+
+
+def test_one_name_means_one_thing():
+    """No two files have the same name, nor two public functions or classes, nor a file and a room.
+
+    A command may be named after the room or file that it is about, and a file of `hf/` after the
+    one that it wraps.
+    """
+    owners: dict[str, set[str]] = defaultdict(set)
+    for room in SOURCE.iterdir():
+        if room.is_dir():
+            owners[f"file {room.name}"].add(f"{room.name}/")
+    for path in FILES:
+        place, folder = (p.relative_to(SOURCE).as_posix() for p in (path, path.parent))
+        names = {
+            node.name
+            for node in ast.parse(path.read_text()).body
+            if isinstance(node, ast.FunctionDef | ast.ClassDef) and node.name[0] != "_"
+        }
+        is_command = folder == "cli" and path.stem in COMMANDS
+        if not is_command and folder != "hf" and path.stem != "__init__":
+            names.add(f"file {path.stem}")
+        for name in names - INTERFACES:
+            owners[name].add("an op" if folder in FLOORS_OF_OPS else place)
+    assert {name: sorted(places) for name, places in owners.items() if len(places) > 1} == {}
 
 
 def test_files_can_be_read_in_one_sitting():

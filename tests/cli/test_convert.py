@@ -16,7 +16,7 @@ import openxlstm
 from openxlstm.config import ModelConfig, StackConfig
 from openxlstm.interop.opening import open_foreign
 from openxlstm.interop.writing import write_checkpoint
-from openxlstm.lm import weights as weights_module
+from openxlstm.lm import weight_files as weights_module
 from openxlstm.runs.run import open_run
 
 Cli = Callable[..., Any]

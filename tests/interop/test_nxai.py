@@ -8,9 +8,9 @@ from interop_cases import PAPER, random_model, weights_of
 
 from openxlstm.config import ModelConfig, StackConfig
 from openxlstm.errors import UserError
+from openxlstm.interop.foreign_options import below_model
 from openxlstm.interop.keymap import nxai_rows
 from openxlstm.interop.nxai import read_paper_config, write_paper_config
-from openxlstm.interop.options import below_model
 from openxlstm.interop.translate import to_theirs
 
 FULL: dict[str, Any] = {

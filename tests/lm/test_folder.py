@@ -13,11 +13,11 @@ from torch import Tensor
 
 from openxlstm.config import ModelConfig
 from openxlstm.errors import UserError
-from openxlstm.lm import weights as weights_module
+from openxlstm.lm import weight_files as weights_module
 from openxlstm.lm.config_file import read_config
 from openxlstm.lm.folder import fill
 from openxlstm.lm.model import LanguageModel
-from openxlstm.lm.weights import open_weights
+from openxlstm.lm.weight_files import open_weights
 
 MakeModel = Callable[..., LanguageModel]
 

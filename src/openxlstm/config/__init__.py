@@ -11,8 +11,8 @@ from openxlstm.config.blocks import (
     PaperBlockConfig,
     round_up,
 )
-from openxlstm.config.model import LAYER_KINDS, ModelConfig, StackConfig
-from openxlstm.config.run import ComputeConfig, DataConfig, TrainConfig
+from openxlstm.config.model_config import LAYER_KINDS, ModelConfig, StackConfig
+from openxlstm.config.run_config import ComputeConfig, DataConfig, TrainConfig
 
 __all__ = [
     "BLOCK_CONFIGS",

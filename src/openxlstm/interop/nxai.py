@@ -11,8 +11,8 @@ from torch import Tensor
 
 from openxlstm.config import ModelConfig, PaperBlockConfig, StackConfig, round_up
 from openxlstm.errors import UserError
+from openxlstm.interop.foreign_options import Options, factor_of
 from openxlstm.interop.keymap import Layout, layout_of, nxai_rows, nxai_stack_rows
-from openxlstm.interop.options import Options, factor_of
 from openxlstm.interop.reading import Reading
 
 EPS = 1e-6

@@ -12,7 +12,7 @@ from openxlstm.config import ModelConfig, StackConfig
 from openxlstm.errors import UserError
 from openxlstm.files import read_json
 from openxlstm.interop import nxai, xlstm_large
-from openxlstm.interop.options import below_model, read_table
+from openxlstm.interop.foreign_options import below_model, read_table
 from openxlstm.interop.reading import Reading
 from openxlstm.interop.tensor_files import TORCH_FILES, below_prefix, open_checkpoint
 from openxlstm.interop.translate import LazyTensors, to_ours

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from openxlstm.errors import UserError
 from openxlstm.interop.translate import LazyTensors
-from openxlstm.lm.weights import open_weights
+from openxlstm.lm.weight_files import open_weights
 
 TORCH_FILES = (".pt", ".pth", ".bin", ".ckpt")
 NESTED = ("state_dict", "model_state_dict", "model", "module")

@@ -15,7 +15,7 @@ from openxlstm.interop.keymap import large_rows, nxai_rows, nxai_stack_rows
 from openxlstm.interop.opening import EMBEDDING, Format
 from openxlstm.interop.translate import LazyTensors, to_theirs
 from openxlstm.lm.config_file import CONFIG, write_config
-from openxlstm.lm.weights import save_weights
+from openxlstm.lm.weight_files import save_weights
 
 HEAD = "head.weight"
 REGISTERED = "transformers opens a model of the paper's blocks after `import openxlstm.hf`"

@@ -12,8 +12,8 @@ from torch import Tensor
 
 from openxlstm.config import LargeBlockConfig, ModelConfig
 from openxlstm.errors import UserError
+from openxlstm.interop.foreign_options import Options, factor_of
 from openxlstm.interop.keymap import large_rows
-from openxlstm.interop.options import Options, factor_of
 from openxlstm.interop.reading import Reading, rows_of
 
 KERNELS = (

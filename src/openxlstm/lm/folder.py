@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from openxlstm.errors import UserError
-from openxlstm.lm.weights import Weights
+from openxlstm.lm.weight_files import Weights
 
 
 def fill(

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from openxlstm.config import ModelConfig
 from openxlstm.lm.config_file import read_config, write_config
 from openxlstm.lm.folder import fill
-from openxlstm.lm.weights import open_weights, save_weights
+from openxlstm.lm.weight_files import open_weights, save_weights
 from openxlstm.nn.decoder import Decoder
 from openxlstm.nn.dropout import Dropout
 from openxlstm.nn.dropout import evaluation_mode as evaluation_mode

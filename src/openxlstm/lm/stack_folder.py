@@ -7,7 +7,7 @@ import torch
 from openxlstm.config import StackConfig
 from openxlstm.lm.config_file import read_config, write_config
 from openxlstm.lm.folder import fill
-from openxlstm.lm.weights import open_weights, save_weights
+from openxlstm.lm.weight_files import open_weights, save_weights
 from openxlstm.nn.init import without_memory
 from openxlstm.nn.stack import Stack
 

@@ -41,7 +41,7 @@ def load_model(
     from openxlstm.config import ModelConfig
     from openxlstm.lm.config_file import read_config
     from openxlstm.lm.model import LanguageModel
-    from openxlstm.lm.weights import open_weights
+    from openxlstm.lm.weight_files import open_weights
 
     kind = None if dtype is None else getattr(torch, dtype)
     if is_foreign(folder):

@@ -13,8 +13,8 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from openxlstm.errors import UserError
-from openxlstm.lm import weights as weights_module
-from openxlstm.lm.weights import INDEX, open_weights, save_weights
+from openxlstm.lm import weight_files as weights_module
+from openxlstm.lm.weight_files import INDEX, open_weights, save_weights
 
 DTYPES = [torch.float64, torch.float32, torch.float16, torch.bfloat16, torch.int64, torch.bool]
 
