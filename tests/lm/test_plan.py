@@ -9,7 +9,7 @@ from openxlstm.errors import UserError
 from openxlstm.lm.cost import training_flops_per_token
 from openxlstm.lm.memory import activation_bytes
 from openxlstm.lm.model import LanguageModel
-from openxlstm.lm.plan import TrainingJob, make_plan, rate_of_devices
+from openxlstm.lm.plan import TrainingJob, plan_training, rate_of_devices
 from openxlstm.lm.presets import get_preset
 
 MODEL = ModelConfig(vocab_size=11, embedding_dim=16, layers="msm", num_heads=2)
@@ -34,7 +34,7 @@ def seven_b() -> tuple[TrainingJob, float]:
 
 
 def test_by_hand() -> None:
-    plan = make_plan(JOB, tokens_per_second=50.0)
+    plan = plan_training(JOB, tokens_per_second=50.0)
     P = sum(p.numel() for p in LanguageModel(MODEL).parameters())
     assert plan.parameters == sum(plan.parts.values()) == P
     assert list(plan.parts) == [
@@ -50,7 +50,7 @@ def test_by_hand() -> None:
 
 
 def test_without_a_rate_there_is_no_time() -> None:
-    plan = make_plan(JOB)
+    plan = plan_training(JOB)
     assert plan.tokens_per_second is plan.seconds is plan.flops_per_second_of_rank is None
 
 
@@ -58,7 +58,7 @@ def test_ranks_and_parts_share_a_batch() -> None:
     compute = ComputeConfig(accumulate=2)
     job = TrainingJob(model=MODEL, tokens=9, batch_size=8, window=6, world_size=2, compute=compute)
     assert job.rows_at_once == 2
-    plan = make_plan(job, tokens_per_second=50.0)
+    plan = plan_training(job, tokens_per_second=50.0)
     assert plan.memory.activations == activation_bytes(MODEL, 2, 6, compute)
     assert plan.flops_per_second_of_rank == 25 * training_flops_per_token(MODEL)
     with pytest.raises(UserError, match=r"batch of 8 sequences .* 3 ranks in 1 parts .* multiple"):
@@ -68,7 +68,7 @@ def test_ranks_and_parts_share_a_batch() -> None:
 
 
 def test_an_average_is_kept_and_saved() -> None:
-    with_average = make_plan(
+    with_average = plan_training(
         TrainingJob(model=MODEL, tokens=9, batch_size=1, window=6, average=True)
     )
     assert with_average.memory.average == with_average.memory.weights
@@ -78,14 +78,14 @@ def test_an_average_is_kept_and_saved() -> None:
 def test_a_rate_from_what_a_device_can_do() -> None:
     job = TrainingJob(model=MODEL, tokens=9, batch_size=2, window=6, world_size=2)
     rate = rate_of_devices(job, 1e12, 0.25)
-    assert make_plan(job, rate).flops_per_second_of_rank == pytest.approx(0.25e12)
+    assert plan_training(job, rate).flops_per_second_of_rank == pytest.approx(0.25e12)
     for flops, mfu in ((0, 0.4), (1e12, 0), (1e12, 1.5)):
         with pytest.raises(UserError, match="must be"):
             rate_of_devices(job, flops, mfu)
 
 
 def test_json_has_the_sum() -> None:
-    values = json.loads(json.dumps(make_plan(JOB).to_dict()))
+    values = json.loads(json.dumps(plan_training(JOB).to_dict()))
     memory = values["memory"]
     assert memory["total"] == sum(size for name, size in memory.items() if name != "total")
 
@@ -95,7 +95,7 @@ def test_the_run_of_xlstm_7b() -> None:
     smaller batches); 128 GPUs at 9.15 thousand tokens/s (table 2), 3.63 s a step (table 3). An H100
     has 80 GB and does 989 TFLOP/s in bfloat16 (NVIDIA's data sheet)."""
     job, rate = seven_b()
-    plan = make_plan(job, rate)
+    plan = plan_training(job, rate)
     assert plan.tokens == pytest.approx(2.3e12, rel=0.005)
     assert plan.steps == 550_000
     assert plan.seconds is not None
@@ -111,7 +111,7 @@ def test_why_xlstm_7b_was_sharded_and_recomputed() -> None:
 
     def total(**options: object) -> int:
         compute = ComputeConfig.from_dict({**job.compute.to_dict(), **options})
-        return make_plan(
+        return plan_training(
             TrainingJob(
                 model=job.model, tokens=1, batch_size=512, window=8192, world_size=128,
                 compute=compute,

@@ -12,7 +12,7 @@ from openxlstm.lm.presets import Preset, get_preset
 from openxlstm.runs.loading import size_in_words
 
 if TYPE_CHECKING:
-    from openxlstm.lm.plan import Plan, TrainingJob
+    from openxlstm.lm.plan import TrainingJob, TrainingPlan
 
 GIVEN = "as given"
 MEASURE_STEPS = 5
@@ -85,12 +85,12 @@ def run(arguments: list[str]) -> int:
     if options.tokens_per_second is not None and not 0 < options.tokens_per_second < float("inf"):
         raise UserError(f"tokens-per-second must be positive, not {options.tokens_per_second:g}")
 
-    from openxlstm.lm.plan import make_plan
+    from openxlstm.lm.plan import plan_training
 
     preset = get_preset(options.preset)
     job = _job(options, preset)
     rate, source = _rate(options, preset, job)
-    plan = make_plan(job, rate)
+    plan = plan_training(job, rate)
     if options.json:
         values = {
             "preset": options.preset, "model": job.model.to_dict(), "batch_size": job.batch_size,
@@ -226,7 +226,7 @@ def _measure(options: Options, job: "TrainingJob") -> float:
     return rows * job.window / statistics.median(times)
 
 
-def _print_table(name: str, job: "TrainingJob", plan: "Plan", source: str | None) -> None:
+def _print_table(name: str, job: "TrainingJob", plan: "TrainingPlan", source: str | None) -> None:
     from rich.console import Console
     from rich.table import Table
 

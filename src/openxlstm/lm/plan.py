@@ -55,7 +55,7 @@ class TrainingJob:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Plan:
+class TrainingPlan:
     """The estimates of a job."""
 
     parameters: int
@@ -91,12 +91,12 @@ class Plan:
         return values
 
 
-def make_plan(job: TrainingJob, tokens_per_second: float | None = None) -> Plan:
+def plan_training(job: TrainingJob, tokens_per_second: float | None = None) -> TrainingPlan:
     """Estimates `job`, with the throughput of the whole job if it is given; allocates nothing."""
     summary, flops = summarize_unbuilt(job.model), training_flops_per_token(job.model)
     activations = activation_bytes(job.model, job.rows_at_once, job.window, job.compute)
     rate, weights = tokens_per_second, FLOAT * summary.num_parameters
-    return Plan(
+    return TrainingPlan(
         parameters=summary.num_parameters,
         parts=_join_blocks(summary.parts),
         state_bytes=summary.state_bytes,
