@@ -108,9 +108,7 @@ def pick(
     device, backends = x.device.type, table[op]
     request = Request(device, x.dtype, sizes, call_context())
     chosen = _first(op, backends, request) if name is None else _named(op, backends, request, name)
-    if device in ("cpu", "cuda") and torch.is_autocast_enabled(device):
-        return _without_autocast(chosen.run, device)
-    return chosen.run
+    return _without_autocast(chosen.run, device)
 
 
 def _first(op: str, backends: Sequence[Backend], request: Request) -> Backend:
@@ -134,11 +132,24 @@ def _named(op: str, backends: Sequence[Backend], request: Request, name: str) ->
 
 
 def _without_autocast(run: Callable[..., Any], device: str) -> Callable[..., Any]:
+    if device not in ("cpu", "cuda") or not torch.is_autocast_enabled(device):
+        return run
+
     def run_as_given(*arguments: Any, **options: Any) -> Any:
         with torch.autocast(device, enabled=False):
             return run(*arguments, **options)
 
     return run_as_given
+
+
+def without_autocast(backward: Callable[..., Any]) -> Callable[..., Any]:
+    """The `backward` of a `torch.autograd.Function`, which somebody may call under autocast."""
+
+    def run(ctx: Any, *grads: Tensor | None) -> Any:
+        device = next(grad.device.type for grad in grads if grad is not None)
+        return _without_autocast(backward, device)(ctx, *grads)
+
+    return run
 
 
 def _reasons(backends: Sequence[Backend], request: Request) -> str:

@@ -64,7 +64,7 @@ def mlstm_input(
         ValueError: on shapes, dtypes or devices that do not fit together.
         BackendError: if the backend asked for cannot run this.
     """
-    sizes = _check_input(x, weights, "state", state, reset)
+    sizes = _check_input(x, "weights", weights, "state", state, reset)
     run = pick("mlstm_input", BACKENDS, x, sizes, backend)
     inputs, after = run(x, weights, state, reset=reset)
     return MLSTMInputs(*inputs), after
@@ -134,7 +134,7 @@ def mlstm_block(
         BackendError: if the backend asked for cannot run this.
     """
     conv_state, cell_state = (None, None) if state is None else state
-    sizes = _check_input(x, weights.input, "state.conv", conv_state, reset)
+    sizes = _check_input(x, "weights.input", weights.input, "state.conv", conv_state, reset)
     B, E, NH = sizes["B"], sizes["E"], sizes["NH"]
     _check_output("weights.output", x, E, weights.output)
     if weights.output.down.shape[0] != sizes["D"]:
@@ -152,6 +152,7 @@ def mlstm_block(
 
 def _check_input(
     x: Tensor,
+    name: str,
     weights: MLSTMInputWeights,
     state_name: str,
     state: ConvState | None,
@@ -159,15 +160,15 @@ def _check_input(
 ) -> dict[str, int]:
     """Checks what `mlstm_input` is given, and returns the sizes."""
     check_floating("x", x, "B, T, D")
-    check_floating("weights.up", weights.up, "2·E, D")
-    check_floating("weights.q", weights.q, "E/S, S, S")
-    check_floating("weights.gate", weights.gate, "2, NH, 3·E")
+    check_floating(f"{name}.up", weights.up, "2·E, D")
+    check_floating(f"{name}.q", weights.q, "E/S, S, S")
+    check_floating(f"{name}.gate", weights.gate, "2, NH, 3·E")
     B, T, D = x.shape
     E, NH, side = weights.up.shape[0] // 2, weights.gate.shape[1], weights.q.shape[-1]
     if (weights.conv_weight is None) != (weights.conv_bias is None):
-        raise ValueError("weights.conv_weight and weights.conv_bias must be given both or neither")
+        raise ValueError(f"{name}.conv_weight and {name}.conv_bias must be given both or neither")
     if weights.conv_weight is None and state is not None:
-        raise ValueError(f"{state_name} needs weights.conv_weight, which was not given")
+        raise ValueError(f"{state_name} needs {name}.conv_weight, which was not given")
     if E % side:
         raise ValueError(f"the inner width {E} is not a multiple of the blocks' side {side}")
     if E % NH:
@@ -175,7 +176,7 @@ def _check_input(
     K = 0 if weights.conv_weight is None else weights.conv_weight.shape[-1]
     block = E // side, side, side
     check_parts(
-        "weights", weights, x,
+        name, weights, x,
         up=(2 * E, D), q=block, k=block, v=block, gate=(2, NH, 3 * E), gate_bias=(2, NH),
         conv_weight=(E, K), conv_bias=(E,), up_bias=(2 * E,), q_bias=(E,), k_bias=(E,), v_bias=(E,),
     )  # fmt: skip

@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from openxlstm.ops.dispatch import without_autocast
 from openxlstm.states import ConvState
 
 
@@ -109,6 +110,7 @@ class _CausalConv(torch.autograd.Function):
 
     @staticmethod
     @once_differentiable
+    @without_autocast
     def backward(  # pyright: ignore[reportIncompatibleMethodOverride]
         ctx: Any, dy: Tensor | None, d_last: Tensor | None
     ) -> tuple[Tensor | None, ...]:

@@ -23,6 +23,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from openxlstm.ops.dispatch import without_autocast
 from openxlstm.ops.plain.stabilizer import (
     reverse_cumsum,
     running_maximum,
@@ -201,6 +202,7 @@ class _Chunkwise(torch.autograd.Function):
 
     @staticmethod
     @once_differentiable
+    @without_autocast
     def backward(  # pyright: ignore[reportIncompatibleMethodOverride]
         ctx: Any, dh: Tensor | None, dC_T: Tensor | None, dn_T: Tensor | None, dm_T: Tensor | None
     ) -> tuple[Tensor | None, ...]:

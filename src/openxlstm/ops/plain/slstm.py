@@ -18,6 +18,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from openxlstm.ops.dispatch import without_autocast
 from openxlstm.reference.slstm import initial_state, step
 from openxlstm.states import SLSTMState
 
@@ -104,6 +105,7 @@ class _Scan(torch.autograd.Function):
 
     @staticmethod
     @once_differentiable
+    @without_autocast
     def backward(  # pyright: ignore[reportIncompatibleMethodOverride]
         ctx: Any,
         dh: Tensor | None,
