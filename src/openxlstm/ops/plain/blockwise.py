@@ -6,15 +6,15 @@ from torch import Tensor
 from openxlstm.ops.dispatch import is_exported
 
 TILE = 64
-"""Width to which small diagonal blocks are joined: a product with the zeros between them costs less
-than many tiny products."""
+"""Width up to which small diagonal blocks are merged: one matmul that includes the zeros between
+them is faster than many tiny matmuls."""
 
 FEW = 4
-"""Rows, as in a step of generation, for which joining blocks costs more than it saves."""
+"""Most rows, as in a step of generation, for which merging blocks costs more time than it saves."""
 
 
 def blockwise(x: Tensor, weight: Tensor) -> Tensor:
-    """x (…, H·in) through the diagonal blocks of weight (H, out, in) → (…, H·out)."""
+    """Multiplies x (…, H·in) by the diagonal blocks of weight (H, out, in) → (…, H·out)."""
     H, _, dim_in = weight.shape
     grouped = x.reshape(-1, H, dim_in)  # (N, H, in)
     if not is_exported() and len(grouped) <= FEW:
@@ -26,7 +26,7 @@ def blockwise(x: Tensor, weight: Tensor) -> Tensor:
 
 
 def tiles(weight: Tensor) -> Tensor:
-    """The same block-diagonal map in fewer, wider blocks: (H, out, in) → (H/t, t·out, t·in)."""
+    """Merges t neighbouring diagonal blocks into one: (H, out, in) → (H/t, t·out, t·in)."""
     H, dim_out, dim_in = weight.shape
     t = max(t for t in range(1, H + 1) if H % t == 0 and (t == 1 or t * dim_in <= TILE))
     if t == 1:

@@ -1,9 +1,9 @@
-"""Causal depthwise convolution in plain PyTorch, with its own backward.
+"""Causal depthwise convolution in plain PyTorch, with a hand-written backward.
 
 B batch · T time · D channels · K kernel size
 
-A depthwise kernel of four steps is too little work for a general convolution: K shifted
-multiply-adds over the whole sequence took a third of the time of `conv1d` on a CPU.
+A depthwise kernel of four steps is too little work for a general convolution: on a CPU, K shifted
+multiply-adds over the whole sequence took a third of the time of `conv1d`.
 """
 
 from typing import Any
@@ -26,7 +26,7 @@ def causal_conv(
     reset: Tensor | None = None,
     activation: str | None = None,
 ) -> tuple[Tensor, ConvState]:
-    """`openxlstm.ops.causal_conv` for inputs that it has checked."""
+    """`openxlstm.ops.causal_conv` for checked inputs."""
     y, state = _convolve(x, weight, bias, state, reset)
     return y if activation is None else F.silu(y), state
 
@@ -72,7 +72,7 @@ def traceable(
 def last_inputs(
     x: Tensor, kernel_size: int, before: ConvState | None, reset: Tensor | None
 ) -> ConvState:
-    """The state after x (B, T, D): what a convolution of `kernel_size` still needs of it."""
+    """The state after x (B, T, D): its last inputs, which later steps of a convolution need."""
     B, T, D = x.shape
     if kernel_size > T + 1:
         start = x.new_zeros(B, kernel_size - 1, D) if before is None else before.x

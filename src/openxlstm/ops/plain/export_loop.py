@@ -1,7 +1,7 @@
-"""sLSTM and mLSTM as `torch.export` records them: one loop that runs for any number of steps.
+"""sLSTM and mLSTM for `torch.export`: one loop that runs for any number of steps.
 
-The steps, or chunks of steps, are those of `reference`; the loop is torch's `scan`, which becomes a
-Scan in ONNX. Outside of an export it would be compiled anew for every size, which nobody wants.
+`reference` computes the steps, or chunks of steps. The loop is torch's `scan`, which becomes a Scan
+in ONNX. Outside of an export, torch would compile it again for every size.
 
 B batch · T time = NC chunks of L steps, the last one padded · NH heads · DQK, DHV, DH widths
 """
@@ -19,13 +19,13 @@ from openxlstm.reference import slstm as slstm_reference
 from openxlstm.states import MLSTMState, SLSTMState
 
 Tensors = tuple[Tensor, ...]
-"""A state without its names, which the loop would not keep, or what it reads in one turn."""
+"""A state as a plain tuple, since the loop drops names; or the inputs of one iteration."""
 
-Turned = tuple[Tensors, Tensor]
-"""The state after a turn, and what it gives out."""
+Carried = tuple[Tensors, Tensor]
+"""The state after an iteration, and its output."""
 
 CHUNK = 32
-"""Steps of an mLSTM that one turn of the loop reads."""
+"""Time steps of an mLSTM per iteration of the loop."""
 
 
 def slstm(
@@ -37,12 +37,12 @@ def slstm(
     reset: Tensor | None = None,
     forget_gate: str = "sigmoid",
 ) -> tuple[Tensor, SLSTMState]:
-    """`openxlstm.ops.slstm` for inputs that it has checked."""
+    """`openxlstm.ops.slstm` for checked inputs."""
     if bias is not None:
         x = x + bias
     state = slstm_reference.initial_state(x) if state is None else state
 
-    def turn(before: Tensors, read: Tensors) -> Turned:
+    def iterate(before: Tensors, read: Tensors) -> Carried:
         x_t, *starts = read
         if reset is not None:
             empty = starts[0][:, None, None]
@@ -52,9 +52,9 @@ def slstm(
 
     read = (x.transpose(0, 1), *(() if reset is None else (reset.T,)))
     if _is_one(x.shape[1]):
-        after, h = turn(state, tuple(part[0] for part in read))
+        after, h = iterate(state, tuple(part[0] for part in read))
         return h[:, None], SLSTMState(*after)
-    after, h = _loop(turn, tuple(part.clone() for part in state), read)
+    after, h = _loop(iterate, tuple(part.clone() for part in state), read)
     return h.transpose(0, 1), SLSTMState(*after)
 
 
@@ -70,12 +70,12 @@ def mlstm(
     eps: float = 0.0,
     chunk_size: int = CHUNK,
 ) -> tuple[Tensor, MLSTMState]:
-    """`openxlstm.ops.mlstm` for inputs that it has checked."""
+    """`openxlstm.ops.mlstm` for checked inputs."""
     state = mlstm_reference.initial_state(q, v) if state is None else state
     T = q.shape[2]
     L = 1 if _is_one(T) else chunk_size
 
-    def turn(before: Tensors, read: Tensors) -> Turned:
+    def iterate(before: Tensors, read: Tensors) -> Carried:
         q, k, v, log_i, log_f, *starts = read
         h, after = mlstm_reference.parallel(
             q, k, v, log_i, log_f, MLSTMState(*before),
@@ -85,11 +85,11 @@ def mlstm(
 
     if L == 1:
         read = q, k, v, log_i, log_f, *(() if reset is None else (reset,))
-        after, h = turn(state, read)
+        after, h = iterate(state, read)
         return h, MLSTMState(*after)
 
-    # Steps that write nothing and forget nothing fill the last chunk. There is one more of them
-    # than is needed, since a number of chunks that may be 1 would be taken for a constant.
+    # Steps that write nothing and forget nothing pad the last chunk. There is always one chunk more
+    # than needed, since export would take a number of chunks that may be 1 for a constant.
     NC = (T + 2 * L - 1) // L
     padding = NC * L - T
 
@@ -101,25 +101,25 @@ def mlstm(
     read = (chunks(q), chunks(k), chunks(v), chunks(log_i, -torch.inf), chunks(log_f))
     if reset is not None:
         read += (chunks(reset[:, None])[:, :, 0],)
-    after, h = _loop(turn, tuple(part.clone() for part in state), read)
+    after, h = _loop(iterate, tuple(part.clone() for part in state), read)
     h = h.movedim(0, 2).flatten(2, 3)
-    # Not a slice, which asks whether T is more than there is, and makes a rule of the answer.
+    # No slice: it would compare T with the padded length, and export would keep that as a guard.
     return h.index_select(2, torch.arange(T, device=h.device)), MLSTMState(*after)
 
 
-def _loop(turn: Callable[[Tensors, Tensors], Turned], state: Tensors, read: Tensors) -> Turned:
-    """torch's `scan` over the first dimension of what is read.
+def _loop(iterate: Callable[[Tensors, Tensors], Carried], state: Tensors, read: Tensors) -> Carried:
+    """torch's `scan` over the first dimension of `read`.
 
-    It compiles itself, and keeps that. What an export before left, of fixed sizes, is asked whether
-    it fits this one, and the answer becomes a rule for sizes that shall be free: so it is dropped.
+    `scan` compiles itself and caches the result. A later export would check the cached sizes of an
+    earlier one, and keep that as a guard on sizes that must stay free; so the cache is dropped.
     """
     if not torch.compiler.is_dynamo_compiling():
         for constant in scan.__code__.co_consts:
             if isinstance(constant, CodeType):
                 torch._dynamo.reset_code(constant)  # pyright: ignore[reportPrivateImportUsage]
-    return scan(turn, state, read)
+    return scan(iterate, state, read)
 
 
 def _is_one(T: int) -> bool:
-    """Whether the program is for a single step, and not for any number."""
+    """Whether the program is for a single step, not for any number of steps."""
     return isinstance(T, int) and T == 1

@@ -1,19 +1,20 @@
-"""mLSTM in plain PyTorch for every device: chunkwise, with its own backward.
+"""mLSTM in plain PyTorch for every device: chunkwise, with a hand-written backward.
 
 B batch · NH heads, G = B·NH · T time = NC chunks of L steps, N = G·NC · DQK, DHV widths
 
-Inside a chunk all pairs of steps are weighed at once, as in attention; from chunk to chunk the
-state is carried. With F the running sum of log_f, and b the same counted from the chunk's start,
+Inside a chunk all pairs of steps are weighted at once, as in attention; the state is carried from
+chunk to chunk. With b the sum of log_f from the chunk's start to a step,
 
     log_D[t, s] = b_t - b_s + log_i_s           weight of step s in the output of step t, s ≤ t
     b_t + m_prev                                weight of the state before the chunk
     b_last - b_s + log_i_s                      weight of step s in the state after the chunk
 
-each less the stabilizer m of where it arrives. Gates are scalars per head and step, so their sums
-are kept in float64 at no cost; the matrices are in the input's dtype.
+each less the stabilizer m of the step that it arrives at. Gates are one number per head and step,
+so float64 sums of them cost little; matrices have the dtype of the inputs.
 
-The backward is the true gradient. h does not depend on m as long as eps is 0, so m counts as a
-constant there; what eps and a loss on the final state add is in `stabilizer.py`.
+The backward is the true gradient. If eps is 0, h does not depend on m, and the backward treats m as
+a constant. `stabilizer.py` adds the gradients that go through m: from eps, and from a loss on the
+final state.
 """
 
 from typing import Any, NamedTuple
@@ -47,7 +48,7 @@ def mlstm(
     eps: float = 0.0,
     chunk_size: int | None = None,
 ) -> tuple[Tensor, MLSTMState]:
-    """`openxlstm.ops.mlstm` for inputs that it has checked."""
+    """`openxlstm.ops.mlstm` for checked inputs."""
     T = q.shape[2]
     if T == 1 and reset is None and not torch.is_grad_enabled():
         q_t, k_t, v_t, log_i, log_f = (x[:, :, 0] for x in (q, k, v, log_i, log_f))
@@ -57,7 +58,7 @@ def mlstm(
     L = min(T, chunk_size or best_chunk_size(q.shape[-1], v.shape[-1]))
     num_chunks = -(-T // L)
     if chunk_size is None:
-        L = -(-T // num_chunks)  # chunks of one size leave little to pad
+        L = -(-T // num_chunks)  # chunks of equal size need little padding
     padding = num_chunks * L - T
     if padding:  # steps that write nothing and forget nothing
         q, k, v = (F.pad(x, (0, 0, 0, padding)) for x in (q, k, v))
@@ -70,13 +71,13 @@ def mlstm(
 
 
 def best_chunk_size(DQK: int, DHV: int) -> int:
-    """Chunk size that was fastest on CPUs: work within a chunk grows with L, between with 1/L."""
+    """The chunk size that was fastest on CPUs: work grows with L inside a chunk, with 1/L between."""
     widest = max(DQK, DHV)
     return 32 if widest <= 32 else 64 if widest < 128 else 96
 
 
 class _Gates(NamedTuple):
-    """Weights of everything that is summed; those past a reset are 0."""
+    """Weights of all terms in the sums over steps; weights across a reset are 0."""
 
     row: Tensor
     """b_t - m_t (N, L): with `column`, the exponent of D."""

@@ -1,14 +1,14 @@
-"""sLSTM in plain PyTorch for every device: a scan with its own backward.
+"""sLSTM in plain PyTorch for every device: a scan with a hand-written backward.
 
 B batch · T time · NH heads · DH width of a head · gates in the order i, f, z, o
 
-Each step depends on the one before, so what can be saved is the cost of a step: no autograd graph,
-no allocation, heads as the batch of one matrix product, everything (T, NH, B, ·) so that a step is
-one contiguous slice. The forward keeps the activations; the backward turns them into factors for
-all steps at once, and leaves six small operations to its loop.
+Each step depends on the one before, so speed comes from cheap steps: no autograd graph, no
+allocation, one batched matmul over the heads, and the layout (T, NH, B, ·), in which a step is one
+contiguous slice. The forward saves the activations. The backward computes the factors of all steps
+at once, which leaves six small operations to its loop.
 
-h does not depend on the stabilizer m, so m counts as a constant in the backward. Only a loss on the
-final state sees m itself; its gradient goes back along the path that won each maximum.
+h does not depend on the stabilizer m, and the backward treats m as a constant. Only a loss on the
+final state depends on m itself; its gradient follows the branch that won each maximum.
 """
 
 from typing import Any
@@ -32,14 +32,16 @@ def slstm(
     reset: Tensor | None = None,
     forget_gate: str = "sigmoid",
 ) -> tuple[Tensor, SLSTMState]:
-    """`openxlstm.ops.slstm` for inputs that it has checked."""
+    """`openxlstm.ops.slstm` for checked inputs."""
     if bias is not None:
         x = x + bias
     if state is None:
         state = initial_state(x)
     if x.shape[1] == 1 and reset is None and not torch.is_grad_enabled():
         state = step(x[:, 0], recurrent_weight, state, forget_gate)
-        return state.h[:, None].clone(), state  # whoever changes h in place leaves the state alone
+        return state.h[
+            :, None
+        ].clone(), state  # so that changing h in place does not change the state
     output, *final = _Scan.apply(x, recurrent_weight, *state, reset, forget_gate)  # pyright: ignore
     return output, SLSTMState(*final)
 
@@ -69,7 +71,7 @@ class _Scan(torch.autograd.Function):
             states[0] = initial.transpose(0, 1)
         log_f = x.new_empty(T, NH, B, DH) if forget_gate == "sigmoid" else None
 
-        # x_[t] is step t of x: views made all at once cost less than T times indexing.
+        # x_[t] is step t of x: unbinding once costs less than indexing T times.
         gates_, i_and_f = gates.unbind(0), by_gate[:, :, :, :2].unbind(0)
         i_, f_, z_, o_ = (gate.unbind(0) for gate in by_gate.unbind(3))
         h_, c_, n_, m_ = (states.unbind(0) for states in (h, c, n, m))
@@ -88,7 +90,9 @@ class _Scan(torch.autograd.Function):
                 F.logsigmoid(f, out=log_f_[t])  # pyright: ignore[reportCallIssue]
                 f.copy_(log_f_[t])
             f.add_(m_[t])
-            if t == 0 or keep_ is not None:  # after a step n is at least 1: empty only at a start
+            if (
+                t == 0 or keep_ is not None
+            ):  # n is at least 1 after a step, so memory is empty only at a start
                 f.masked_fill_(n_prev == 0, -torch.inf)
             torch.maximum(f, i, out=m_t)
             i_and_f[t].sub_(m_t.unsqueeze(2)).exp_()
@@ -98,7 +102,7 @@ class _Scan(torch.autograd.Function):
 
         ctx.save_for_backward(by_gate, log_f, R, h, c, n, m, keep)
         ctx.set_materialize_grads(False)
-        # Copies, since a view, which B = 1 would give, keeps the states of all steps alive.
+        # Copies: views, as B = 1 would give, would keep the states of all steps alive.
         output = h[1:].permute(2, 0, 1, 3).clone(memory_format=torch.contiguous_format)
         final = (x[T].transpose(0, 1) for x in (h, c, n, m))
         return (output, *(x.clone(memory_format=torch.contiguous_format) for x in final))
@@ -152,7 +156,7 @@ class _Scan(torch.autograd.Function):
         for t in reversed(range(T)):
             dh_t.add_(dh_[t])
             dcn.addcmul_(h_factor_[t], dh_t)
-            # Not out=, which torch.compile does not take of a part that is not in one piece.
+            # No out=: torch.compile does not accept non-contiguous outputs.
             d_o[t].copy_(o_factor_[t]).mul_(dh_t)
             d_ifz[t].copy_(c_factor_[t]).mul_(dc)
             d_if[t].addcmul_(n_factor_[t], dn)

@@ -1,10 +1,10 @@
-"""The stabilizer m of an mLSTM for all steps at once, and what a gradient of m itself comes to.
+"""The stabilizer m of an mLSTM for all steps at once, and gradients through m.
 
 G heads of samples · T time
 
 m is the one of the recurrent form, m_t = max(log_f_t + m_{t-1}, log_i_t). With F the running sum of
-log_f that is m_t = F_t + max(m_0, max over s ≤ t of (log_i_s - F_s)). A reset begins a new segment,
-whose memory is empty and starts from m = 0. All of it is in float64: the sums are long.
+log_f, m_t = F_t + max(m_0, max over s ≤ t of (log_i_s - F_s)). A reset begins a new segment, whose
+memory is empty and starts from m = 0. Everything is computed in float64, since the sums are long.
 """
 
 import torch
@@ -12,7 +12,7 @@ from torch import Tensor
 
 
 def segments(reset: Tensor, num_heads: int) -> Tensor:
-    """Number of resets so far, for each head (B·NH, T), from reset (B, T)."""
+    """Number of resets up to each step, per head (B·NH, T), from reset (B, T)."""
     return reset.cumsum(1).repeat_interleave(num_heads, dim=0)
 
 
@@ -22,7 +22,7 @@ def starts(segment: Tensor) -> Tensor:
 
 
 def running_maximum(log_i: Tensor, log_f: Tensor, m_0: Tensor, segment: Tensor | None) -> Tensor:
-    """m_t - F_t (G, T), of log gates (G, T) and m_0 (G,)."""
+    """m_t - F_t (G, T) from log gates (G, T) and m_0 (G,)."""
     best, _ = _winners(log_i, log_f, segment)
     with_start = torch.maximum(best, m_0.double()[:, None])
     return with_start if segment is None else torch.where(segment > 0, best, with_start)
@@ -33,8 +33,8 @@ def through_stabilizer(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Gradients of log_i, log_f (G, T) and m_0 (G,) from dm (G, T), the gradient of m itself.
 
-    m_t is log_i_s + log_f_{s+1} + … + log_f_t for the step s that won the maximum. Where the memory
-    at the start (m_0), or that after a reset (0), won instead, it is that plus all log_f since.
+    m_t is log_i_s + log_f_{s+1} + … + log_f_t for the step s that won the maximum. Where the
+    initial memory (m_0) or the empty memory after a reset (0) won, it is that plus all log_f since.
     """
     G, T = dm.shape
     best, s = _winners(log_i, log_f, segment)
@@ -65,14 +65,14 @@ def _winners(log_i: Tensor, log_f: Tensor, segment: Tensor | None) -> tuple[Tens
     if segment is None:
         best, source = log_m_s.cummax(-1)
         return best, source
-    # Each segment is lifted over those before it, so that their maxima don't reach into it.
+    # Each segment is lifted over those before it, so that earlier maxima cannot win in it.
     lift = segment * (_span(log_m_s) + 1)
     best, source = (log_m_s + lift).cummax(-1)
     return best - lift, source
 
 
 def _written(log_i: Tensor, log_f: Tensor, segment: Tensor | None) -> Tensor:
-    """What a step adds to m: log_i, or after a reset the empty memory, m = 0, as it decays."""
+    """The candidate of each step for m: log_i, or after a reset the decayed empty memory, log_f."""
     if segment is None:
         return log_i
     return torch.where(starts(segment), torch.maximum(log_i, log_f), log_i)
