@@ -57,6 +57,13 @@ def missing() -> str | None:
     return _MISSING
 
 
+# Read once, since torch.compile does not trace an import.
+MAX_KERNEL: int = 0 if _MISSING else extension().MAX_KERNEL
+"""Most steps of a convolution that the fused kernels take."""
+MAX_CHUNK: int = 0 if _MISSING else extension().MAX_CHUNK
+"""Most steps per chunk of the mLSTM's kernel."""
+
+
 def arguments_of(operator: str) -> type[Any]:
     """A named tuple of an operator's arguments, named as its schema in C++ names them."""
     return namedtuple(operator, (x.name for x in _schema(operator).arguments))  # pyright: ignore
@@ -196,8 +203,8 @@ def low_precision(request: Request) -> str | None:
 @by_sizes
 def long_kernel(sizes: Sizes) -> str | None:
     """Why a convolution is too long for the fused kernels, or None."""
-    K, most = sizes["K"], extension().MAX_KERNEL
-    return f"a convolution over {K} steps is too long for it" if most < K else None
+    K = sizes["K"]
+    return f"a convolution over {K} steps is too long for it" if K > MAX_KERNEL else None
 
 
 def compiled() -> str | None:

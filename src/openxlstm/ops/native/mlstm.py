@@ -5,7 +5,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from openxlstm.ops.native.backend import contiguous, dense_rows, extension, needs_saving, register
+from openxlstm.ops.native.backend import MAX_CHUNK, contiguous, dense_rows, needs_saving, register
 from openxlstm.ops.plain.mlstm import best_chunk_size
 from openxlstm.ops.plain.stabilizer import segments, through_stabilizer
 from openxlstm.reference.mlstm import initial_state, one
@@ -29,7 +29,7 @@ def mlstm(
     inputs = (*map(dense_rows, (q, k, v)), log_i.contiguous(), log_f.contiguous())
     initial = tuple(part.contiguous() for part in state)
     save = needs_saving(*inputs, *initial)
-    L = min(extension().MAX_CHUNK, chunk_size or best_chunk_size(q.shape[-1], v.shape[-1]))
+    L = min(MAX_CHUNK, chunk_size or best_chunk_size(q.shape[-1], v.shape[-1]))
     if not torch.compiler.is_compiling():  # there it would fix T, which may be any number
         L = min(L, q.shape[2])
     h, C, n, m, *_ = torch.ops.openxlstm.mlstm(*inputs, *initial, contiguous(reset), eps, L, save)

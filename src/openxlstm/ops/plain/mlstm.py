@@ -71,7 +71,7 @@ def mlstm(
 
 
 def best_chunk_size(DQK: int, DHV: int) -> int:
-    """The chunk size that was fastest on CPUs: work grows with L inside a chunk, with 1/L between."""
+    """The chunk size that was fastest on CPUs: work grows with L in a chunk, with 1/L between."""
     widest = max(DQK, DHV)
     return 32 if widest <= 32 else 64 if widest < 128 else 96
 

@@ -90,9 +90,7 @@ class _Scan(torch.autograd.Function):
                 F.logsigmoid(f, out=log_f_[t])  # pyright: ignore[reportCallIssue]
                 f.copy_(log_f_[t])
             f.add_(m_[t])
-            if (
-                t == 0 or keep_ is not None
-            ):  # n is at least 1 after a step, so memory is empty only at a start
+            if t == 0 or keep_ is not None:  # n ≥ 1 after a step: memory is empty only at a start
                 f.masked_fill_(n_prev == 0, -torch.inf)
             torch.maximum(f, i, out=m_t)
             i_and_f[t].sub_(m_t.unsqueeze(2)).exp_()
