@@ -56,16 +56,14 @@ def test_slstm_with_extreme_gates(backend: str, dtype: torch.dtype, forget_gate:
     ones[:, :, :, 2] = sign[:, :, :, 2]
     low_input, low_forget = ones.clone(), ones.clone()
     low_input[:, :, :, 0], low_forget[:, :, :, 1] = -1, -1
-    inputs, options = op.make(T=100), {"forget_gate": forget_gate}
+    inputs, options = op.make(T=100), {"forget_gate": forget_gate, "backend": backend}
     inputs["state.c"] = inputs["state.n"] * inputs["state.c"].tanh()  # a mean of z, as a memory is
     for signs in (sign, ones, low_input, low_forget):
         inputs["x"] = 50 * signs.double()
-        actual = everything(
-            lambda x: op.outputs(x, backend=backend, **options), op.cast(inputs, dtype)
-        )
+        actual = everything(lambda x: op.outputs(x, None, **options), op.cast(inputs, dtype))
         assert all(x.isfinite().all() for x in actual.values())
         assert actual["out 0"].abs().max() <= 1  # o·c/n
-        assert_close(actual["out 0"], op.outputs(inputs, op.truth, **options)["0"])
+        assert_close(actual["out 0"], op.outputs(inputs, op.truth, forget_gate=forget_gate)["0"])
 
 
 @each_backend
@@ -192,10 +190,10 @@ def test_heads_that_lie_inside_a_step(
     expected = everything(lambda x: op.outputs(x, op.truth, **options), inputs)
     actual = everything(compute, op.cast(inputs, torch.float32))
     assert_all_close(actual, expected, joined=op.joined, gradients=1e-4)
-    leaves = [turned(op.cast(inputs, torch.float32)[n], n).detach().requires_grad_() for n in "qkv"]
-    rest = op.cast(inputs, torch.float32)
-    h, _ = mlstm(*leaves, rest["log_i"], rest["log_f"], backend="native")
-    for name, grad in zip("qkv", torch.autograd.grad(h.sum(), leaves), strict=True):
+    q, k, v, log_i, log_f, *_ = op.cast(inputs, torch.float32).values()
+    q, k, v = (turned(x, n).detach().requires_grad_() for x, n in ((q, "q"), (k, "k"), (v, "v")))
+    h, _ = mlstm(q, k, v, log_i, log_f, backend="native")
+    for name, grad in zip("qkv", torch.autograd.grad(h.sum(), [q, k, v]), strict=True):
         assert name not in views or grad.transpose(1, 2).is_contiguous()
 
 

@@ -78,11 +78,11 @@ def test_outputs_and_gradients_are_the_truth(name: str) -> None:
         expected = everything(lambda x: op.outputs(x, op.truth, **options), inputs)
         for backend in BACKENDS[name]:
             chunk = {"chunk_size": options["chunk_size"] or 64} if "chunk_size" in options else {}
-            given = options | (chunk if backend == "reference" else {})
+            given = options | (chunk if backend == "reference" else {}) | {"backend": backend}
             for dtype in dtypes_of(backend):
                 try:
                     check(
-                        op, lambda x, b=backend, o=given: op.outputs(x, backend=b, **o), inputs,
+                        op, lambda x, o=given: op.outputs(x, None, **o), inputs,
                         expected, dtype, f"{name} by {backend} in {dtype}",
                     )  # fmt: skip
                     ran[backend] += 1
@@ -165,7 +165,7 @@ def test_nothing_given_is_changed_or_shared(
     assert all(map(torch.equal, parts, before))
     for way, x in inputs.items():
         assert torch.equal(given[way], x), way
-    assert reset is None or torch.equal(reset, reset_before)
+    assert reset is reset_before is None or torch.equal(reset, reset_before)  # pyright: ignore
     state = [x for x in op.final(outputs).values() if x.numel()]
     others = [*given.values(), *(x for key, x in outputs.items() if key not in op.final(outputs))]
     places = [x.untyped_storage().data_ptr() for x in state]
@@ -465,7 +465,7 @@ def test_what_does_not_fit_is_refused_by_name(name: str) -> None:
     if op.recurrent:
         for mask in (torch.zeros(2, 9), torch.zeros(2, 10).bool(), torch.zeros(9, 2).bool()):
             with pytest.raises(ValueError, match=r"^reset must "):
-                op.outputs(inputs, **options | {"reset": mask})
+                op.outputs(inputs, None, **options | {"reset": mask})
 
 
 @needs_native
