@@ -1,8 +1,13 @@
 """Dataclasses that are made of dictionaries, strictly: a key that a class does not know, or a value
 of the wrong type, is an error rather than a silent default."""
 
+import ast
 import dataclasses
+import functools
+import inspect
+import itertools
 import math
+import sys
 import types
 import typing
 from collections.abc import Callable, Iterable
@@ -15,6 +20,28 @@ def require(condition: bool, message: str) -> None:
     """Raises a `UserError` with `message` unless `condition` holds."""
     if not condition:
         raise UserError(message)
+
+
+def field_docs(cls: type) -> dict[str, str]:
+    """The text under each field of a dataclass and of its bases, as one line, by name."""
+    docs = {}
+    for base in reversed(cls.__mro__):
+        body = _class_bodies(base.__module__).get(base.__name__, [])
+        for field, text in itertools.pairwise(body):
+            if isinstance(field, ast.AnnAssign) and isinstance(field.target, ast.Name):
+                match text:
+                    case ast.Expr(value=ast.Constant(value=str(words))):
+                        docs[field.target.id] = " ".join(words.split())
+    return docs
+
+
+@functools.cache
+def _class_bodies(module: str) -> dict[str, list[ast.stmt]]:
+    """The statements of each class at the top level of a module, from its source."""
+    if not module.startswith("openxlstm."):
+        return {}
+    tree = ast.parse(inspect.getsource(sys.modules[module]))
+    return {node.name: node.body for node in tree.body if isinstance(node, ast.ClassDef)}
 
 
 def check_fields(

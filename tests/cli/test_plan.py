@@ -65,7 +65,7 @@ def test_a_rate_of_devices(cli: Cli) -> None:
         cli, "--preset", "xlstm-7b", "--flops-per-second", "989e12", "--mfu", "0.5",
     )  # fmt: skip
     assert values["flops_per_second_of_rank"] == pytest.approx(494.5e12)
-    assert values["rate"] == "50% of 9.89e+14 FLOP/s a rank"
+    assert values["rate"] == "50% of 9.89e+14 FLOP/s per rank"
 
 
 def test_without_a_rate_the_time_is_unknown(cli: Cli) -> None:
@@ -91,7 +91,7 @@ def test_measure_trains_for_some_steps(cli: Cli, quiet: tuple[str, ...]) -> None
     ("options", "words"),
     [
         (("--preset", "nonsense"), "there is no preset 'nonsense'"),
-        (("--preset", "demo"), "say how many tokens to train on"),
+        (("--preset", "demo"), "give the number of tokens to train"),
         ((*SMALL, "--tokens-per-second", "1", "--measure"), "give one"),
         ((*SMALL, "--tokens-per-second", "0"), "tokens-per-second must be positive"),
         (("--preset", "fast", "--tokens", "0"), "tokens must be 1 or more"),

@@ -31,9 +31,8 @@ def parse(options: type[O], command: str, arguments: Sequence[str]) -> O:
     said = io.StringIO()
     try:
         with contextlib.redirect_stderr(said):
-            return tyro.cli(
-                options, args=arguments, prog=prog, config=(tyro.conf.FlagCreatePairsOff,)
-            )
+            markers = tyro.conf.FlagCreatePairsOff, tyro.conf.DisallowNone
+            return tyro.cli(options, args=arguments, prog=prog, config=markers)
     except SystemExit as exit_:
         if exit_.code == 2:
             raise UserError(f"{_first_words(said.getvalue())}; see {prog} --help") from None

@@ -1,12 +1,13 @@
-"""`openxlstm plan`: what a training run will take, before it is started."""
+"""`openxlstm plan`: what a training run takes, before it starts."""
 
 import json
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
-from openxlstm.cli.options import Quiet, Verbose, parse
-from openxlstm.cli.train_options import short
-from openxlstm.config import ComputeConfig, TrainConfig
+from openxlstm.cli.config_options import Boolean, changed, fields_of, parse_with_configs
+from openxlstm.cli.options import Quiet, Verbose
+from openxlstm.cli.train_options import MODEL_CONFIGS, MODEL_GROUPS, short, shown_preset
+from openxlstm.config import ComputeConfig, DataConfig, TrainConfig
 from openxlstm.errors import UserError
 from openxlstm.lm.presets import Preset, get_preset
 from openxlstm.runs.loading import size_in_words
@@ -21,74 +22,75 @@ MEASURE_STEPS = 5
 
 @dataclass(frozen=True, kw_only=True)
 class Options:
-    """Says what training will take: parameters, arithmetic, memory of a rank, steps, and, from a
-    rate, time. Nothing is allocated; only --measure computes. docs/planning.md has the formulas."""
+    """Estimates what a training run takes: parameters, FLOPs, steps, memory per rank and, from a
+    throughput, time. Options that are not given have the values of the preset, which are shown in
+    parentheses. Nothing is allocated, and only --measure computes. The formulas are in
+    docs/planning.md."""
 
     preset: str = "demo"
-    """The recipe to start from, up to xlstm-7b."""
+    """Preset to start from, up to xlstm-7b."""
     tokens: float | None = None
-    """Tokens to train on, e.g. 1e9; without it, as many as the recipe does."""
+    """Tokens to train on, e.g. 1e9; by default the preset's."""
     world_size: int | None = None
-    """Ranks that share the work; without it, as the recipe was run, or 1."""
-    strategy: Literal["ddp", "fsdp"] | None = None
-    """ddp: each rank holds the whole model. fsdp: each holds a share of it."""
-    precision: Literal["float32", "bfloat16"] | None = None
-    """Of the matrix products."""
-    accumulate: int | None = None
-    """Parts that a rank computes its share of a batch in, one after another."""
-    recompute_blocks: bool | None = None
-    """Whether the backward pass computes each block again, to keep less."""
-    ema: bool | None = None
+    """Ranks that share the work; by default those of the preset, or 1."""
+    ema: Boolean = None
     """Whether a moving average of the weights is kept."""
-    batch_size: int | None = None
-    """Sequences in a batch, of all ranks together."""
-    window: int | None = None
-    """Tokens of a sequence."""
-    layers: str | None = None
-    """One letter a block: s for sLSTM, m for mLSTM."""
-    embedding_dim: int | None = None
-    """Width of the model."""
-    num_heads: int | None = None
-    """Heads of every cell."""
-    block: Literal["paper", "large"] | None = None
-    """The kind of block."""
-    vocab_size: int | None = None
-    """Number of different tokens."""
     tokens_per_second: float | None = None
-    """A known rate of the whole job."""
+    """Known throughput of all ranks together."""
     flops_per_second: float | None = None
-    """What one rank's device can do at its peak, e.g. 989e12 for an H100 in bfloat16."""
+    """Peak FLOP/s of one rank's device, e.g. 989e12 for an H100 in bfloat16."""
     mfu: float = 0.4
-    """Share of --flops-per-second that training reaches."""
+    """Share of --flops-per-second that training reaches (model FLOPs utilization)."""
     measure: bool = False
-    """Time some training steps of one rank's share here; more ranks are taken to be no slower."""
+    """Time some training steps of one rank's share on this machine. More ranks are assumed to be
+    as fast each."""
     threads: int | None = None
-    """Threads of an operation in --measure; by default torch's choice."""
+    """Threads per operation in --measure; by default torch's choice."""
     json: bool = False
     """Print one JSON object."""
     quiet: Quiet = False
-    """No progress of --measure."""
+    """Show no progress of --measure."""
     verbose: Verbose = False
     """Show the traceback of an error."""
 
 
+GROUPS = {
+    "": (
+        "preset", "layers", "tokens", "batch_size", "window", "world_size", "json", "quiet",
+        "verbose",
+    ),
+    "throughput": ("tokens_per_second", "flops_per_second", "mfu", "measure", "threads"),
+    **MODEL_GROUPS,
+    "model": ("vocab_size", *MODEL_GROUPS["model"]),
+    "computing": ("strategy", "precision", "accumulate", "recompute_blocks", "ema"),
+}  # fmt: skip
+"""Titles of groups in the help, and their options."""
+
+
 def run(arguments: list[str]) -> int:
-    options = parse(Options, "plan", arguments)
+    name, preset = shown_preset(arguments)
+    compute = _default_compute(preset)
+    values = fields_of(preset.model) | fields_of(preset.data) | fields_of(compute)
+    values["layers"] = short(preset.model.layers)
+    configs = *MODEL_CONFIGS, DataConfig, ComputeConfig
+    options, given = parse_with_configs(
+        Options, "plan", arguments, configs, GROUPS, values=values, source=name
+    )
     ways = {
         "--tokens-per-second": options.tokens_per_second is not None,
         "--flops-per-second": options.flops_per_second is not None,
         "--measure": options.measure,
     }
-    given = [name for name, is_given in ways.items() if is_given]
-    if len(given) > 1:
-        raise UserError(f"{' and '.join(given)} are two ways to the same rate: give one")
+    said = [name for name, is_said in ways.items() if is_said]
+    if len(said) > 1:
+        raise UserError(f"{' and '.join(said)} give the same throughput: give one")
     if options.tokens_per_second is not None and not 0 < options.tokens_per_second < float("inf"):
         raise UserError(f"tokens-per-second must be positive, not {options.tokens_per_second:g}")
 
     from openxlstm.lm.plan import plan_training
 
     preset = get_preset(options.preset)
-    job = _job(options, preset)
+    job = _job(options, given, preset)
     rate, source = _rate(options, preset, job)
     plan = plan_training(job, rate)
     if options.json:
@@ -103,40 +105,31 @@ def run(arguments: list[str]) -> int:
     return 0
 
 
-def _job(options: Options, preset: Preset) -> "TrainingJob":
-    """The preset's, with what the options change."""
+def _default_compute(preset: Preset) -> ComputeConfig:
+    return ComputeConfig() if preset.reported is None else preset.reported.compute
+
+
+def _job(options: Options, given: dict[str, Any], preset: Preset) -> "TrainingJob":
+    """The preset's job, changed by the options that are given."""
     from openxlstm.lm.plan import TrainingJob
 
-    reported = preset.reported
-    compute = ComputeConfig() if reported is None else reported.compute
-    sizes = {
-        "batch_size": preset.data.batch_size,
-        "window": preset.data.window,
-        "world_size": 1 if reported is None else reported.world_size,
-    }
+    world_size = 1 if preset.reported is None else preset.reported.world_size
     return TrainingJob(
-        model=preset.model.replace(
-            **_given(options, "layers", "embedding_dim", "num_heads", "block", "vocab_size")
-        ),
+        model=changed(preset.model, given),
         tokens=_tokens(options, preset),
-        compute=compute.replace(
-            **_given(options, "strategy", "precision", "accumulate", "recompute_blocks")
-        ),
+        batch_size=given.get("batch_size", preset.data.batch_size),
+        window=given.get("window", preset.data.window),
+        world_size=world_size if options.world_size is None else options.world_size,
+        compute=changed(_default_compute(preset), given),
         average=preset.train.ema_decay > 0 if options.ema is None else options.ema,
-        **{**sizes, **_given(options, *sizes)},
     )
 
 
-def _given(options: Options, *names: str) -> dict[str, Any]:
-    """Those of the options that were given."""
-    return {name: v for name in names if (v := getattr(options, name)) is not None}
-
-
 def _tokens(options: Options, preset: Preset) -> int:
-    """Tokens to train on: as given, or as many as the recipe does.
+    """Tokens to train on: as given, or those of the preset.
 
     Raises:
-        UserError: if the recipe's length is a time, and nobody noted how many tokens that were.
+        UserError: if the preset's length is a time, and its number of tokens is unknown.
     """
     train, data, measured = preset.train, preset.data, preset.measured
     if options.tokens is not None:
@@ -150,23 +143,23 @@ def _tokens(options: Options, preset: Preset) -> int:
     if train.minutes is not None and measured is not None and measured.tokens_per_second:
         return int(60 * train.minutes * measured.tokens_per_second)
     raise UserError(
-        f"the length of the preset {options.preset} is a time: say how many tokens to train on, "
-        "e.g. --tokens 1e7"
+        f"the length of the preset {options.preset} is a time: give the number of tokens to train "
+        "on, e.g. --tokens 1e7"
     )
 
 
 def _rate(options: Options, preset: Preset, job: "TrainingJob") -> tuple[float | None, str | None]:
-    """Tokens a second of the whole job, and where that is from; None where nobody knows.
+    """Tokens per second of all ranks together, and the source of this figure; None if unknown.
 
-    A recipe's own rate counts for its own model, batches of its own shape, and any number of
-    ranks, which are taken to be as fast each."""
+    The figure of a preset holds for its own model and batches of its own shape, and for any number
+    of ranks, which are assumed to be as fast each."""
     from openxlstm.lm.plan import rate_of_devices
 
     if options.tokens_per_second is not None:
         return options.tokens_per_second, GIVEN
     if options.flops_per_second is not None:
         rate = rate_of_devices(job, options.flops_per_second, options.mfu)
-        return rate, f"{options.mfu:.0%} of {options.flops_per_second:.3g} FLOP/s a rank"
+        return rate, f"{options.mfu:.0%} of {options.flops_per_second:.3g} FLOP/s per rank"
     if options.measure:
         return job.world_size * _measure(options, job), "measured here"
     measured, reported = preset.measured, preset.reported
@@ -181,7 +174,7 @@ def _rate(options: Options, preset: Preset, job: "TrainingJob") -> tuple[float |
 
 
 def _measure(options: Options, job: "TrainingJob") -> float:
-    """Tokens a second of one rank: the median of some training steps on random tokens here.
+    """Tokens per second of one rank: the median of some training steps on random tokens.
 
     Raises:
         UserError: if the model cannot be trained in this machine's memory.
@@ -266,7 +259,7 @@ def _print_table(name: str, job: "TrainingJob", plan: "TrainingPlan", source: st
         hint = "--tokens-per-second, --flops-per-second, --measure"
         table.add_row("time", "unknown", f"say how fast: {hint}")
     else:
-        table.add_row("tokens a second", f"{plan.tokens_per_second:,.0f}", source)
+        table.add_row("tokens per second", f"{plan.tokens_per_second:,.0f}", source)
         table.add_row("time", _time(plan.seconds))
         hours, speed = plan.seconds * job.world_size / 3600, plan.flops_per_second_of_rank
         table.add_row("hours of ranks", _figures(hours), f"{speed:.3g} FLOP/s each")

@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from openxlstm.cli.options import INTERRUPTED, parse
+from openxlstm.cli.options import INTERRUPTED
 from openxlstm.cli.progress import TrainingProgress, byte_bars, megabytes, say
 from openxlstm.cli.train_options import (
     Options,
@@ -17,6 +17,7 @@ from openxlstm.cli.train_options import (
     initial_config,
     list_presets,
     new_configs,
+    parse_options,
     resumed_config,
 )
 from openxlstm.errors import UserError
@@ -39,7 +40,7 @@ if TYPE_CHECKING:
 
 
 def run(arguments: list[str]) -> int:
-    options = parse(Options, "train", arguments)
+    options, given = parse_options(arguments)
     if options.list_presets:
         list_presets()
         return 0
@@ -54,7 +55,7 @@ def run(arguments: list[str]) -> int:
 
     set_threads(options.threads)
     with processes(options.device) as job:
-        prepared = _prepare(options, job)
+        prepared = _prepare(options, given, job)
         result, stopped = train_run(
             prepared,
             job,
@@ -68,28 +69,28 @@ def run(arguments: list[str]) -> int:
     return INTERRUPTED if stopped else 0
 
 
-def _prepare(options: Options, job: "Processes") -> PreparedRun:
+def _prepare(options: Options, given: dict[str, Any], job: "Processes") -> PreparedRun:
     folder = options.out or job.tell(free_folder(options.preset))
     resumed = options.resume or (options.auto_resume and (folder / RECORD).exists())
     if options.auto_resume and not resumed and job.is_first:
         clear_unstarted(folder)
     job.wait()
-    shared: dict[str, Any] = {"processes": job, "compute": compute_config(options)}
+    shared: dict[str, Any] = {"processes": job, "compute": compute_config(given)}
     # One process per machine reads all of the tokens to check them.
     shared["verify"] = "sizes" if job.local_rank > 0 else options.verify
     with byte_bars(quiet=options.quiet or not job.is_first) as shared["progress"]:
         if resumed:
             record, past = RunRecord.load(folder), open_run(folder)
             init_from = None if record.init_from is None else Path(record.init_from)
+            configs = past.config, record.data_config, record.train_config
             train = resumed_config(
-                options, record.preset, init_from, past.config, record.data_config,
-                record.train_config,
-            )  # fmt: skip
+                options, given, preset=record.preset, init_from=init_from, configs=configs
+            )
             return prepare_resumed_run(past, train=train, **shared)
-        model, data, train = new_configs(options, get_preset(options.preset))
+        model, data, train = new_configs(given, get_preset(options.preset))
         source = None if options.init_from is None else open_run(options.init_from)
         if source is not None:
-            model = initial_config(options, source.config)
+            model = initial_config(given, source.config)
         return prepare_new_run(
             folder, preset=options.preset, model=model, data=data, train=train, init_from=source,
             **shared,

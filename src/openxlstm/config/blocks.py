@@ -65,7 +65,7 @@ class PaperBlockConfig(BlockConfig):
     slstm_forget_gate: Literal["sigmoid", "exp"] = "sigmoid"
     """Activation of the sLSTM's forget gate. The paper allows both."""
     slstm_recurrent_init: Literal["zeros", "uniform"] = "zeros"
-    """Initial recurrent weights of the sLSTM. uniform: within ±1/√embedding_dim."""
+    """Initial recurrent weights of the sLSTM. uniform: within ±1/√D."""
 
     def __post_init__(self) -> None:
         check_fields(
@@ -175,7 +175,7 @@ class BareBlockConfig(BlockConfig):
     forget_gate: Literal["sigmoid", "exp"] = "sigmoid"
     """Activation of the sLSTM's forget gate."""
     recurrent_init: Literal["zeros", "uniform"] = "zeros"
-    """Initial recurrent weights of the sLSTM. uniform: within ±1/√embedding_dim."""
+    """Initial recurrent weights of the sLSTM. uniform: within ±1/√D."""
 
     def __post_init__(self) -> None:
         check_fields(self, not_negative=("eps",))

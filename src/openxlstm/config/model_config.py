@@ -23,7 +23,7 @@ class StackConfig(Config):
     the widths of keys and values in a large block."""
     block: BlockField = BlockField()  # noqa: RUF009 - a descriptor
     """Kind of block around each cell. paper: those of arXiv:2405.04517. large: that of xLSTM-7B,
-    for m only. bare: the cell and its projections alone, for `openxlstm.XLSTM`."""
+    for m only. openxlstm.XLSTM also takes bare: the cell and its projections alone."""
     bias: bool = False
     """Add biases to projections and feed-forwards, and to the norms of large blocks. Gates always
     have biases."""
@@ -105,8 +105,8 @@ class ModelConfig(StackConfig):
     embedding_dropout: float = 0.0
     """Probability that an element of the embedding is dropped in training."""
     logit_soft_cap: float | None = None
-    """Soft limit on the absolute value of the logits; 0 for no limit. None becomes the default of
-    the block: 30 for large blocks, 0 for the paper's."""
+    """Soft limit on the absolute value of the logits; 0 for no limit. By default it is that of the
+    block: 30 for large blocks, 0 for the paper's."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
