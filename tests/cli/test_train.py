@@ -181,7 +181,7 @@ def test_options_reach_the_run(train: Train, tmp_path: Path) -> None:
     assert model["dropout"] == model["embedding_dropout"] == 0.25
     assert model["tie_weights"] is True
     assert model["dropout_kind"] == "channels"
-    assert model["mlstm_conv_kernel_size"] == 2
+    assert model["block"]["mlstm_conv_kernel_size"] == 2
     assert model["num_positions"] == 124, "from the preset"
     assert model["vocab_size"] == 256
     record = json.loads((folder / "train.json").read_text())
