@@ -46,8 +46,14 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    if config.option.order is None:  # one for all processes of pytest-xdist, which copy the options
-        config.option.order = random.SystemRandom().randrange(10**6)
+    if config.option.order is None:  # a process of pytest-xdist is told that of the first one
+        told = getattr(config, "workerinput", {"order": random.SystemRandom().randrange(10**6)})
+        config.option.order = told["order"]
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_configure_node(node: Any) -> None:
+    node.workerinput["order"] = node.config.option.order
 
 
 def pytest_report_header(config: pytest.Config) -> str:

@@ -9,14 +9,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from cli_cases import TINY, cli, tree
 from safetensors.torch import load_file, save_file
 
 from openxlstm.data import corpora
 from openxlstm.data.tinyshakespeare import tinyshakespeare
 from openxlstm.train.checkpoint import checkpoints
-
-Cli = Callable[..., Any]
-Tree = Callable[[Path], dict[str, str]]
 
 SHARD = "shard-00001-model-00001-of-00001.safetensors"
 
@@ -62,14 +60,12 @@ TEXTS = {
 
 @pytest.mark.parametrize("kind", TEXTS)
 @pytest.mark.parametrize("sampling", ["windows", "streams"])
-def test_a_text_that_does_not_do(
-    kind: str, sampling: str, world: World, cli: Cli, tiny: tuple[str, ...], tmp_path: Path
-) -> None:
+def test_a_text_that_does_not_do(kind: str, sampling: str, world: World, tmp_path: Path) -> None:
     content, words = TEXTS[kind]
     (tmp_path / "text.txt").write_bytes(content)
     result = cli(
         "train", "--data", tmp_path / "text.txt", "--out", world.new, "--steps", 2,
-        "--sampling", sampling, *tiny,
+        "--sampling", sampling, *TINY,
     )  # fmt: skip
     assert_refused(result, words)
     assert not world.new.exists(), "nothing is begun"
@@ -86,15 +82,13 @@ def test_a_text_that_does_not_do(
         ("a\nb", "there is no file"),
     ],
 )
-def test_no_text_at_all(source: str, words: str, world: World, cli: Cli) -> None:
+def test_no_text_at_all(source: str, words: str, world: World) -> None:
     assert_refused(cli("train", "--data", source, "--out", world.new), words)
     assert_refused(cli("eval", world.run, "--data", source), words)
     assert not world.new.exists()
 
 
-def test_a_character_that_the_model_has_never_seen(
-    world: World, cli: Cli, tmp_path: Path, tree: Tree
-) -> None:
+def test_a_character_that_the_model_has_never_seen(world: World, tmp_path: Path) -> None:
     before = tree(world.run)
     words = "has never seen 'Ж' (U+0416)"
     assert_refused(cli("generate", world.run, "--prompt", "the Ж"), words)
@@ -103,9 +97,7 @@ def test_a_character_that_the_model_has_never_seen(
     assert tree(world.run) == before
 
 
-def test_tinyshakespeare_without_a_network(
-    world: World, cli: Cli, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_tinyshakespeare_without_a_network(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
     """A port that nobody listens on stands for it."""
     with socket.socket() as closed:
         closed.bind(("127.0.0.1", 0))
@@ -162,7 +154,7 @@ def test_tinyshakespeare_without_a_network(
         ("--eval-batches -1", "eval_batches must be positive"),
     ],
 )
-def test_an_option_that_makes_no_sense(options: str, words: str, world: World, cli: Cli) -> None:
+def test_an_option_that_makes_no_sense(options: str, words: str, world: World) -> None:
     result = cli("train", "--data", world.text, "--out", world.new, *options.split())
     assert_refused(result, words)
     assert not world.new.exists()
@@ -182,18 +174,18 @@ def test_an_option_that_makes_no_sense(options: str, words: str, world: World, c
         ("--device tpu", "the device 'tpu' cannot be used here"),
     ],
 )
-def test_a_wish_that_no_model_grants(options: str, words: str, world: World, cli: Cli) -> None:
+def test_a_wish_that_no_model_grants(options: str, words: str, world: World) -> None:
     assert_refused(cli("generate", world.run, *options.split()), words)
 
 
-def test_a_folder_that_cannot_be_written(world: World, cli: Cli, tiny: tuple[str, ...]) -> None:
+def test_a_folder_that_cannot_be_written(world: World) -> None:
     """Below a file, where even root makes no folder."""
     out = world.text / "run"
-    result = cli("train", "--data", world.text, "--out", out, "--steps", 1, *tiny)
+    result = cli("train", "--data", world.text, "--out", out, "--steps", 1, *TINY)
     assert_refused(result, str(world.text))
 
 
-def test_an_output_folder_that_is_a_file(world: World, cli: Cli) -> None:
+def test_an_output_folder_that_is_a_file(world: World) -> None:
     before = world.text.read_bytes()
     assert_refused(cli("train", "--data", world.text, "--out", world.text), "is in use")
     assert world.text.read_bytes() == before
@@ -252,7 +244,7 @@ BROKEN: dict[str, tuple[Path, Callable[[Path], object], str]] = {
 
 
 @pytest.mark.parametrize("how", BROKEN)
-def test_a_broken_model(how: str, world: World, cli: Cli, tree: Tree) -> None:
+def test_a_broken_model(how: str, world: World) -> None:
     file, break_it, words = BROKEN[how]
     break_it(world.run / file)
     before = tree(world.run)
@@ -261,7 +253,7 @@ def test_a_broken_model(how: str, world: World, cli: Cli, tree: Tree) -> None:
     assert tree(world.run) == before
 
 
-def test_a_broken_checkpoint(world: World, cli: Cli, tree: Tree) -> None:
+def test_a_broken_checkpoint(world: World) -> None:
     """It is said, and the one before is used; without one, the run cannot go on."""
     saved = checkpoints(world.run)
     truncate(saved[0] / SHARD)
@@ -282,7 +274,7 @@ def test_a_broken_checkpoint(world: World, cli: Cli, tree: Tree) -> None:
     assert cli("generate", world.run, "--max-tokens", 1).code == 0, "the best model still works"
 
 
-def test_a_checkpoint_of_another_model(world: World, cli: Cli, tree: Tree) -> None:
+def test_a_checkpoint_of_another_model(world: World) -> None:
     """Whole, but for a model that the run's configuration does not describe."""
     config = json.loads((world.run / "config.json").read_text())
     config["model"]["embedding_dim"] = 32
@@ -303,7 +295,7 @@ def test_a_checkpoint_of_another_model(world: World, cli: Cli, tree: Tree) -> No
         ({"data": {"window": "8"}}, "window must be int"),
     ],
 )
-def test_a_broken_record(values: dict[str, Any], words: str, world: World, cli: Cli) -> None:
+def test_a_broken_record(values: dict[str, Any], words: str, world: World) -> None:
     path = world.run / "train.json"
     path.write_text(json.dumps({**json.loads(path.read_text()), **values}))
     for command in (["train", "--resume", "--out", world.run], ["eval", world.run]):
@@ -311,7 +303,7 @@ def test_a_broken_record(values: dict[str, Any], words: str, world: World, cli: 
 
 
 @pytest.mark.parametrize("command", ["generate", "eval"])
-def test_no_run_at_all(command: str, world: World, cli: Cli, tmp_path: Path) -> None:
+def test_no_run_at_all(command: str, world: World, tmp_path: Path) -> None:
     assert_refused(cli(command, tmp_path / "nowhere"), "it does not exist")
     assert_refused(cli(command, tmp_path), "it has no config.json")
     assert_refused(cli(command, world.text), "is not a model's folder")

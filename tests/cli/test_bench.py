@@ -3,17 +3,15 @@
 import json
 import os
 import warnings
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from cli_cases import cli
 
 import openxlstm.ops
 from openxlstm.bench import generation_speed, limits, op_speed, session, training_speed
-
-Cli = Callable[..., Any]
 
 PNG = b"\x89PNG\r\n\x1a\n"
 
@@ -30,13 +28,13 @@ def _small(monkeypatch: pytest.MonkeyPatch) -> None:
             monkeypatch.setattr(module, name, value)
 
 
-def bench(cli: Cli, *options: object) -> Any:
+def bench(*options: object) -> Any:
     return cli("bench", "--quick", "--budget", "0.01", "--threads", 1, *options)
 
 
-def test_everything(cli: Cli, tmp_path: Path) -> None:
+def test_everything(tmp_path: Path) -> None:
     figures, bars = tmp_path / "new" / "figures.json", tmp_path / "bars.png"
-    result = bench(cli, "--json", figures, "--plot", bars, "--quiet")
+    result = bench("--json", figures, "--plot", bars, "--quiet")
     assert (result.code, result.err) == (0, "")
     for words in ("mLSTM, forward + backward", "sLSTM", "training step", "generation", "goals:"):
         assert words in result.out
@@ -64,8 +62,8 @@ def test_everything(cli: Cli, tmp_path: Path) -> None:
     assert names - {"cache"} == {"bars.png", "new", "work"}  # matplotlib may have made the first
 
 
-def test_one_part_with_progress(cli: Cli) -> None:
-    result = bench(cli, "--part", "ops")
+def test_one_part_with_progress() -> None:
+    result = bench("--part", "ops")
     assert result.code == 0
     assert result.err.splitlines() == [
         "the machine's limits", "mlstm (1, 2, 64, 16)", "slstm (1, 16, 2, 8)",
@@ -74,7 +72,7 @@ def test_one_part_with_progress(cli: Cli) -> None:
     assert "generation" not in result.out
 
 
-def test_a_wrong_answer(cli: Cli, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_a_wrong_answer(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     right = openxlstm.ops.slstm
 
     def wrong(*inputs: Any, backend: str) -> Any:
@@ -82,7 +80,7 @@ def test_a_wrong_answer(cli: Cli, monkeypatch: pytest.MonkeyPatch, tmp_path: Pat
         return (h if backend == "reference" else h * 2), state
 
     monkeypatch.setattr(openxlstm.ops, "slstm", wrong)
-    result = bench(cli, "--part", "ops", "--json", tmp_path / "figures.json")
+    result = bench("--part", "ops", "--json", tmp_path / "figures.json")
     assert result.code == 1
     assert "not timed" in result.out
     assert "differs from" in result.out
@@ -92,14 +90,12 @@ def test_a_wrong_answer(cli: Cli, monkeypatch: pytest.MonkeyPatch, tmp_path: Pat
     assert not any("median_ms" in entry for entry in slstm["entries"])
 
 
-def test_ctrl_c_keeps_what_is_measured(
-    cli: Cli, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-) -> None:
+def test_ctrl_c_keeps_what_is_measured(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     def interrupted(*_: int) -> None:
         raise KeyboardInterrupt
 
     monkeypatch.setattr(op_speed, "slstm_comparison", interrupted)
-    result = bench(cli, "--part", "ops", "--json", tmp_path / "figures.json")
+    result = bench("--part", "ops", "--json", tmp_path / "figures.json")
     assert result.code == 130
     assert "mLSTM" in result.out
     assert "sLSTM" not in result.out
@@ -107,12 +103,12 @@ def test_ctrl_c_keeps_what_is_measured(
     assert values["complete"] is False
     assert [comparison["name"] for comparison in values["contests"]] == ["mlstm"]
     monkeypatch.setattr(session, "measure_limits", interrupted)
-    result = bench(cli, "--part", "ops", "--json", tmp_path / "other.json")
+    result = bench("--part", "ops", "--json", tmp_path / "other.json")
     assert (result.code, result.out) == (130, "")
     assert not (tmp_path / "other.json").exists()
 
 
-def test_quiet_means_warnings_too(cli: Cli, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_quiet_means_warnings_too(monkeypatch: pytest.MonkeyPatch) -> None:
     right = op_speed.mlstm_comparison
 
     def warning(*shape: int) -> Any:
@@ -120,10 +116,10 @@ def test_quiet_means_warnings_too(cli: Cli, monkeypatch: pytest.MonkeyPatch) -> 
         return right(*shape)
 
     monkeypatch.setattr(op_speed, "mlstm_comparison", warning)
-    result = bench(cli, "--part", "ops", "--quiet")
+    result = bench("--part", "ops", "--quiet")
     assert (result.code, result.err) == (0, "")
     with pytest.warns(UserWarning, match="as peers do"):
-        bench(cli, "--part", "ops")
+        bench("--part", "ops")
 
 
 @pytest.mark.parametrize(
@@ -144,10 +140,10 @@ def test_quiet_means_warnings_too(cli: Cli, monkeypatch: pytest.MonkeyPatch) -> 
         ("everything", "everything"),
     ],
 )
-def test_what_makes_no_sense_is_one_line(options: str, words: str, cli: Cli) -> None:
+def test_what_makes_no_sense_is_one_line(options: str, words: str) -> None:
     """Seen before anything is measured."""
     Path("file").write_text("a file, no folder")
-    result = bench(cli, *options.split())
+    result = bench(*options.split())
     assert (result.code, result.out) == (2, "")
     assert result.err.startswith("openxlstm: ")
     assert result.err.count("\n") == 1
@@ -156,16 +152,16 @@ def test_what_makes_no_sense_is_one_line(options: str, words: str, cli: Cli) -> 
 
 
 @pytest.mark.skipif(os.geteuid() == 0, reason="root writes everywhere")
-def test_a_folder_that_is_not_ours(cli: Cli, tmp_path: Path) -> None:
+def test_a_folder_that_is_not_ours(tmp_path: Path) -> None:
     tmp_path.chmod(0o500)
-    result = bench(cli, "--json", tmp_path / "figures.json")
+    result = bench("--json", tmp_path / "figures.json")
     tmp_path.chmod(0o700)
     assert result.code == 2
     assert "cannot be written" in result.err
 
 
 def test_a_failed_writing_leaves_the_old_file(
-    cli: Cli, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     from matplotlib.figure import Figure
 
@@ -176,7 +172,7 @@ def test_a_failed_writing_leaves_the_old_file(
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(Figure, "savefig", half)
-    result = bench(cli, "--part", "ops", "--plot", tmp_path / "bars.png", "--quiet")
+    result = bench("--part", "ops", "--plot", tmp_path / "bars.png", "--quiet")
     assert result.code == 2
     assert result.err.splitlines() == ["openxlstm: No space left on device"]
     assert (tmp_path / "bars.png").read_bytes() == b"old"

@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import torch
+from cli_cases import cli, tree
 from interop_cases import LARGE, PAPER, assert_same, edit, random_model, weights_of
 from safetensors.torch import load_file
 
@@ -19,14 +20,9 @@ from openxlstm.interop.writing import write_checkpoint
 from openxlstm.lm import weight_files as weights_module
 from openxlstm.runs.run import open_run
 
-Cli = Callable[..., Any]
-Tree = Callable[[Path], dict[str, str]]
-
 
 @pytest.mark.parametrize("checkpoint", ["best", "last"])
-def test_a_folder_of_its_own(
-    checkpoint: Any, trained: Path, cli: Cli, tree: Tree, tmp_path: Path
-) -> None:
+def test_a_folder_of_its_own(checkpoint: Any, trained: Path, tmp_path: Path) -> None:
     before, out = tree(trained), tmp_path / "model"
     result = cli("convert", trained, "--checkpoint", checkpoint, "--out", out)
     assert (result.code, result.out) == (0, "")
@@ -42,12 +38,12 @@ def test_a_folder_of_its_own(
     assert tree(trained) == before
 
 
-def test_quiet(trained: Path, cli: Cli, tmp_path: Path) -> None:
+def test_quiet(trained: Path, tmp_path: Path) -> None:
     result = cli("convert", trained, "--out", tmp_path / "model", "--quiet")
     assert (result.code, result.out, result.err) == (0, "", "")
 
 
-def test_a_folder_in_use(trained: Path, cli: Cli, tree: Tree) -> None:
+def test_a_folder_in_use(trained: Path) -> None:
     before = tree(trained)
     result = cli("convert", trained, "--out", trained)
     assert (result.code, result.out) == (2, "")
@@ -78,9 +74,7 @@ def read(folder: Path, kind: Any) -> dict[str, torch.Tensor]:
 
 @pytest.mark.parametrize(("to", "options"), [("nxai", PAPER), ("nxai", LARGE), ("hf", LARGE)])
 @pytest.mark.parametrize("named", [True, False])
-def test_there_and_back(
-    to: str, options: dict[str, Any], named: bool, cli: Cli, tree: Tree, tmp_path: Path
-) -> None:
+def test_there_and_back(to: str, options: dict[str, Any], named: bool, tmp_path: Path) -> None:
     model = random_model(ModelConfig.from_options(**options))
     assert isinstance(model, openxlstm.LanguageModel)
     model.save_pretrained(tmp_path / "ours")
@@ -98,7 +92,7 @@ def test_there_and_back(
     assert {path.name for path in tmp_path.iterdir()} == {"ours", "theirs", "again", "work"}
 
 
-def test_a_run_for_transformers(trained: Path, cli: Cli, tree: Tree, tmp_path: Path) -> None:
+def test_a_run_for_transformers(trained: Path, tmp_path: Path) -> None:
     """A model of the paper's blocks stays in our own format, for which there is openxlstm.hf."""
     result = cli("convert", trained, "--to", "hf", "--out", tmp_path / "out")
     assert result.code == 0
@@ -108,7 +102,7 @@ def test_a_run_for_transformers(trained: Path, cli: Cli, tree: Tree, tmp_path: P
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16"])
-def test_dtype(dtype: str, cli: Cli, tmp_path: Path) -> None:
+def test_dtype(dtype: str, tmp_path: Path) -> None:
     source = write(tmp_path / "hf", "hf")
     result = cli("convert", source, "--out", tmp_path / "out", "--dtype", dtype)
     assert result.err.rstrip().endswith(f"openxlstm, {dtype}")
@@ -119,7 +113,7 @@ def test_dtype(dtype: str, cli: Cli, tmp_path: Path) -> None:
     assert json.loads((tmp_path / "back" / "config.json").read_text())["dtype"] == dtype
 
 
-def test_several_types_become_the_widest(cli: Cli, tmp_path: Path) -> None:
+def test_several_types_become_the_widest(tmp_path: Path) -> None:
     source, name = write(tmp_path / "nxai", "nxai"), "token_embedding.weight"
     edit(source, lambda tensors: tensors.update({name: tensors[name].bfloat16()}))
     result = cli("convert", source, "--out", tmp_path / "out")
@@ -130,7 +124,7 @@ def test_several_types_become_the_widest(cli: Cli, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("to", ["openxlstm", "hf"])
-def test_shards(to: str, cli: Cli, tmp_path: Path) -> None:
+def test_shards(to: str, tmp_path: Path) -> None:
     source, out = write(tmp_path / "hf", "hf"), tmp_path / "out"
     assert cli("convert", source, "--to", to, "--out", out, "--shard-size", "20KB").code == 0
     assert len(list(out.glob("model-*-of-*.safetensors"))) > 1
@@ -138,7 +132,7 @@ def test_shards(to: str, cli: Cli, tmp_path: Path) -> None:
     assert_same(read(tmp_path / "again", "hf"), read(source, "hf"))
 
 
-def test_a_stack_alone(cli: Cli, tree: Tree, tmp_path: Path) -> None:
+def test_a_stack_alone(tmp_path: Path) -> None:
     config = StackConfig.from_options(**{k: v for k, v in PAPER.items() if k != "vocab_size"})
     openxlstm.save_stack(random_model(config), tmp_path / "ours")  # pyright: ignore
     assert cli("convert", tmp_path / "ours", "--to", "nxai", "--out", tmp_path / "theirs").code == 0
@@ -151,7 +145,7 @@ def test_a_stack_alone(cli: Cli, tree: Tree, tmp_path: Path) -> None:
     assert (wrong.code, "a stack alone has no counterpart" in wrong.err) == (2, True)
 
 
-def test_numbers_that_are_not_finite_are_told(cli: Cli, tmp_path: Path) -> None:
+def test_numbers_that_are_not_finite_are_told(tmp_path: Path) -> None:
     source = write(tmp_path / "nxai", "nxai")
     edit(source, lambda tensors: tensors["token_embedding.weight"][0].fill_(torch.nan))
     result = cli("convert", source, "--out", tmp_path / "out")
@@ -163,7 +157,7 @@ def test_numbers_that_are_not_finite_are_told(cli: Cli, tmp_path: Path) -> None:
 # ---- tokenizers -------------------------------------------------------------------------------
 
 
-def test_a_tokenizer_is_kept(cli: Cli, tmp_path: Path) -> None:
+def test_a_tokenizer_is_kept(tmp_path: Path) -> None:
     """With what stands beside it, both ways, byte for byte if it is not ours."""
     source = write(tmp_path / "hf", "hf")
     tokenizer = {
@@ -195,7 +189,7 @@ def test_a_tokenizer_is_kept(cli: Cli, tmp_path: Path) -> None:
     assert cli("generate", tmp_path / "ours", "--prompt", "w1", "--max-tokens", 2).code == 0
 
 
-def test_a_tokenizer_by_name(trained: Path, cli: Cli, tmp_path: Path) -> None:
+def test_a_tokenizer_by_name(trained: Path, tmp_path: Path) -> None:
     source = write(tmp_path / "nxai", "nxai")
     expected = openxlstm.load_tokenizer(trained).to_json()
     for place, out in ((trained, "a"), (trained / "tokenizer.json", "b")):
@@ -224,9 +218,7 @@ def test_a_tokenizer_by_name(trained: Path, cli: Cli, tmp_path: Path) -> None:
         (("--to", "onnx"), "--to"),
     ],
 )
-def test_a_wrong_call(
-    arguments: tuple[str, ...], says: str, cli: Cli, tree: Tree, tmp_path: Path
-) -> None:
+def test_a_wrong_call(arguments: tuple[str, ...], says: str, tmp_path: Path) -> None:
     source = write(tmp_path / "hf", "hf")
     before = tree(source)
     result = cli("convert", source, "--out", tmp_path / "out", *arguments)
@@ -237,7 +229,7 @@ def test_a_wrong_call(
     assert {path.name for path in tmp_path.iterdir()} == {"hf", "work"}
 
 
-def test_a_folder_inside_the_source(cli: Cli, tree: Tree, tmp_path: Path) -> None:
+def test_a_folder_inside_the_source(tmp_path: Path) -> None:
     source = write(tmp_path / "hf", "hf")
     before = tree(source)
     result = cli("convert", source, "--out", source / "new" / "folder")
@@ -268,9 +260,7 @@ HOSTILE = [long_header, overlapping, huge, lambda content: content[:-7], lambda 
 
 @pytest.mark.parametrize("damage", HOSTILE, ids=["length", "overlap", "huge", "short", "empty"])
 @pytest.mark.parametrize("kind", ["nxai", "hf"])
-def test_hostile_files(
-    kind: str, damage: Callable[[bytes], bytes], cli: Cli, tree: Tree, tmp_path: Path
-) -> None:
+def test_hostile_files(kind: str, damage: Callable[[bytes], bytes], tmp_path: Path) -> None:
     """One line, and nothing is left of what was begun."""
     source = write(tmp_path / "source", kind)
     path = source / "model.safetensors"
@@ -283,16 +273,14 @@ def test_hostile_files(
     assert {path.name for path in tmp_path.iterdir()} == {"source", "work"}
 
 
-def test_code_in_a_checkpoint_is_refused(cli: Cli, tmp_path: Path) -> None:
+def test_code_in_a_checkpoint_is_refused(tmp_path: Path) -> None:
     torch.save({"state_dict": {}, "options": argparse.Namespace()}, tmp_path / "x.ckpt")
     result = cli("convert", tmp_path / "x.ckpt", "--out", tmp_path / "out")
     assert (result.code, result.err.count("\n")) == (2, 1)
     assert "cannot be read without running code" in result.err
 
 
-def test_a_failed_write_leaves_nothing(
-    cli: Cli, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_failed_write_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     source = write(tmp_path / "hf", "hf")
 
     def full(*_: object) -> None:
@@ -304,7 +292,7 @@ def test_a_failed_write_leaves_nothing(
     assert not list((tmp_path / "deep").iterdir())
 
 
-def test_an_empty_folder_is_taken(cli: Cli, tmp_path: Path) -> None:
+def test_an_empty_folder_is_taken(tmp_path: Path) -> None:
     source = write(tmp_path / "hf", "hf")
     (tmp_path / "out").mkdir()
     assert cli("convert", source, "--out", tmp_path / "out").code == 0

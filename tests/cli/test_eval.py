@@ -4,10 +4,10 @@ import json
 import math
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
+from cli_cases import TINY, cli, tree
 from safetensors.torch import load_file, save_file
 
 import openxlstm
@@ -16,11 +16,9 @@ from openxlstm.data.corpora import split
 from openxlstm.data.tokens import Tokens
 from openxlstm.train.evaluate import evaluate
 
-Cli = Callable[..., Any]
-
 
 @pytest.fixture
-def measure(trained: Path, cli: Cli) -> Callable[..., dict[str, float]]:
+def measure(trained: Path) -> Callable[..., dict[str, float]]:
     """The figures that `eval --json` prints for the run and some options."""
 
     def figures(*options: object) -> dict[str, float]:
@@ -72,9 +70,7 @@ def test_windows_and_streams(measure: Measure, expect: Expect) -> None:
     assert len({measure(*o)["loss"] for o in ([], ["--window", 3], ["--stream"])}) == 3
 
 
-def test_random_windows(
-    measure: Measure, cli: Cli, trained: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_random_windows(measure: Measure, trained: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("openxlstm.cli.eval.RANDOM_WINDOWS", 40)
     figures = measure("--random")
     assert figures["tokens"] == 48 * 8, "whole batches of 16"
@@ -84,7 +80,7 @@ def test_random_windows(
     assert "random windows of 3 " in cli("eval", trained, "--random", "--window", 3).out
 
 
-def test_each_document_starts_from_an_empty_state(trained: Path, cli: Cli, tmp_path: Path) -> None:
+def test_each_document_starts_from_an_empty_state(trained: Path, tmp_path: Path) -> None:
     """As if each had been read alone."""
     texts = ["the hen sat on the fox.\n", "the box sat on the mat.\n\nthe dog"]
     (tmp_path / "texts").mkdir()
@@ -138,21 +134,19 @@ def test_another_text(measure: Measure, tmp_path: Path) -> None:
     assert measure("--data", other, "--part", "all")["tokens"] == 3 * 24 - 1
 
 
-def test_bytes_are_counted_as_characters(
-    text_file: Path, tmp_path: Path, cli: Cli, tiny: Any
-) -> None:
+def test_bytes_are_counted_as_characters(text_file: Path, tmp_path: Path) -> None:
     """Two tokens a character: the bits of a character are those of both."""
     text = tmp_path / "äöü.txt"
     text.write_text("äöüß" * 100, encoding="utf-8")
     folder = tmp_path / "bytes"
     options = ("--data", text, "--out", folder, "--steps", 2, "--tokenizer", "byte", "--quiet")
-    assert cli("train", *options, *tiny).code == 0
+    assert cli("train", *options, *TINY).code == 0
     figures = json.loads(cli("eval", folder, "--json").out)
     assert figures["tokens"] == 2 * 40 - 1
     assert figures["bits_per_character"] == pytest.approx(2 * figures["loss"] / math.log(2))
 
 
-def test_best_and_last_are_different_weights(trained_copy: Path, cli: Cli) -> None:
+def test_best_and_last_are_different_weights(trained_copy: Path) -> None:
     weights = load_file(trained_copy / "model.safetensors")
     weights["head.weight"] = torch.zeros(weights["head.weight"].shape)
     save_file(weights, trained_copy / "model.safetensors")
@@ -164,7 +158,7 @@ def test_best_and_last_are_different_weights(trained_copy: Path, cli: Cli) -> No
     assert last["perplexity"] < best["perplexity"]
 
 
-def test_the_table_has_both_ways(trained: Path, cli: Cli, measure: Measure) -> None:
+def test_the_table_has_both_ways(trained: Path, measure: Measure) -> None:
     result = cli("eval", trained)
     assert (result.code, result.err) == (0, "")
     head, windows, _, stream = result.out.splitlines()
@@ -192,14 +186,14 @@ def test_the_table_has_both_ways(trained: Path, cli: Cli, measure: Measure) -> N
     ],
     ids=str,
 )
-def test_what_makes_no_sense(trained: Path, cli: Cli, options: list[object], message: str) -> None:
+def test_what_makes_no_sense(trained: Path, options: list[object], message: str) -> None:
     result = cli("eval", trained, *options)
     assert (result.code, result.out) == (2, "")
     assert message in result.err
     assert result.err.count("\n") == 1
 
 
-def test_a_folder_that_is_no_run(trained_copy: Path, tmp_path: Path, cli: Cli) -> None:
+def test_a_folder_that_is_no_run(trained_copy: Path, tmp_path: Path) -> None:
     result = cli("eval", tmp_path / "nowhere")
     assert result.code == 2
     assert "it does not exist" in result.err
@@ -209,16 +203,14 @@ def test_a_folder_that_is_no_run(trained_copy: Path, tmp_path: Path, cli: Cli) -
     assert "has no record of its training data: give --data" in result.err
 
 
-def test_a_model_without_a_record(
-    trained: Path, trained_copy: Path, text_file: Path, cli: Cli
-) -> None:
+def test_a_model_without_a_record(trained: Path, trained_copy: Path, text_file: Path) -> None:
     """As one that was converted from elsewhere."""
     (trained_copy / "train.json").unlink()
     options = ("--data", text_file, "--window", 8, "--part", "all", "--json")
     assert cli("eval", trained_copy, *options).out == cli("eval", trained, *options).out
 
 
-def test_evaluating_changes_nothing(trained: Path, cli: Cli, tree: Callable) -> None:
+def test_evaluating_changes_nothing(trained: Path) -> None:
     before = tree(trained)
     cli("eval", trained)
     assert tree(trained) == before

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from cli_cases import cli
 from jobs import children, gone, needs_proc, started
 
 from openxlstm.experiments import workers
@@ -20,7 +21,6 @@ from openxlstm.experiments.catalogue import EXPERIMENTS
 from openxlstm.experiments.claims import ContenderResult
 from openxlstm.experiments.curriculum import Recipe
 
-Cli = Callable[..., Any]
 QuickRuns = Callable[..., dict[str, Any]]
 
 PNG = b"\x89PNG\r\n\x1a\n"
@@ -44,7 +44,7 @@ def here(jobs: list[Any], processes: int, hear: Any) -> Iterator[Any]:
 
 
 @pytest.fixture(scope="module")
-def quick_runs(tmp_path_factory: pytest.TempPathFactory, cli: Cli) -> QuickRuns:
+def quick_runs(tmp_path_factory: pytest.TempPathFactory) -> QuickRuns:
     """The result of a quick run of an experiment, run once, with what the command said. Where
     nothing is to be learned, each contender takes five steps."""
 
@@ -104,7 +104,7 @@ def test_a_quick_throughput_measures(quick_runs: QuickRuns) -> None:
 
 
 @pytest.mark.parametrize("arguments", [[], ["--list"], ["parity", "--list"]])
-def test_list(arguments: list[str], cli: Cli) -> None:
+def test_list(arguments: list[str]) -> None:
     result = cli("experiment", *arguments)
     assert (result.code, result.err) == (0, "")
     for name, experiment in EXPERIMENTS.items():
@@ -130,7 +130,7 @@ def made_up(*names: str) -> Callable[..., Generator[ContenderResult]]:
     return run
 
 
-def test_ctrl_c_keeps_what_is_done(cli: Cli, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_ctrl_c_keeps_what_is_done(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("openxlstm.cli.experiment.run_jobs", made_up("sLSTM"))
     result = cli("experiment", "parity", "--json", "other.json", "--quiet")
     assert (result.code, result.err) == (130, "")
@@ -146,7 +146,7 @@ def test_ctrl_c_keeps_what_is_done(cli: Cli, monkeypatch: pytest.MonkeyPatch) ->
     assert not Path("experiments/recall").exists()
 
 
-def test_all_of_them(cli: Cli, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_all_of_them(monkeypatch: pytest.MonkeyPatch) -> None:
     everybody = {*EXPERIMENTS["parity"].contenders, workers.ALL}
     monkeypatch.setattr("openxlstm.cli.experiment.run_jobs", made_up(*everybody))
     result = cli("experiment", "all", "--out", "here")
@@ -156,7 +156,7 @@ def test_all_of_them(cli: Cli, monkeypatch: pytest.MonkeyPatch) -> None:
     assert "parity: sLSTM, 3 steps, 2 s\n" in result.err
 
 
-def test_a_crash_is_one_line(cli: Cli, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_crash_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
     crash = workers.Crash("mLSTM", "ValueError: no", "Traceback: here")
 
     def run(*_: object) -> Generator[workers.Crash]:
@@ -201,7 +201,7 @@ def test_a_real_ctrl_c(tmp_path: Path) -> None:
         ("parity --faster", "--faster"),
     ],
 )
-def test_what_makes_no_sense_is_one_line(arguments: str, words: str, cli: Cli) -> None:
+def test_what_makes_no_sense_is_one_line(arguments: str, words: str) -> None:
     """Seen before anything is trained."""
     Path("file").write_text("a file, no folder")
     result = cli("experiment", *arguments.split())

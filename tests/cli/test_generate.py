@@ -1,26 +1,24 @@
 """`openxlstm generate`: the text and nothing but the text."""
 
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from cli_cases import cli, tree
 from safetensors.torch import load_file, save_file
 
 import openxlstm
 
-Cli = Callable[..., Any]
 
-
-def test_a_seed_writes_the_same_text(trained: Path, cli: Cli) -> None:
+def test_a_seed_writes_the_same_text(trained: Path) -> None:
     texts = [cli("generate", trained, "--seed", seed, "--max-tokens", 60).out for seed in (1, 1, 2)]
     assert texts[0] == texts[1]
     assert texts[0] != texts[2]
     assert len(texts[0]) == 60
 
 
-def test_standard_output_is_the_text_alone(trained: Path, cli: Cli) -> None:
+def test_standard_output_is_the_text_alone(trained: Path) -> None:
     """The prompt is for whoever looks; a file or a pipe gets what is new."""
     result = cli("generate", trained, "--prompt", "\nthe cat", "--max-tokens", 30, "--seed", 3)
     assert result.code == 0
@@ -43,9 +41,7 @@ def test_standard_output_is_the_text_alone(trained: Path, cli: Cli) -> None:
     ],
     ids=str,
 )
-def test_it_writes_what_the_library_writes(
-    trained: Path, cli: Cli, options: dict[str, Any]
-) -> None:
+def test_it_writes_what_the_library_writes(trained: Path, options: dict[str, Any]) -> None:
     cli("generate", trained, "--max-tokens", 0)  # the command imports the room of that name
     model = openxlstm.LanguageModel.from_pretrained(trained)
     tokenizer = openxlstm.load_tokenizer(trained)
@@ -55,7 +51,7 @@ def test_it_writes_what_the_library_writes(
     assert result.out == "".join(pieces)
 
 
-def test_the_default_prompt_is_a_new_line(trained: Path, cli: Cli) -> None:
+def test_the_default_prompt_is_a_new_line(trained: Path) -> None:
     options = ("--seed", 1, "--max-tokens", 20)
     result = cli("generate", trained, *options)
     assert (result.code, result.err) == (0, "")
@@ -63,12 +59,12 @@ def test_the_default_prompt_is_a_new_line(trained: Path, cli: Cli) -> None:
     assert result.out == cli("generate", trained, "--prompt", "", *options).out
 
 
-def test_no_tokens_is_no_text(trained: Path, cli: Cli) -> None:
+def test_no_tokens_is_no_text(trained: Path) -> None:
     result = cli("generate", trained, "--max-tokens", 0, "--prompt", "the")
     assert (result.code, result.out, result.err) == (0, "", "the")
 
 
-def test_best_and_last_are_different_weights(trained_copy: Path, cli: Cli) -> None:
+def test_best_and_last_are_different_weights(trained_copy: Path) -> None:
     """Whatever the model's file holds, `last` is what the checkpoint holds."""
     options = ("--temperature", 0, "--max-tokens", 30)
     last = cli("generate", trained_copy, "--checkpoint", "last", *options).out
@@ -81,7 +77,7 @@ def test_best_and_last_are_different_weights(trained_copy: Path, cli: Cli) -> No
     assert cli("generate", trained_copy, "--checkpoint", "last", *options).out == last
 
 
-def test_a_folder_of_the_library_does(trained: Path, tmp_path: Path, cli: Cli) -> None:
+def test_a_folder_of_the_library_does(trained: Path, tmp_path: Path) -> None:
     """What generates is a model and a tokenizer; the record of a run is not needed."""
     folder = tmp_path / "plain"
     openxlstm.LanguageModel.from_pretrained(trained).save_pretrained(folder)
@@ -90,7 +86,7 @@ def test_a_folder_of_the_library_does(trained: Path, tmp_path: Path, cli: Cli) -
     assert cli("generate", folder, *options) == cli("generate", trained, *options)
 
 
-def test_generating_changes_nothing(trained: Path, cli: Cli, tree: Callable) -> None:
+def test_generating_changes_nothing(trained: Path) -> None:
     before = tree(trained)
     cli("generate", trained, "--max-tokens", 5)
     assert tree(trained) == before

@@ -5,17 +5,14 @@ import os
 import re
 import subprocess
 import sys
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import pytest
+from cli_cases import cli
 from jobs import started
 
 from openxlstm import __version__
 from openxlstm.cli.main import COMMANDS
-
-Cli = Callable[..., Any]
 
 SCRIPTS_RELY_ON = {
     "tokenize": "--out --tokenizer --bpe-vocab-size --field --workers --shard-mb",
@@ -76,7 +73,7 @@ def test_the_script_is_installed() -> None:
 
 
 @pytest.mark.parametrize("arguments", [[], ["--help"], ["-h"], ["help"]], ids=str)
-def test_help_names_every_command(arguments: list[str], cli: Cli) -> None:
+def test_help_names_every_command(arguments: list[str]) -> None:
     result = cli(*arguments)
     assert (result.code, result.err) == (0, "")
     for command, about in COMMANDS.items():
@@ -84,13 +81,13 @@ def test_help_names_every_command(arguments: list[str], cli: Cli) -> None:
         assert about in result.out
 
 
-def test_version(cli: Cli) -> None:
+def test_version() -> None:
     result = cli("--version")
     assert (result.code, result.out, result.err) == (0, f"openxlstm {__version__}\n", "")
 
 
 @pytest.mark.parametrize("command", COMMANDS)
-def test_help_of_a_command_names_what_scripts_rely_on(command: str, cli: Cli) -> None:
+def test_help_of_a_command_names_what_scripts_rely_on(command: str) -> None:
     result = cli(command, "--help")
     assert (result.code, result.err) == (0, "")
     for option in [*SCRIPTS_RELY_ON[command].split(), "--quiet", "--verbose", "-v", "-q"]:
@@ -128,7 +125,7 @@ def test_help_of_a_command_names_what_scripts_rely_on(command: str, cli: Cli) ->
     ],
 )
 @pytest.mark.parametrize("encoding", ["utf-8", "ascii"])
-def test_a_wrong_call_is_one_line(arguments: str, names: str, encoding: str, cli: Cli) -> None:
+def test_a_wrong_call_is_one_line(arguments: str, names: str, encoding: str) -> None:
     """Also where the terminal has no box-drawing characters, which tyro then does without."""
     result = cli(*arguments.split(), encoding=encoding)
     assert result.code == 2
@@ -141,9 +138,7 @@ def test_a_wrong_call_is_one_line(arguments: str, names: str, encoding: str, cli
 
 
 @pytest.mark.parametrize("columns", ["20", "40", "300"])
-def test_a_narrow_terminal_breaks_no_line(
-    columns: str, cli: Cli, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_narrow_terminal_breaks_no_line(columns: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("COLUMNS", columns)
     result = cli("train", "--wings", 2)
     assert result.err.startswith("openxlstm: Unrecognized options: --wings, 2; see ")
@@ -151,7 +146,7 @@ def test_a_narrow_terminal_breaks_no_line(
 
 
 @pytest.mark.parametrize("option", ["-v", "--verbose"])
-def test_verbose_shows_where_an_error_came_from(option: str, cli: Cli) -> None:
+def test_verbose_shows_where_an_error_came_from(option: str) -> None:
     result = cli("generate", "nowhere", option)
     assert result.code == 2
     first, *_, last = result.err.splitlines()
@@ -161,7 +156,7 @@ def test_verbose_shows_where_an_error_came_from(option: str, cli: Cli) -> None:
     assert quiet.err == last + "\n"
 
 
-def test_info(cli: Cli) -> None:
+def test_info() -> None:
     result = cli("info")
     assert (result.code, result.err) == (0, "")
     assert re.search(rf"^openxlstm +{__version__} ", result.out, re.MULTILINE)

@@ -3,25 +3,24 @@
 import json
 import subprocess
 import sys
-from collections.abc import Callable
 from typing import Any
 
 import pytest
+from cli_cases import cli
 
 from openxlstm.lm.presets import get_preset
 
-Cli = Callable[..., Any]
 SMALL = ("--preset", "fast", "--tokens", "1e6", "--layers", "s", "--embedding-dim", "32")
 
 
-def planned(cli: Cli, *options: str) -> dict[str, Any]:
+def planned(*options: str) -> dict[str, Any]:
     result = cli("plan", *options, "--json")
     assert (result.code, result.err) == (0, "")
     assert result.out.count("\n") == 1
     return json.loads(result.out)
 
 
-def test_the_seven_billion(cli: Cli) -> None:
+def test_the_seven_billion() -> None:
     result = cli("plan", "--preset", "xlstm-7b")
     assert (result.code, result.err) == (0, "")
     for words in (
@@ -31,9 +30,9 @@ def test_the_seven_billion(cli: Cli) -> None:
         assert words in result.out
 
 
-def test_json(cli: Cli) -> None:
+def test_json() -> None:
     values = planned(
-        cli, *SMALL, "--world-size", "8", "--strategy", "fsdp", "--batch-size", "16", "--window",
+        *SMALL, "--world-size", "8", "--strategy", "fsdp", "--batch-size", "16", "--window",
         "32", "--tokens-per-second", "1000", "--ema", "True", "--precision", "bfloat16",
     )  # fmt: skip
     assert values["model"]["layers"] == "s"
@@ -48,27 +47,27 @@ def test_json(cli: Cli) -> None:
     assert values["memory"]["average"] > 0
 
 
-def test_a_known_rate_is_for_the_recipe_as_it_is(cli: Cli) -> None:
+def test_a_known_rate_is_for_the_recipe_as_it_is() -> None:
     measured = get_preset("best").measured
     assert measured is not None
-    values = planned(cli, "--preset", "best")
+    values = planned("--preset", "best")
     assert values["tokens_per_second"] == measured.tokens_per_second
     assert values["seconds"] == pytest.approx(60 * measured.minutes)
-    assert planned(cli, "--preset", "best", "--embedding-dim", "96")["seconds"] is None
-    assert planned(cli, "--preset", "best", "--window", "96")["rate"] is None
-    twice = planned(cli, "--preset", "xlstm-7b", "--world-size", "256")
+    assert planned("--preset", "best", "--embedding-dim", "96")["seconds"] is None
+    assert planned("--preset", "best", "--window", "96")["rate"] is None
+    twice = planned("--preset", "xlstm-7b", "--world-size", "256")
     assert twice["tokens_per_second"] == 256 * 9150
 
 
-def test_a_rate_of_devices(cli: Cli) -> None:
+def test_a_rate_of_devices() -> None:
     values = planned(
-        cli, "--preset", "xlstm-7b", "--flops-per-second", "989e12", "--mfu", "0.5",
+        "--preset", "xlstm-7b", "--flops-per-second", "989e12", "--mfu", "0.5",
     )  # fmt: skip
     assert values["flops_per_second_of_rank"] == pytest.approx(494.5e12)
     assert values["rate"] == "50% of 9.89e+14 FLOP/s per rank"
 
 
-def test_without_a_rate_the_time_is_unknown(cli: Cli) -> None:
+def test_without_a_rate_the_time_is_unknown() -> None:
     result = cli("plan", *SMALL)
     assert result.code == 0
     assert "unknown" in result.out
@@ -76,7 +75,7 @@ def test_without_a_rate_the_time_is_unknown(cli: Cli) -> None:
 
 
 @pytest.mark.parametrize("quiet", [(), ("--quiet",)])
-def test_measure_trains_for_some_steps(cli: Cli, quiet: tuple[str, ...]) -> None:
+def test_measure_trains_for_some_steps(quiet: tuple[str, ...]) -> None:
     options = ("--batch-size", "4", "--world-size", "2", "--window", "8", "--threads", "1")
     result = cli("plan", *SMALL, *options, "--measure", "--json", *quiet)
     assert result.code == 0
@@ -107,7 +106,7 @@ def test_measure_trains_for_some_steps(cli: Cli, quiet: tuple[str, ...]) -> None
     ],
     ids=" ".join,
 )
-def test_mistakes_end_in_one_line(cli: Cli, options: tuple[str, ...], words: str) -> None:
+def test_mistakes_end_in_one_line(options: tuple[str, ...], words: str) -> None:
     result = cli("plan", *options)
     assert (result.code, result.out) == (2, "")
     assert result.err.startswith("openxlstm: ")

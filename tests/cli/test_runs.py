@@ -11,15 +11,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from cli_cases import cli, tree
 from rich.console import Console
 
 import openxlstm
 from openxlstm.cli import runs
 from openxlstm.runs.listing import find_runs, read_run
 from openxlstm.runs.run_folder import lock
-
-Cli = Callable[..., Any]
-Tree = Callable[[Path], dict[str, str]]
 
 
 @pytest.fixture
@@ -44,14 +42,14 @@ def change(path: Path, how: Callable[[dict[str, Any]], object]) -> None:
     path.write_text(json.dumps(record))
 
 
-def listed(cli: Cli, *arguments: object) -> list[dict[str, Any]]:
+def listed(*arguments: object) -> list[dict[str, Any]]:
     result = cli("runs", *arguments, "--json")
     assert (result.code, result.err) == (0, "")
     return json.loads(result.out)
 
 
-def test_what_is_known_of_a_run(cli: Cli, trained: Path, text_file: Path) -> None:
-    (run,) = listed(cli, trained)
+def test_what_is_known_of_a_run(trained: Path, text_file: Path) -> None:
+    (run,) = listed(trained)
     record = json.loads((trained / "train.json").read_text())
     model = openxlstm.LanguageModel.from_pretrained(trained)
     result = record["result"]
@@ -67,7 +65,7 @@ def test_what_is_known_of_a_run(cli: Cli, trained: Path, text_file: Path) -> Non
     assert run["val_loss"] >= run["best_loss"]
 
 
-def test_the_table(cli: Cli, shelf: Path) -> None:
+def test_the_table(shelf: Path) -> None:
     result = cli("runs", shelf)
     assert (result.code, result.err) == (0, "")
     head, first, second = result.out.splitlines()
@@ -80,9 +78,9 @@ def test_the_table(cli: Cli, shelf: Path) -> None:
 
 
 def test_a_narrow_terminal_has_fewer_columns_and_breaks_no_figure(
-    shelf: Path, monkeypatch: pytest.MonkeyPatch, cli: Cli
+    shelf: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    best = listed(cli, shelf)[0]["best_loss"]
+    best = listed(shelf)[0]["best_loss"]
     console = Console(width=80, file=io.StringIO())
     monkeypatch.setattr(runs, "_console", lambda: console)
     assert runs.run([str(shelf)]) == 0
@@ -93,12 +91,12 @@ def test_a_narrow_terminal_has_fewer_columns_and_breaks_no_figure(
     assert "tokens" not in said
 
 
-def test_runs_without_a_folder_are_those_here(cli: Cli, shelf: Path) -> None:
+def test_runs_without_a_folder_are_those_here(shelf: Path) -> None:
     result = cli("runs")
     assert (result.code, result.out) == (2, "")
     assert "the folder runs does not exist; name one that holds runs" in result.err
     shutil.copytree(shelf, "runs")
-    assert [run["folder"] for run in listed(cli)] == ["runs/good", "runs/rates/worse"]
+    assert [run["folder"] for run in listed()] == ["runs/good", "runs/rates/worse"]
 
 
 def test_each_run_once_and_nothing_else(shelf: Path, tmp_path: Path) -> None:
@@ -115,14 +113,14 @@ def test_each_run_once_and_nothing_else(shelf: Path, tmp_path: Path) -> None:
     ("order", "first"),
     [("best", "good"), ("name", "good"), ("when", "worse"), ("minutes", "worse")],
 )
-def test_order(cli: Cli, shelf: Path, order: str, first: str) -> None:
+def test_order(shelf: Path, order: str, first: str) -> None:
     os.utime(shelf / "rates" / "worse" / "metrics.jsonl", (1e9, 1e9))
     change(shelf / "rates" / "worse" / "train.json", lambda r: r["result"].update(seconds=1e-9))
     metrics = shelf / "rates" / "worse" / "metrics.jsonl"
     stamp = metrics.stat()
     metrics.write_text(re.sub(r'"seconds": [\d.e-]+', '"seconds": 1e-9', metrics.read_text()))
     os.utime(metrics, (stamp.st_atime, stamp.st_mtime))
-    assert Path(listed(cli, shelf, "--sort", order)[0]["folder"]).name == first
+    assert Path(listed(shelf, "--sort", order)[0]["folder"]).name == first
 
 
 # ---- states -----------------------------------------------------------------------------------
@@ -189,9 +187,9 @@ def test_any_length(trained_copy: Path, limits: dict[str, Any], state: str) -> N
 @pytest.mark.parametrize(
     "content", [b"", b"{", b"[]", b"\xff\xfe", b'{"data": 3}', b'{"train": 3}']
 )
-def test_a_damaged_record(cli: Cli, shelf: Path, content: bytes) -> None:
+def test_a_damaged_record(shelf: Path, content: bytes) -> None:
     (shelf / "good" / "train.json").write_bytes(content)
-    first, last = listed(cli, shelf)
+    first, last = listed(shelf)
     assert first["state"] == "finished"
     assert last["state"].startswith("damaged: train.json")
     assert last["best_loss"] is None
@@ -214,12 +212,12 @@ def test_a_missing_or_damaged_part(trained_copy: Path, name: str, content: bytes
 
 @pytest.mark.parametrize("content", [None, b"", b'{"kind": "eval', b"\xff\xff", b"3\n", b"{}\n"])
 def test_missing_or_damaged_metrics(
-    cli: Cli, trained_copy: Path, content: bytes | None, tmp_path: Path
+    trained_copy: Path, content: bytes | None, tmp_path: Path
 ) -> None:
     (trained_copy / "metrics.jsonl").unlink()
     if content is not None:
         (trained_copy / "metrics.jsonl").write_bytes(content)
-    (run,) = listed(cli, trained_copy)
+    (run,) = listed(trained_copy)
     assert run["state"] == "finished"
     result = cli("runs", trained_copy, "--plot", tmp_path / "a.png")
     assert (result.code, result.err.count("\n")) == (2, 1)
@@ -245,18 +243,18 @@ def test_several_texts(trained_copy: Path) -> None:
     assert read_run(trained_copy).data == "a, b"
 
 
-def test_a_loss_that_was_no_number_is_passed_over(cli: Cli, trained_copy: Path) -> None:
-    (best,) = {run["best_loss"] for run in listed(cli, trained_copy)}
+def test_a_loss_that_was_no_number_is_passed_over(trained_copy: Path) -> None:
+    (best,) = {run["best_loss"] for run in listed(trained_copy)}
     with (trained_copy / "metrics.jsonl").open("a") as file:
         file.write('{"kind": "evaluation", "step": 13, "train_loss": null, "val_loss": null}\n')
-    assert listed(cli, trained_copy)[0]["best_loss"] == best
+    assert listed(trained_copy)[0]["best_loss"] == best
 
 
 # ---- comparing --------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("x", ["step", "tokens", "minutes"])
-def test_the_picture(cli: Cli, shelf: Path, tmp_path: Path, tree: Tree, x: str) -> None:
+def test_the_picture(shelf: Path, tmp_path: Path, x: str) -> None:
     before = tree(shelf)
     result = cli("runs", shelf, "--plot", tmp_path / "new" / "a.png", "--x", x)
     assert (result.code, result.err) == (0, f"picture: {tmp_path}/new/a.png\n")
@@ -267,13 +265,13 @@ def test_the_picture(cli: Cli, shelf: Path, tmp_path: Path, tree: Tree, x: str) 
     assert "<svg" in (tmp_path / "b.svg").read_text()
 
 
-def test_a_picture_of_another_kind(cli: Cli, shelf: Path) -> None:
+def test_a_picture_of_another_kind(shelf: Path) -> None:
     result = cli("runs", shelf, "--plot", "a.pdf")
     assert (result.code, result.out) == (2, "")
     assert result.err == "openxlstm: --plot a.pdf must end in .png or .svg\n"
 
 
-def test_what_differs(cli: Cli, shelf: Path) -> None:
+def test_what_differs(shelf: Path) -> None:
     result = cli("runs", shelf, "--diff")
     assert (result.code, result.err) == (0, "")
     head, *options, last = result.out.splitlines()
@@ -282,7 +280,7 @@ def test_what_differs(cli: Cli, shelf: Path) -> None:
     assert last.startswith("best val loss ")
 
 
-def test_gates(cli: Cli, shelf: Path) -> None:
+def test_gates(shelf: Path) -> None:
     result = cli("runs", shelf, "--gates")
     assert (result.code, result.out) == (2, "")
     assert "no run has gate statistics" in result.err
@@ -305,7 +303,7 @@ def test_gates(cli: Cli, shelf: Path) -> None:
     ]  # fmt: skip
 
 
-def test_no_run_at_all(cli: Cli, tmp_path: Path) -> None:
+def test_no_run_at_all(tmp_path: Path) -> None:
     result = cli("runs", tmp_path)
     assert (result.code, result.out) == (2, "")
     assert re.fullmatch(r"openxlstm: there is no run in .*: openxlstm train .*\n", result.err)

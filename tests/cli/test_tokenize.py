@@ -7,21 +7,17 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import pytest
+from cli_cases import TINY, cli, tree
 from jobs import started
 
 import openxlstm
 
-Cli = Callable[..., Any]
-Tree = Callable[[Path], dict[str, str]]
-
 
 @pytest.fixture
-def tokens(cli: Cli, text_file: Path, tmp_path: Path) -> Path:
+def tokens(text_file: Path, tmp_path: Path) -> Path:
     """The text of the tests as tokens in four shards."""
     folder = tmp_path / "tokens"
     options = ("--out", folder, "--workers", 1, "--shard-mb", 0.0003, "--quiet")
@@ -30,7 +26,7 @@ def tokens(cli: Cli, text_file: Path, tmp_path: Path) -> Path:
     return folder
 
 
-def test_what_it_says(cli: Cli, text_file: Path, tmp_path: Path, tree: Tree) -> None:
+def test_what_it_says(text_file: Path, tmp_path: Path) -> None:
     folder = tmp_path / "a folder"
     result = cli("tokenize", text_file, "--out", folder, "--tokenizer", "byte", "--workers", 1)
     size = text_file.stat().st_size
@@ -48,12 +44,12 @@ def test_what_it_says(cli: Cli, text_file: Path, tmp_path: Path, tree: Tree) -> 
 
 
 def test_a_run_is_the_same_from_text_or_tokens(
-    cli: Cli, text_file: Path, tokens: Path, tiny: tuple[str, ...], tmp_path: Path, tree: Tree
+    text_file: Path, tokens: Path, tmp_path: Path
 ) -> None:
     """The text is cut at a character, and each is a token."""
     runs = {"of text": text_file, "of tokens": tokens}
     for name, data in runs.items():
-        options = ("--data", data, "--out", tmp_path / name, "--steps", 4, "--quiet", *tiny)
+        options = ("--data", data, "--out", tmp_path / name, "--steps", 4, "--quiet", *TINY)
         assert cli("train", *options).code == 0
     first, second = (tree(tmp_path / name) for name in runs)
     for name in ("config.json", "model.safetensors", "tokenizer.json"):
@@ -66,12 +62,10 @@ def test_a_run_is_the_same_from_text_or_tokens(
     assert record["data"]["sources"] == [str(tokens)]
 
 
-def test_a_run_on_tokens_goes_on(
-    cli: Cli, tokens: Path, tiny: tuple[str, ...], tmp_path: Path
-) -> None:
+def test_a_run_on_tokens_goes_on(tokens: Path, tmp_path: Path) -> None:
     run = tmp_path / "run"
     options = ("--sampling", "streams", "--verify", "sizes")
-    result = cli("train", "--data", tokens, "--out", run, "--steps", 3, *options, *tiny)
+    result = cli("train", "--data", tokens, "--out", run, "--steps", 3, *options, *TINY)
     assert result.code == 0
     assert "openxlstm generate" in result.err
     assert "--prompt 'the " in result.err
@@ -88,26 +82,24 @@ def test_a_run_on_tokens_goes_on(
     assert (result.code, "has changed since the run" in result.err) == (2, True)
 
 
-def test_mixed_with_text(
-    cli: Cli, tokens: Path, text_file: Path, tiny: tuple[str, ...], tmp_path: Path
-) -> None:
+def test_mixed_with_text(tokens: Path, text_file: Path, tmp_path: Path) -> None:
     """The tokenizer of the tokens is that of the text too."""
     both = ("--data", text_file, tokens, "--weights", 1, 2)
     run = tmp_path / "run"
-    assert cli("train", *both, "--out", run, "--steps", 2, "--quiet", *tiny).code == 0
+    assert cli("train", *both, "--out", run, "--steps", 2, "--quiet", *TINY).code == 0
     assert (run / "tokenizer.json").read_bytes() == (tokens / "tokenizer.json").read_bytes()
 
 
 def test_tokens_that_do_not_fit(
-    cli: Cli, tokens: Path, text_file: Path, trained: Path, tiny: tuple[str, ...], tmp_path: Path
+    tokens: Path, text_file: Path, trained: Path, tmp_path: Path
 ) -> None:
     other, run = tmp_path / "other", tmp_path / "run"
     options = ("--tokenizer", "byte", "--workers", 1, "--quiet")
     assert cli("tokenize", text_file, "--out", other, *options).code == 0
     for command in (
-        ["train", "--data", tokens, other, "--out", run, "--steps", 1, *tiny],
+        ["train", "--data", tokens, other, "--out", run, "--steps", 1, *TINY],
         ["eval", trained, "--data", other],
-        ["train", "--data", tokens, "--tokenizer", other, "--out", run, "--steps", 1, *tiny],
+        ["train", "--data", tokens, "--tokenizer", other, "--out", run, "--steps", 1, *TINY],
     ):
         result = cli(*command)
         assert (result.code, result.out) == (2, "")
@@ -118,13 +110,11 @@ def test_tokens_that_do_not_fit(
     assert cli("eval", trained, "--data", tmp_path / "fits", "--json").code == 0
 
 
-def test_bpe_from_end_to_end(
-    cli: Cli, text_file: Path, tiny: tuple[str, ...], tmp_path: Path
-) -> None:
+def test_bpe_from_end_to_end(text_file: Path, tmp_path: Path) -> None:
     pytest.importorskip("tokenizers")
     run = tmp_path / "run"
     options = ("--tokenizer", "bpe", "--bpe-vocab-size", 280, "--window", 4)
-    result = cli("train", "--data", text_file, "--out", run, "--steps", 2, *tiny, *options)
+    result = cli("train", "--data", text_file, "--out", run, "--steps", 2, *TINY, *options)
     assert result.code == 0
     assert "280 different" in result.err
     tokenizer = openxlstm.load_tokenizer(run)
@@ -139,14 +129,14 @@ def test_bpe_from_end_to_end(
 
 
 @pytest.mark.parametrize("name", ["a.jsonl", "a.jsonl.gz"])
-def test_json_lines(cli: Cli, name: str, tiny: tuple[str, ...], tmp_path: Path) -> None:
+def test_json_lines(name: str, tmp_path: Path) -> None:
     """A run reads them directly, by the field that is named."""
     import gzip
 
     lines = "".join(json.dumps({"body": f"the cat sat on mat {n}"}) + "\n" for n in range(50))
     content = lines.encode()
     (tmp_path / name).write_bytes(gzip.compress(content) if name.endswith("gz") else content)
-    options = ("--data", tmp_path / name, "--out", tmp_path / "run", "--steps", 2, *tiny)
+    options = ("--data", tmp_path / name, "--out", tmp_path / "run", "--steps", 2, *TINY)
     result = cli("train", *options)
     assert (result.code, result.out) == (2, "")
     assert "line 1 has no field 'text'; choose one with --field: body" in result.err
@@ -169,7 +159,7 @@ def test_json_lines(cli: Cli, name: str, tiny: tuple[str, ...], tmp_path: Path) 
         ("TEXT --out TEXT/below", "directory"),
     ],
 )
-def test_what_makes_no_sense(cli: Cli, text_file: Path, options: str, words: str) -> None:
+def test_what_makes_no_sense(text_file: Path, options: str, words: str) -> None:
     before = text_file.read_bytes()
     result = cli("tokenize", *options.replace("TEXT", str(text_file)).split())
     assert (result.code, result.out) == (2, "")
@@ -180,7 +170,7 @@ def test_what_makes_no_sense(cli: Cli, text_file: Path, options: str, words: str
     assert text_file.read_bytes() == before
 
 
-def test_a_folder_that_is_not_finished(cli: Cli, tokens: Path, tmp_path: Path) -> None:
+def test_a_folder_that_is_not_finished(tokens: Path, tmp_path: Path) -> None:
     (tokens / "manifest.json").rename(tokens / "unfinished.json")
     result = cli("train", "--data", tokens, "--out", tmp_path / "run")
     assert (result.code, result.err.count("\n")) == (2, 1)
@@ -205,9 +195,7 @@ if __name__ == "__main__":
 
 
 @pytest.mark.parametrize("workers", [1, 2])
-def test_ctrl_c_leaves_what_is_done(
-    cli: Cli, text_file: Path, tmp_path: Path, workers: int, tree: Tree
-) -> None:
+def test_ctrl_c_leaves_what_is_done(text_file: Path, tmp_path: Path, workers: int) -> None:
     text, script, out, go = (tmp_path / name for name in ("text.txt", "two.py", "out", "go"))
     text.write_text(text_file.read_text() * 100)
     script.write_text(TWO_SHARDS)

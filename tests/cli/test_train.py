@@ -14,6 +14,7 @@ from typing import Any
 
 import pytest
 import torch
+from cli_cases import TINY, cli, tree
 from jobs import started
 from safetensors.torch import load_file
 from torch import Tensor
@@ -27,8 +28,6 @@ from openxlstm.train.checkpoint import newest
 from openxlstm.train.metrics import MetricsFile
 from openxlstm.train.records import read_metrics
 
-Cli = Callable[..., Any]
-Tree = Callable[[Path], dict[str, str]]
 Train = Callable[..., Any]
 
 STEPS = 6
@@ -51,11 +50,11 @@ def last_checkpoint(folder: Path) -> dict[str, Tensor]:
 
 
 @pytest.fixture(scope="module")
-def train(cli: Cli, text_file: Path, tiny: tuple[str, ...]) -> Train:
+def train(text_file: Path) -> Train:
     """Trains a tiny model for some steps into a folder."""
 
     def command(out: Path, *options: object, steps: int = STEPS) -> Any:
-        return cli("train", "--data", text_file, "--out", out, "--steps", steps, *tiny, *options)
+        return cli("train", "--data", text_file, "--out", out, "--steps", steps, *TINY, *options)
 
     return command
 
@@ -70,7 +69,7 @@ def finished(train: Train, tmp_path_factory: pytest.TempPathFactory) -> tuple[Pa
 # ---- a run ------------------------------------------------------------------------------------
 
 
-def test_what_a_run_leaves(finished: tuple[Path, Any], tree: Tree) -> None:
+def test_what_a_run_leaves(finished: tuple[Path, Any]) -> None:
     folder, result = finished
     assert result.code == 0
     assert set(tree(folder)) == FILES
@@ -129,15 +128,13 @@ def test_the_sample_goes_to_standard_output_and_progress_does_not(
     assert f"openxlstm generate {folder}" in result.err
 
 
-def test_quiet_is_silent(train: Train, tmp_path: Path, tree: Tree) -> None:
+def test_quiet_is_silent(train: Train, tmp_path: Path) -> None:
     result = train(tmp_path / "run", "--quiet")
     assert (result.code, result.out, result.err) == (0, "", "")
-    assert set(tree(tmp_path / "run")) == FILES
+    assert set(tree(tmp_path / "run")) == FILES - {"loss.png"}, "which is not drawn here"
 
 
-def test_a_seed_repeats_a_run(
-    finished: tuple[Path, Any], train: Train, tmp_path: Path, tree: Tree
-) -> None:
+def test_a_seed_repeats_a_run(finished: tuple[Path, Any], train: Train, tmp_path: Path) -> None:
     train(tmp_path / "same", "--quiet", "--seed", 0)
     train(tmp_path / "other", "--quiet", "--seed", 1)
     first, same, other = (tree(f) for f in (finished[0], tmp_path / "same", tmp_path / "other"))
@@ -145,9 +142,7 @@ def test_a_seed_repeats_a_run(
     assert first["model.safetensors"] != other["model.safetensors"]
 
 
-def test_watching_changes_nothing(
-    finished: tuple[Path, Any], train: Train, tmp_path: Path, cli: Cli
-) -> None:
+def test_watching_changes_nothing(finished: tuple[Path, Any], train: Train, tmp_path: Path) -> None:
     folder = tmp_path / "watched"
     watching = ("--gates", "--sample-every", 2, "--sample-prompt", "the", "--tensorboard")
     result = train(folder, *watching, "--quiet")
@@ -201,28 +196,26 @@ def test_options_reach_the_run(train: Train, tmp_path: Path) -> None:
     assert [path.name for path in (folder / "tensorboard").glob("*tfevents*")]
 
 
-def test_the_held_out_end_is_not_trained_on(
-    cli: Cli, tiny: tuple[str, ...], tmp_path: Path
-) -> None:
+def test_the_held_out_end_is_not_trained_on(tmp_path: Path) -> None:
     """The article says one end and takes the other; here what is said is what is held out."""
     text = tmp_path / "text.txt"
     text.write_text("a" * 50 + "b" * 450)
     for end, loss_is_low in (("first", False), ("last", True)):
         out = tmp_path / end
         options = ("--data", text, "--out", out, "--val-split", end, "--steps", 12, "--quiet")
-        assert cli("train", *options, *tiny, "--learning-rate", 0.05).code == 0
+        assert cli("train", *options, *TINY, "--learning-rate", 0.05).code == 0
         *_, last = read_metrics(out)
         assert (last["val_loss"] < 0.5) == loss_is_low
 
 
-def test_a_mixture(cli: Cli, text_file: Path, tiny: tuple[str, ...], tmp_path: Path) -> None:
+def test_a_mixture(text_file: Path, tmp_path: Path) -> None:
     """Two texts, each with a held-out end of its own, and one alphabet for both."""
     other = tmp_path / "other.txt"
     other.write_text("ABCD " * 100)
     folder = tmp_path / "run"
     both = ("--data", text_file, other)
     options = ("--weights", 1, 3, "--out", folder, "--steps", 3, "--sampling", "streams")
-    result = cli("train", *both, *options, *tiny)
+    result = cli("train", *both, *options, *TINY)
     assert result.code == 0
     assert f"text   {text_file}, {other}: " in result.err
     characters = openxlstm.load_tokenizer(folder).characters  # pyright: ignore[reportAttributeAccessIssue]
@@ -238,29 +231,25 @@ def test_a_mixture(cli: Cli, text_file: Path, tiny: tuple[str, ...], tmp_path: P
     assert (result.code, "has changed since" in result.err) == (2, True)
 
 
-def test_a_tokenizer_can_be_used_again(
-    cli: Cli, trained: Path, text_file: Path, tiny: tuple[str, ...], tmp_path: Path
-) -> None:
+def test_a_tokenizer_can_be_used_again(trained: Path, text_file: Path, tmp_path: Path) -> None:
     folder, text = tmp_path / "run", tmp_path / "text.txt"
     text.write_text(text_file.read_text()[:900].replace("c", "d"))
     options = ("--data", text, "--tokenizer", trained, "--out", folder, "--steps", 1, "--quiet")
-    assert cli("train", *options, *tiny).code == 0
+    assert cli("train", *options, *TINY).code == 0
     assert (folder / "tokenizer.json").read_bytes() == (trained / "tokenizer.json").read_bytes()
 
 
-def test_minutes_end_a_run(
-    cli: Cli, text_file: Path, tiny: tuple[str, ...], tmp_path: Path
-) -> None:
+def test_minutes_end_a_run(text_file: Path, tmp_path: Path) -> None:
     options = ("--data", text_file, "--out", tmp_path / "run", "--minutes", 0.003, "--quiet")
-    assert cli("train", *options, *tiny).code == 0
+    assert cli("train", *options, *TINY).code == 0
     record = json.loads((tmp_path / "run" / "train.json").read_text())
     assert (record["train"]["steps"], record["train"]["minutes"]) == (None, 0.003)
     assert record["result"]["seconds"] >= 0.18
 
 
-def test_tokens_end_a_run(cli: Cli, text_file: Path, tiny: tuple[str, ...], tmp_path: Path) -> None:
+def test_tokens_end_a_run(text_file: Path, tmp_path: Path) -> None:
     options = ("--data", text_file, "--out", tmp_path / "run", "--tokens", 60, "--quiet")
-    assert cli("train", *options, *tiny).code == 0
+    assert cli("train", *options, *TINY).code == 0
     record = json.loads((tmp_path / "run" / "train.json").read_text())
     assert (record["train"]["steps"], record["train"]["tokens"]) == (None, 60)
     assert record["result"]["tokens"] == 64, "the step that reaches it is the last"
@@ -272,21 +261,19 @@ def test_how_to_read_on_fits_the_text(finished: tuple[Path, Any], text_file: Pat
     assert f"openxlstm generate {folder} --prompt '{first_line}'" in result.err
 
 
-def test_a_path_may_have_anything_in_it(
-    cli: Cli, tiny: tuple[str, ...], tmp_path: Path, text_file: Path
-) -> None:
+def test_a_path_may_have_anything_in_it(tmp_path: Path, text_file: Path) -> None:
     """Brackets are mark-up to rich, which breaks long lines; to matplotlib dollars are formulas."""
     odd = tmp_path / "dir[" / "b].txt"
     folder = tmp_path / "a very long name of a folder" / ("x" * 80) / "$x^$ [/bold]"
     odd.parent.mkdir()
     shutil.copy(text_file, odd)
-    result = cli("train", "--data", odd, "--out", folder, "--steps", 2, *tiny)
+    result = cli("train", "--data", odd, "--out", folder, "--steps", 2, *TINY)
     assert result.code == 0
     assert f"text   {odd}: " in result.err
     assert f"run    {folder}\n" in result.err
 
 
-def test_presets_are_listed(cli: Cli, tmp_path: Path) -> None:
+def test_presets_are_listed(tmp_path: Path) -> None:
     result = cli("train", "--list-presets")
     assert (result.code, result.err) == (0, "")
     for name, preset in PRESETS.items():
@@ -301,12 +288,10 @@ def test_presets_are_listed(cli: Cli, tmp_path: Path) -> None:
 # ---- where it goes ----------------------------------------------------------------------------
 
 
-def test_without_a_name_a_run_gets_the_first_free_one(
-    cli: Cli, text_file: Path, tiny: tuple[str, ...]
-) -> None:
+def test_without_a_name_a_run_gets_the_first_free_one(text_file: Path) -> None:
     for expected in ("demo", "demo-2"):
         assert free_folder("demo") == Path("runs", expected)
-        result = cli("train", "--data", text_file, "--steps", 1, "--quiet", *tiny)
+        result = cli("train", "--data", text_file, "--steps", 1, "--quiet", *TINY)
         assert result.code == 0
         assert (Path("runs") / expected / "model.safetensors").exists()
 
@@ -319,9 +304,7 @@ def test_an_empty_folder_is_free(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     assert free_folder("demo") == Path("runs/demo-3")
 
 
-def test_a_run_is_never_overwritten(
-    trained_copy: Path, train: Train, tree: Tree, tmp_path: Path
-) -> None:
+def test_a_run_is_never_overwritten(trained_copy: Path, train: Train, tmp_path: Path) -> None:
     before = tree(trained_copy)
     result = train(trained_copy)
     assert (result.code, result.out) == (2, "")
@@ -391,15 +374,10 @@ main(sys.argv[2:])
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGKILL])
 def test_a_stopped_run_goes_on_as_if_it_had_not_stopped(
-    number: signal.Signals,
-    uninterrupted: dict[str, Path],
-    text_file: Path,
-    tiny: tuple[str, ...],
-    tmp_path: Path,
-    cli: Cli,
+    number: signal.Signals, uninterrupted: dict[str, Path], text_file: Path, tmp_path: Path
 ) -> None:
     folder = tmp_path / "run"
-    options = ["--data", text_file, "--out", folder, "--steps", STEPS, "--dropout", 0.1, *tiny]
+    options = ["--data", text_file, "--out", folder, "--steps", STEPS, "--dropout", 0.1, *TINY]
     done = subprocess.run(
         [sys.executable, "-c", SEND_ITSELF_A_SIGNAL, *map(str, [int(number), "train", *options])],
         capture_output=True, text=True, check=False,
@@ -442,7 +420,6 @@ def test_streams_go_on_too(
     number: int,
     uninterrupted: dict[str, Path],
     train: Train,
-    cli: Cli,
     tmp_path: Path,
     interrupt: Callable[..., None],
 ) -> None:
@@ -459,9 +436,8 @@ def test_streams_go_on_too(
 
 
 def test_the_second_ctrl_c_stops_at_once(
-    train: Train, cli: Cli, tmp_path: Path, interrupt: Callable[..., None],
-    uninterrupted: dict[str, Path],
-) -> None:  # fmt: skip
+    train: Train, tmp_path: Path, interrupt: Callable[..., None], uninterrupted: dict[str, Path]
+) -> None:
     """Nothing more is saved, and nothing that was is lost."""
     interrupt(5, times=2)
     folder = tmp_path / "run"
@@ -473,10 +449,10 @@ def test_the_second_ctrl_c_stops_at_once(
     assert_same_run(folder, uninterrupted["windows"])
 
 
-def test_a_signal_from_outside(text_file: Path, tiny: tuple[str, ...], tmp_path: Path) -> None:
+def test_a_signal_from_outside(text_file: Path, tmp_path: Path) -> None:
     """As a person or a scheduler sends it, to a run that would last for hours."""
     folder = tmp_path / "run"
-    options = ["train", "--data", text_file, "--out", folder, "--minutes", 600, *tiny]
+    options = ["train", "--data", text_file, "--out", folder, "--minutes", 600, *TINY]
     command = [sys.executable, "-c", "from openxlstm.cli import main; main()", *map(str, options)]
     with started(*command, stderr=subprocess.PIPE) as process:
         assert process.stderr is not None
@@ -492,7 +468,7 @@ def test_a_signal_from_outside(text_file: Path, tiny: tuple[str, ...], tmp_path:
     assert json.loads((folder / "train.json").read_text())["result"]["step"] == step
 
 
-def test_a_run_can_be_made_longer(train: Train, cli: Cli, tmp_path: Path) -> None:
+def test_a_run_can_be_made_longer(train: Train, tmp_path: Path) -> None:
     """With a constant rate, three steps and then three more are six."""
     options = ("--quiet", "--schedule", "constant")
     train(tmp_path / "whole", *options)
@@ -506,7 +482,7 @@ def test_a_run_can_be_made_longer(train: Train, cli: Cli, tmp_path: Path) -> Non
     assert record["result"]["step"] == 6
 
 
-def test_resuming_a_finished_run_changes_nothing(trained_copy: Path, cli: Cli, tree: Tree) -> None:
+def test_resuming_a_finished_run_changes_nothing(trained_copy: Path) -> None:
     before = tree(trained_copy)
     before.pop("loss.png")  # is drawn again
     result = cli("train", "--resume", "--out", trained_copy, "--threads", 1, "--quiet")
@@ -533,9 +509,7 @@ def test_resuming_a_finished_run_changes_nothing(trained_copy: Path, cli: Cli, t
     ],
     ids=str,
 )
-def test_a_resumed_run_keeps_its_options(
-    options: list[object], trained_copy: Path, cli: Cli, tree: Tree
-) -> None:
+def test_a_resumed_run_keeps_its_options(options: list[object], trained_copy: Path) -> None:
     before = tree(trained_copy)
     result = cli("train", "--resume", "--out", trained_copy, *options)
     assert (result.code, result.out) == (2, "")
@@ -544,7 +518,7 @@ def test_a_resumed_run_keeps_its_options(
     assert tree(trained_copy) == before
 
 
-def test_what_cannot_be_resumed(trained_copy: Path, cli: Cli, tmp_path: Path) -> None:
+def test_what_cannot_be_resumed(trained_copy: Path, tmp_path: Path) -> None:
     assert "add --out RUN" in cli("train", "--resume").err
     result = cli("train", "--resume", "--out", tmp_path / "nowhere")
     assert (result.code, result.out) == (2, "")
@@ -555,12 +529,10 @@ def test_what_cannot_be_resumed(trained_copy: Path, cli: Cli, tmp_path: Path) ->
     assert "has no checkpoint to resume" in result.err
 
 
-def test_a_text_that_has_changed_is_noticed(
-    cli: Cli, text_file: Path, tiny: tuple[str, ...], tmp_path: Path, tree: Tree
-) -> None:
+def test_a_text_that_has_changed_is_noticed(text_file: Path, tmp_path: Path) -> None:
     text, folder = tmp_path / "text.txt", tmp_path / "run"
     shutil.copy(text_file, text)
-    cli("train", "--data", text, "--out", folder, "--steps", 3, "--quiet", *tiny)
+    cli("train", "--data", text, "--out", folder, "--steps", 3, "--quiet", *TINY)
     before = tree(folder)
     text.write_text(text_file.read_text().replace("cat", "hat", 1))
     result = cli("train", "--resume", "--out", folder, "--steps", 6)
@@ -569,9 +541,7 @@ def test_a_text_that_has_changed_is_noticed(
     assert tree(folder) == before
 
 
-def test_divergence_ends_in_one_line_and_a_run_to_resume(
-    train: Train, cli: Cli, tmp_path: Path
-) -> None:
+def test_divergence_ends_in_one_line_and_a_run_to_resume(train: Train, tmp_path: Path) -> None:
     folder = tmp_path / "run"
     result = train(folder, "--quiet", "--learning-rate", 1e30)
     assert (result.code, result.out) == (2, "")

@@ -8,11 +8,11 @@ from typing import Any
 
 import pytest
 import torch
+from cli_cases import cli, tree
 
 import openxlstm
 from openxlstm.train.records import read_metrics
 
-Cli = Callable[..., Any]
 OPTIONS = (
     "--batch-size", "2", "--window", "8", "--eval-every", "3", "--eval-batches", "1",
     "--steps", "3", "--threads", "1",
@@ -20,7 +20,7 @@ OPTIONS = (
 
 
 @pytest.fixture
-def train(cli: Cli, text_file: Path, trained: Path, tmp_path: Path) -> Callable[..., Any]:
+def train(text_file: Path, trained: Path, tmp_path: Path) -> Callable[..., Any]:
     """Trains on from a run for three steps, into tmp_path / "new"."""
 
     def command(*options: object) -> Any:
@@ -31,7 +31,7 @@ def train(cli: Cli, text_file: Path, trained: Path, tmp_path: Path) -> Callable[
 
 
 def test_it_starts_where_the_other_ended(
-    train: Callable[..., Any], cli: Cli, trained: Path, text_file: Path, tmp_path: Path
+    train: Callable[..., Any], trained: Path, text_file: Path, tmp_path: Path
 ) -> None:
     result = train("--dropout", "0.25")
     assert result.code == 0
@@ -51,16 +51,14 @@ def test_it_starts_where_the_other_ended(
     assert json.loads((tmp_path / "new" / "train.json").read_text())["init_from"] == str(trained)
 
 
-def test_the_source_is_left_alone(
-    train: Callable[..., Any], trained: Path, tree: Callable[[Path], dict[str, str]]
-) -> None:
+def test_the_source_is_left_alone(train: Callable[..., Any], trained: Path) -> None:
     before = tree(trained)
     assert train().code == 0
     assert tree(trained) == before
 
 
 def test_a_run_from_another_goes_on(
-    train: Callable[..., Any], cli: Cli, trained_copy: Path, tmp_path: Path
+    train: Callable[..., Any], trained_copy: Path, tmp_path: Path
 ) -> None:
     """Also one that was killed before it saved anything: not from random weights."""
     assert train().code == 0
@@ -96,7 +94,7 @@ def test_the_model_is_settled(
     assert not (tmp_path / "new").exists()
 
 
-def test_a_text_that_the_tokenizer_does_not_know(cli: Cli, trained: Path, tmp_path: Path) -> None:
+def test_a_text_that_the_tokenizer_does_not_know(trained: Path, tmp_path: Path) -> None:
     (tmp_path / "text").write_text("Ω" * 1000)
     options = ("--init-from", trained, "--data", tmp_path / "text", "--out", tmp_path / "new")
     result = cli("train", *options, *OPTIONS)
@@ -104,7 +102,7 @@ def test_a_text_that_the_tokenizer_does_not_know(cli: Cli, trained: Path, tmp_pa
     assert "has never seen 'Ω'" in result.err
 
 
-def test_no_model_there(cli: Cli, text_file: Path, tmp_path: Path) -> None:
+def test_no_model_there(text_file: Path, tmp_path: Path) -> None:
     result = cli("train", "--init-from", tmp_path / "no", "--data", text_file, *OPTIONS)
     assert result.code == 2
     assert "does not exist" in result.err

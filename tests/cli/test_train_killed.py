@@ -38,8 +38,8 @@ def metrics(folder: Path) -> list[dict[str, Any]]:
 
 
 def kill_again_and_again(
-    jobs: Jobs, text: Path, folder: Path, *options: object, kills: int, last: Sequence[int],
-) -> None:  # fmt: skip
+    jobs: Jobs, text: Path, folder: Path, *options: object, kills: int, last: Sequence[int]
+) -> None:
     """Starts a run, kills one of its processes at a random moment, and so on; then lets it end.
 
     Args:
@@ -75,9 +75,14 @@ def assert_same(killed: Path, whole: Path) -> None:
 
 
 def compare(
-    jobs: Jobs, text: Path, folder: Path, *options: object, kills: int, last: Sequence[int],
+    jobs: Jobs,
+    text: Path,
+    folder: Path,
+    *options: object,
+    kills: int,
+    last: Sequence[int],
     save_every: int = 1,
-) -> None:  # fmt: skip
+) -> None:
     """Trains as often as it takes, and once without a kill."""
     # Each checkpoint takes 10 moments of the first process and 1 of another: so long a run cannot
     # come to its end before its last kill.

@@ -92,9 +92,13 @@ def assert_same(actual: Path, expected: Path, *, but: int | None = None) -> None
     [(2, "ddp", "windows"), (2, "fsdp", "streams"), (4, "ddp", "streams"), (4, "fsdp", "windows")],
 )
 def test_many_are_as_one(
-    world_size: int, strategy: str, sampling: str, train: Train, alone: dict[str, Path],
+    world_size: int,
+    strategy: str,
+    sampling: str,
+    train: Train,
+    alone: dict[str, Path],
     tmp_path: Path,
-) -> None:  # fmt: skip
+) -> None:
     options = ("--sampling", sampling, "--strategy", strategy)
     folder = train(tmp_path / "run", world_size, *options)
     assert_same(folder, alone[sampling])
@@ -117,9 +121,13 @@ def test_many_are_as_one(
     ids=str,
 )
 def test_in_parts_and_with_less_memory(
-    sampling: str, world_size: int, options: list[object], train: Train,
-    alone: dict[str, Path], tmp_path: Path,
-) -> None:  # fmt: skip
+    sampling: str,
+    world_size: int,
+    options: list[object],
+    train: Train,
+    alone: dict[str, Path],
+    tmp_path: Path,
+) -> None:
     folder = train(tmp_path / "run", world_size, "--sampling", sampling, *options)
     assert_same(folder, alone[sampling])
 
@@ -160,9 +168,14 @@ def constant(train: Train, tmp_path_factory: pytest.TempPathFactory) -> dict[str
     ids=str,
 )  # fmt: skip
 def test_a_run_goes_on_at_another_size(
-    sampling: str, before: tuple[int, str], after: tuple[int, str], train: Train,
-    constant: dict[str, Path], jobs: Jobs, tmp_path: Path,
-) -> None:  # fmt: skip
+    sampling: str,
+    before: tuple[int, str],
+    after: tuple[int, str],
+    train: Train,
+    constant: dict[str, Path],
+    jobs: Jobs,
+    tmp_path: Path,
+) -> None:
     """Stopped in the middle, between two checkpoints; the states of streams move along."""
     folder = tmp_path / "run"
     options = ("--schedule", "constant", "--sampling", sampling)

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from lm_cases import make_model
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
@@ -19,11 +20,9 @@ from openxlstm.lm.folder import fill
 from openxlstm.lm.model import LanguageModel
 from openxlstm.lm.weight_files import open_weights
 
-MakeModel = Callable[..., LanguageModel]
-
 
 @pytest.fixture
-def model(make_model: MakeModel) -> LanguageModel:
+def model() -> LanguageModel:
     return make_model().float()
 
 
@@ -53,9 +52,7 @@ def complaint(folder: Path) -> str:
 
 @pytest.mark.parametrize("num_positions", [0, 6])
 @pytest.mark.parametrize("tie_weights", [False, True])
-def test_round_trip_is_exact(
-    tie_weights: bool, num_positions: int, make_model: MakeModel, tmp_path: Path
-) -> None:
+def test_round_trip_is_exact(tie_weights: bool, num_positions: int, tmp_path: Path) -> None:
     saved = make_model(tie_weights=tie_weights, num_positions=num_positions, bias=True).float()
     saved.save_pretrained(tmp_path)
     loaded = LanguageModel.from_pretrained(str(tmp_path))
@@ -69,7 +66,7 @@ def test_round_trip_is_exact(
     assert torch.equal(loaded(ids)[0], saved(ids)[0])
 
 
-def test_round_trip_of_large_blocks(make_model: MakeModel, tmp_path: Path) -> None:
+def test_round_trip_of_large_blocks(tmp_path: Path) -> None:
     model = make_model(layers="mm", block="large", bias=True)
     model.save_pretrained(tmp_path)
     loaded = LanguageModel.from_pretrained(tmp_path)
@@ -78,7 +75,7 @@ def test_round_trip_of_large_blocks(make_model: MakeModel, tmp_path: Path) -> No
         assert torch.equal(loaded.state_dict()[name], tensor), name
 
 
-def test_files(folder: Path, make_model: MakeModel, tmp_path: Path) -> None:
+def test_files(folder: Path, tmp_path: Path) -> None:
     assert sorted(path.name for path in folder.iterdir()) == ["config.json", "model.safetensors"]
     values = json.loads((folder / "config.json").read_text())
     assert values["format"] == "openxlstm"
@@ -88,7 +85,7 @@ def test_files(folder: Path, make_model: MakeModel, tmp_path: Path) -> None:
     assert "head.weight" not in load_file(tmp_path / "tied" / "model.safetensors")
 
 
-def test_saving_again_replaces(folder: Path, make_model: MakeModel) -> None:
+def test_saving_again_replaces(folder: Path) -> None:
     other = make_model(layers="s", vocab_size=5).float()
     other.save_pretrained(folder)
     loaded = LanguageModel.from_pretrained(folder)
@@ -116,7 +113,7 @@ def test_what_was_copied_no_longer_needs_the_file(folder: Path) -> None:
     assert last(LanguageModel.from_pretrained(folder))[-1].abs().max() == 0
 
 
-def test_a_mapped_model_outlives_its_file(folder: Path, make_model: MakeModel) -> None:
+def test_a_mapped_model_outlives_its_file(folder: Path) -> None:
     """What we write never changes a file that somebody has mapped: it takes its name."""
     loaded = LanguageModel.from_pretrained(folder)
     before = last(loaded)
@@ -175,9 +172,7 @@ def test_permissions_follow_the_umask(model: LanguageModel, tmp_path: Path) -> N
         assert path.stat().st_mode & 0o777 == 0o640, path.name
 
 
-def test_a_failed_save_leaves_the_old_model(
-    folder: Path, make_model: MakeModel, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_failed_save_leaves_the_old_model(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     before = {path.name: path.read_bytes() for path in folder.iterdir()}
 
     def half(tensors: dict[str, Tensor], path: Path, metadata: None) -> None:
@@ -261,7 +256,7 @@ def test_whole_numbers_are_no_weights(folder: Path) -> None:
     assert "head.weight in int64; weights are floating-point" in complaint(folder)
 
 
-def test_a_tied_model_takes_no_head(make_model: MakeModel, tmp_path: Path) -> None:
+def test_a_tied_model_takes_no_head(tmp_path: Path) -> None:
     make_model(tie_weights=True).save_pretrained(tmp_path)
     change(
         tmp_path / "model.safetensors",
@@ -270,7 +265,7 @@ def test_a_tied_model_takes_no_head(make_model: MakeModel, tmp_path: Path) -> No
     assert "holds head.weight" in complaint(tmp_path)
 
 
-def test_weights_of_another_model_leave_this_one_alone(folder: Path, make_model: MakeModel) -> None:
+def test_weights_of_another_model_leave_this_one_alone(folder: Path) -> None:
     other = make_model(vocab_size=7).float()
     before = {name: tensor.clone() for name, tensor in other.state_dict().items()}
     with pytest.raises(UserError, match=r"head\.weight of shape"):

@@ -1,17 +1,13 @@
 """The gates of a model's blocks, and that looking at them changes nothing."""
 
-from collections.abc import Callable
-
 import pytest
 import torch
+from lm_cases import make_model
 from torch import Tensor, nn
 
 from openxlstm.lm.gate_statistics import gate_statistics
-from openxlstm.lm.model import LanguageModel
 from openxlstm.nn.gates import gates_of, statistics
 from openxlstm.states import LayerState
-
-MakeModel = Callable[..., LanguageModel]
 
 
 def random_ids() -> Tensor:
@@ -19,7 +15,7 @@ def random_ids() -> Tensor:
 
 
 @pytest.mark.parametrize("mask", [False, True])
-def test_each_block_is_seen_with_what_it_reads(make_model: MakeModel, mask: bool) -> None:
+def test_each_block_is_seen_with_what_it_reads(mask: bool) -> None:
     model, ids = make_model(layers="msm"), random_ids()
     reset = ids == 3 if mask else None
     found = gate_statistics(model, ids, reset)
@@ -36,13 +32,13 @@ def test_each_block_is_seen_with_what_it_reads(make_model: MakeModel, mask: bool
         assert statistics(gates) == seen
 
 
-def test_large_blocks_are_seen_too(make_model: MakeModel) -> None:
+def test_large_blocks_are_seen_too() -> None:
     found = gate_statistics(make_model(layers="mm", block="large"), random_ids())
     assert list(found) == ["block 0 (mLSTM)", "block 1 (mLSTM)"]
 
 
 @pytest.mark.parametrize("training", [True, False])
-def test_nothing_is_changed(make_model: MakeModel, training: bool) -> None:
+def test_nothing_is_changed(training: bool) -> None:
     model, ids = make_model(layers="ms", dropout=0.5).train(training), random_ids()
     torch.manual_seed(5)
     before = torch.get_rng_state()
@@ -54,7 +50,7 @@ def test_nothing_is_changed(make_model: MakeModel, training: bool) -> None:
     model(ids)[0].sum().backward()  # and it can be trained on
 
 
-def test_an_unknown_block_is_left_out(make_model: MakeModel) -> None:
+def test_an_unknown_block_is_left_out() -> None:
     class Other(nn.Module):
         def forward(
             self, x: Tensor, state: LayerState | None = None, reset: Tensor | None = None
@@ -67,7 +63,7 @@ def test_an_unknown_block_is_left_out(make_model: MakeModel) -> None:
     assert list(gate_statistics(model, random_ids())) == ["block 1 (sLSTM)"]
 
 
-def test_compiled_blocks_are_seen_too(make_model: MakeModel) -> None:
+def test_compiled_blocks_are_seen_too() -> None:
     model = make_model(layers="ms")
     found = gate_statistics(model, random_ids())
 

@@ -1,13 +1,14 @@
 """What holds of every language model, whatever its weights."""
 
 import copy
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from itertools import pairwise
 
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from lm_cases import make_model
 from tolerances import assert_close
 from torch import Tensor, nn
 
@@ -17,7 +18,6 @@ from openxlstm.ops.native import backend as native
 from openxlstm.states import MLSTMState, ModelState, SLSTMState
 
 Models = dict[str, LanguageModel]
-MakeModel = Callable[..., LanguageModel]
 
 KINDS = {
     "m": {"layers": "m"},
@@ -32,7 +32,7 @@ layer_choices = st.sampled_from(LAYERS)
 
 
 @pytest.fixture(scope="module")
-def models(make_model: MakeModel) -> Models:
+def models() -> Models:
     """A model for each of KINDS; the tests that share them leave them as they are."""
     return {name: make_model(**options) for name, options in KINDS.items()}
 
@@ -276,13 +276,13 @@ def test_positions_count_over_calls_and_restart_at_a_reset(
     assert state.position.tolist() == [3, 2]
 
 
-def test_without_positions_only_what_was_read_counts(make_model: MakeModel) -> None:
+def test_without_positions_only_what_was_read_counts() -> None:
     model = make_model(num_positions=0)
     assert model.position_embedding is None
     assert model(random_ids())[1].position.tolist() == [T] * B
 
 
-def test_the_embedding_of_the_position_is_added(make_model: MakeModel) -> None:
+def test_the_embedding_of_the_position_is_added() -> None:
     model, ids = make_model(), random_ids(shape=(1, 8))
     assert model.position_embedding is not None
     place = torch.arange(8).clamp(max=5)
@@ -291,7 +291,7 @@ def test_the_embedding_of_the_position_is_added(make_model: MakeModel) -> None:
     assert_close(model(ids)[0], expected)
 
 
-def test_logits_of_large_blocks_are_capped(make_model: MakeModel) -> None:
+def test_logits_of_large_blocks_are_capped() -> None:
     free = make_model(**KINDS["large"], logit_soft_cap=0.0)
     capped = make_model(**KINDS["large"], logit_soft_cap=2.0)
     logits, _ = free(random_ids())
@@ -302,7 +302,7 @@ def test_logits_of_large_blocks_are_capped(make_model: MakeModel) -> None:
 # ---- weights ----------------------------------------------------------------------------------
 
 
-def test_tied_weights_are_one_matrix(make_model: MakeModel) -> None:
+def test_tied_weights_are_one_matrix() -> None:
     model = make_model(tie_weights=True)
     assert model.head.weight is model.token_embedding.weight
     names = [name for name, _ in model.named_parameters()]
@@ -313,9 +313,7 @@ def test_tied_weights_are_one_matrix(make_model: MakeModel) -> None:
 
 @pytest.mark.parametrize("tie_weights", [False, True])
 @pytest.mark.parametrize("layers", LAYERS)
-def test_a_gradient_reaches_every_parameter(
-    layers: str, tie_weights: bool, make_model: MakeModel
-) -> None:
+def test_a_gradient_reaches_every_parameter(layers: str, tie_weights: bool) -> None:
     """From the loss alone, and from weights as they are at the start of training."""
     options = {"tie_weights": tie_weights, "bias": True, **KINDS[layers]}
     fresh = LanguageModel(make_model(**options).config).double()
@@ -329,7 +327,7 @@ def test_a_gradient_reaches_every_parameter(
                 assert parameter.grad.abs().max() > 0, name
 
 
-def test_a_copy_is_independent(make_model: MakeModel) -> None:
+def test_a_copy_is_independent() -> None:
     model = make_model(tie_weights=True)
     twin = copy.deepcopy(model)
     assert twin.head.weight is twin.token_embedding.weight
@@ -387,7 +385,7 @@ def test_float64_is_float64_throughout(models: Models) -> None:
 
 @pytest.mark.parametrize("option", ["dropout", "embedding_dropout"])
 @pytest.mark.parametrize("layers", LAYERS)
-def test_dropout_is_for_training_alone(layers: str, option: str, make_model: MakeModel) -> None:
+def test_dropout_is_for_training_alone(layers: str, option: str) -> None:
     model, plain = make_model(**KINDS[layers], **{option: 0.5}), make_model(**KINDS[layers])
     ids = random_ids()
     assert torch.equal(model(ids)[0], plain(ids)[0])
@@ -400,7 +398,7 @@ def test_dropout_is_for_training_alone(layers: str, option: str, make_model: Mak
     assert torch.equal(model(ids)[0], again)
 
 
-def test_every_sub_layer_drops(make_model: MakeModel) -> None:
+def test_every_sub_layer_drops() -> None:
     """One dropout after each layer and each feed-forward, and one after the embedding."""
     model = make_model(layers="sm", dropout=0.25, embedding_dropout=0.5)
     rates = [part.p for part in model.modules() if isinstance(part, nn.Dropout)]

@@ -1,10 +1,10 @@
 """The figures of a model, against counting and against sums done by hand."""
 
-from collections.abc import Callable
 from itertools import product
 
 import pytest
 import torch
+from lm_cases import make_model
 
 from openxlstm import states
 from openxlstm.config import ModelConfig
@@ -12,17 +12,13 @@ from openxlstm.lm.cost import flops_per_token
 from openxlstm.lm.model import LanguageModel
 from openxlstm.lm.summary import summarize
 
-MakeModel = Callable[..., LanguageModel]
-
 CONFIG = ModelConfig(vocab_size=10, embedding_dim=64, layers="ms", num_heads=4)
 
 
 @pytest.mark.parametrize(
     ("layers", "tie_weights", "num_positions"), list(product(["m", "ssm"], [False, True], [0, 9]))
 )
-def test_counts_add_up(
-    layers: str, tie_weights: bool, num_positions: int, make_model: MakeModel
-) -> None:
+def test_counts_add_up(layers: str, tie_weights: bool, num_positions: int) -> None:
     model = make_model(layers=layers, tie_weights=tie_weights, num_positions=num_positions)
     summary = summarize(model)
     assert summary.num_parameters == sum(p.numel() for p in model.parameters())

@@ -10,6 +10,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
+from train_cases import make_model
 
 from openxlstm import states
 from openxlstm.errors import UserError
@@ -25,7 +26,6 @@ from openxlstm.train.checkpoint import (
     set_aside,
 )
 
-MakeModel = Callable[..., LanguageModel]
 SAID = {"progress": {"step": 3, "best": float("inf")}, "batches": {"step": 3}, "note": "ä"}
 
 
@@ -51,7 +51,7 @@ def save(folder: Path, step: int, models: Models, state: Any = None, keep: int =
 
 
 @pytest.fixture(params=[False, True], ids=["untied", "tied"])
-def model(make_model: MakeModel, request: pytest.FixtureRequest) -> LanguageModel:
+def model(request: pytest.FixtureRequest) -> LanguageModel:
     return make_model(tie_weights=request.param, num_positions=3)
 
 
@@ -80,9 +80,7 @@ def rewrite(path: Path, edit: Callable[[dict[str, Tensor]], object]) -> None:
 # ---- what is in one ---------------------------------------------------------------------------
 
 
-def test_averages_are_what_others_read(
-    make_model: MakeModel, model: LanguageModel, tmp_path: Path
-) -> None:
+def test_averages_are_what_others_read(model: LanguageModel, tmp_path: Path) -> None:
     options = {"tie_weights": model.config.tie_weights, "num_positions": 3}
     average = make_model(seed=5, **options)
     path = save(tmp_path, 1, {"model": average, "unaveraged": model})
@@ -94,7 +92,7 @@ def test_averages_are_what_others_read(
             assert torch.equal(a, b), name
 
 
-def test_round_trip_is_exact(make_model: MakeModel, model: LanguageModel, path: Path) -> None:
+def test_round_trip_is_exact(model: LanguageModel, path: Path) -> None:
     """Model, optimizer, state and values: what follows is what would have."""
     optimizer = adamw(model)
     state, values = load_checkpoint(path, {"model": model}, optimizer)
@@ -138,7 +136,7 @@ def test_the_optimizers_moments_are_saved(model: LanguageModel, path: Path) -> N
         assert slots["exp_avg_sq"].max() > 0
 
 
-def test_parts_without_a_number(make_model: MakeModel, tmp_path: Path) -> None:
+def test_parts_without_a_number(tmp_path: Path) -> None:
     """A convolution over one step carries nothing: (B, 0, D)."""
     model = make_model(mlstm_conv_kernel_size=1, slstm_conv_kernel_size=1)
     optimizer = adamw(model)
@@ -160,9 +158,7 @@ def test_the_newest_are_kept(model: LanguageModel, tmp_path: Path) -> None:
     assert newest(tmp_path) == checkpoints(tmp_path)[0]
 
 
-def test_one_of_the_same_step_is_replaced(
-    model: LanguageModel, make_model: MakeModel, tmp_path: Path
-) -> None:
+def test_one_of_the_same_step_is_replaced(model: LanguageModel, tmp_path: Path) -> None:
     save(tmp_path, 1, {"model": model})
     other = make_model(seed=4, tie_weights=model.config.tie_weights, num_positions=3)
     path = save(tmp_path, 1, {"model": other})
@@ -284,8 +280,9 @@ def test_no_space(model: LanguageModel, tmp_path: Path, monkeypatch: pytest.Monk
 # ---- what does not fit ------------------------------------------------------------------------
 
 
-def test_another_model(path: Path, make_model: MakeModel) -> None:
-    for options in ({"layers": "sm"}, {"vocab_size": 7}, {"num_positions": 0}):
+def test_another_model(path: Path) -> None:
+    others: list[dict[str, Any]] = [{"layers": "sm"}, {"vocab_size": 7}, {"num_positions": 0}]
+    for options in others:
         other = make_model(**options)
         before = {name: tensor.clone() for name, tensor in other.state_dict().items()}
         for load in (

@@ -1,18 +1,16 @@
 """The loss of a model on a text, against counting it by hand."""
 
 import math
-from collections.abc import Callable
 
 import pytest
 import torch
 from torch import Tensor
+from train_cases import make_model
 
 from openxlstm.data.batches import Batch, windows_in_order
 from openxlstm.data.tokens import Tokens
 from openxlstm.lm.model import LanguageModel, evaluation_mode
 from openxlstm.train.evaluate import Evaluation, evaluate
-
-MakeModel = Callable[..., LanguageModel]
 
 
 @pytest.fixture
@@ -21,7 +19,7 @@ def text() -> Tensor:
 
 
 @pytest.fixture
-def model(make_model: MakeModel) -> LanguageModel:
+def model() -> LanguageModel:
     model = make_model(dropout=0.5, embedding_dropout=0.5)
     with torch.no_grad():
         for parameter in model.parameters():

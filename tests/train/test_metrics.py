@@ -2,7 +2,6 @@
 
 import json
 import math
-from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -10,6 +9,7 @@ from typing import Any, NamedTuple
 import pytest
 import torch
 from torch import Tensor
+from train_cases import make_model
 
 from openxlstm.lm.model import LanguageModel
 from openxlstm.train import gate_watch
@@ -18,8 +18,6 @@ from openxlstm.train.evaluate import Evaluation
 from openxlstm.train.gate_watch import GateWatch
 from openxlstm.train.metrics import MetricsFile, TensorBoard
 from openxlstm.train.records import evaluations, read_metrics
-
-MakeModel = Callable[..., LanguageModel]
 
 
 def step(number: int, loss: float = 2.0, skipped: bool = False) -> Step:
@@ -147,7 +145,7 @@ def test_a_step_that_was_left_out_is_always_told(tmp_path: Path) -> None:
     assert [(r["step"], r.get("skipped")) for r in lines(tmp_path)] == [(3, True), (5, None)]
 
 
-def test_gates(tmp_path: Path, watch: GateWatch, make_model: MakeModel) -> None:
+def test_gates(tmp_path: Path, watch: GateWatch) -> None:
     told = evaluated(0, model=make_model(layers="ms"))
     with MetricsFile(tmp_path, gates=watch) as metrics:
         assert metrics.wants_model
@@ -162,7 +160,7 @@ def test_gates(tmp_path: Path, watch: GateWatch, make_model: MakeModel) -> None:
 
 
 def test_gates_are_looked_at_once_an_evaluation(
-    watch: GateWatch, monkeypatch: pytest.MonkeyPatch, make_model: MakeModel
+    watch: GateWatch, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     looked = []
     monkeypatch.setattr(gate_watch, "gate_statistics", lambda *_: looked.append(1) or {})
@@ -178,9 +176,7 @@ def read_board(folder: Path) -> Any:
     return EventAccumulator(str(folder / "tensorboard")).Reload()
 
 
-def test_all_that_tensorboard_shows(
-    tmp_path: Path, watch: GateWatch, make_model: MakeModel
-) -> None:
+def test_all_that_tensorboard_shows(tmp_path: Path, watch: GateWatch) -> None:
     told = evaluated(2, model=make_model(layers="ms"))
     pytest.importorskip("tensorboard")
     with TensorBoard(tmp_path, every=2, gates=watch, config={"rate": 0.1}) as board:

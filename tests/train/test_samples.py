@@ -1,6 +1,6 @@
 """What a model writes while it learns, also in a run that was killed and resumed."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -8,15 +8,13 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor
+from train_cases import TOKENS, make_config, make_model
 
-from openxlstm.config import TrainConfig
 from openxlstm.lm.model import LanguageModel
 from openxlstm.train.callback import Evaluated, Progress
 from openxlstm.train.evaluate import Evaluation
 from openxlstm.train.loop import fit
 from openxlstm.train.samples import Samples
-
-MakeModel = Callable[..., LanguageModel]
 
 
 def evaluated(step: int, model: LanguageModel, val: float = 2.0) -> Evaluated:
@@ -28,7 +26,7 @@ def evaluated(step: int, model: LanguageModel, val: float = 2.0) -> Evaluated:
 
 
 @pytest.fixture(scope="module")
-def model(make_model: MakeModel) -> LanguageModel:
+def model() -> LanguageModel:
     return make_model(dropout=0.5)
 
 
@@ -119,14 +117,12 @@ class Repeated:
     def load_state_dict(self, state: dict[str, Any]) -> None: ...
 
 
-def test_a_run_learns_the_same_with_samples(
-    tmp_path: Path, make_model: MakeModel, make_config: Callable[..., TrainConfig], tokens: Tensor
-) -> None:
+def test_a_run_learns_the_same_with_samples(tmp_path: Path) -> None:
     weights = []
     for name in ("with", "without"):
         model = make_model(dropout=0.5)
         samples = Samples(tmp_path, lambda model: str(model(torch.zeros(1, 1).long())[0].max()))
-        batches = Repeated(tokens[:24].view(2, 12))
+        batches = Repeated(TOKENS[:24].view(2, 12))
         callbacks = [samples] if name == "with" else []
         sample = [next(batches)]
         with samples:

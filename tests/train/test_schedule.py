@@ -91,12 +91,7 @@ def test_the_articles_cosine_is_torchs() -> None:
     decay_steps=st.none() | st.integers(1, 10**5),
 )
 def test_every_rate_is_positive_and_at_most_the_highest(
-    schedule: str,
-    warmup: float,
-    low: float,
-    progress: float,
-    step: int,
-    decay_steps: int | None,
+    schedule: str, warmup: float, low: float, progress: float, step: int, decay_steps: int | None
 ) -> None:
     config = TrainConfig.from_dict(
         {

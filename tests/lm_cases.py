@@ -1,16 +1,14 @@
 """What the tests of language models share."""
 
-from collections.abc import Callable
 from typing import Any
 
-import pytest
 import torch
 
 from openxlstm.config import ModelConfig
 from openxlstm.lm.model import LanguageModel
 
 
-def random_model(**options: Any) -> LanguageModel:
+def make_model(**options: Any) -> LanguageModel:
     """A small model in float64 whose every parameter is random, in evaluation mode."""
     defaults: dict[str, Any] = {
         "vocab_size": 11, "embedding_dim": 16, "layers": "ms", "num_heads": 2, "num_positions": 6,
@@ -21,8 +19,3 @@ def random_model(**options: Any) -> LanguageModel:
         for parameter in model.parameters():
             parameter.add_(0.3 * torch.randn_like(parameter))
     return model.eval()
-
-
-@pytest.fixture(scope="session")
-def make_model() -> Callable[..., LanguageModel]:
-    return random_model
