@@ -210,7 +210,7 @@ def test_a_tokenizer_by_name(trained: Path, tmp_path: Path) -> None:
     [
         (("--shard-size", "many"), "--shard-size must be a size such as 5GB or 500MB, not 'many'"),
         (("--shard-size", "0GB"), "--shard-size must be a size"),
-        (("--to", "nxai", "--shard-size", "1GB"), "reads one file of weights"),
+        (("--to", "nxai", "--shard-size", "1GB"), "reads a single file of weights"),
         (("--from", "openxlstm"), "is not an openxlstm model's configuration"),
         (("--from", "nxai"), "options that openxlstm does not know"),
         (("--config", "nowhere.json"), "nowhere.json does not exist"),
