@@ -443,7 +443,7 @@ def test_the_second_ctrl_c_stops_at_once(
     folder = tmp_path / "run"
     result = train(folder, "--dropout", 0.1)
     assert (result.code, result.out) == (130, "")
-    assert "with everything saved" not in result.err
+    assert "everything is saved" not in result.err
     interrupt(0)
     assert cli("train", "--resume", "--out", folder, "--threads", 1, "--quiet").code == 0
     assert_same_run(folder, uninterrupted["windows"])

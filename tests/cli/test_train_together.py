@@ -302,7 +302,7 @@ def test_one_that_is_told_to_stop_stops_all(
     step = json.loads((folder / "train.json").read_text())["result"]["step"]
     assert newest(folder) == folder / "checkpoints" / f"step-{step:08}"
     assert step > 0
-    assert re.search(rf"stopped at step {step:,} with everything saved", ended.errors[0])
+    assert re.search(rf"stopped at step {step:,}, and everything is saved", ended.errors[0])
 
 
 def test_torchrun(text_file: Path, alone: dict[str, Path], tmp_path: Path) -> None:
