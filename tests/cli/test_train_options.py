@@ -2,10 +2,10 @@
 
 import itertools
 import json
-from collections.abc import Callable
 from typing import Any
 
 import pytest
+from cli_cases import cli
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -116,7 +116,7 @@ def test_a_boolean_with_and_without_a_value(name: str) -> None:
             parse_options([flag(name), *words])
 
 
-def test_another_blocks_option_is_an_error(cli: Callable[..., Any]) -> None:
+def test_another_blocks_option_is_an_error() -> None:
     for command in ("train", "plan"):
         result = cli(command, "--eps", "0.1", "--preset", "best")
         assert result.code == 2
@@ -125,7 +125,7 @@ def test_another_blocks_option_is_an_error(cli: Callable[..., Any]) -> None:
         )
 
 
-def test_help_shows_the_values_of_a_preset(cli: Callable[..., Any]) -> None:
+def test_help_shows_the_values_of_a_preset() -> None:
     """And the documentation of every field, once."""
     for command, groups in (("train", GROUPS), ("plan", plan.GROUPS)):
         words = " ".join(cli(command, "--help", "--preset", "xlstm-7b").out.split("│"))
