@@ -175,8 +175,8 @@ def test_the_table_has_both_ways(trained: Path, measure: Measure) -> None:
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        (["--stream", "--window", 8], "give --window or --random, or --stream"),
-        (["--stream", "--random"], "give --window or --random, or --stream"),
+        (["--stream", "--window", 8], "give either --stream, or --window or --random"),
+        (["--stream", "--random"], "give either --stream, or --window or --random"),
         (["--random", "--window", 500], "the text to evaluate has "),
         (["--window", 0], "window must be positive, not 0"),
         (["--window", -3], "window must be positive, not -3"),

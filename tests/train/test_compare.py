@@ -46,7 +46,7 @@ def test_a_picture_says_who_is_who(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     monkeypatch.setitem(mpl.rcParams, "svg.fonttype", "none")
     draw_comparison(tmp_path / "a.svg", [curve("_first"), curve("$x^$", 2.0)], "minutes")
     said = drawn_text(tmp_path / "a.svg")
-    for words in ("1.250  _first", "2.500  $x^$", "minutes", "best val loss", "nats a token"):
+    for words in ("1.250  _first", "2.500  $x^$", "minutes", "best val loss", "nats per token"):
         assert words in said
 
 

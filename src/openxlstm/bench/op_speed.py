@@ -171,7 +171,7 @@ def op_comparison(
 def fast_backends(op: str, sizes: dict[str, int]) -> list[str]:
     """Names of the backends that can run an op of these sizes here, the preferred one first.
 
-    Slow backends, which exist for comparison, are left out.
+    Slow backends, which exist for comparison, are skipped.
     """
     request = Request("cpu", torch.float32, sizes, CallContext.PLAIN)
     return [

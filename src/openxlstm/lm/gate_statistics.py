@@ -1,4 +1,4 @@
-"""The gates of a language model's blocks as it reads: is a memory dead, or full?"""
+"""Statistics of the gates of a language model's blocks: is a memory unused, or saturated?"""
 
 from torch import Tensor, inference_mode, nn
 
@@ -12,13 +12,13 @@ __all__ = ["GateStatistics", "gate_statistics"]
 def gate_statistics(
     model: LanguageModel, ids: Tensor, reset: Tensor | None = None
 ) -> dict[str, GateStatistics]:
-    """What the gates of each block do while the model reads ids (B, T) from the empty state.
+    """Gate statistics of each block while the model reads ids (B, T) from the empty state.
 
-    Leaves the model's mode, its gradients and torch's random state alone. It computes every layer
-    twice and walks through time in Python: for evaluations, not for every step.
+    Does not change the model's mode, its gradients or torch's random state. It computes every layer
+    twice and iterates over time in Python: meant for evaluations, not for every step.
 
     Returns:
-        by block, such as "block 0 (sLSTM)"; a kind of block that cannot be looked into is left out.
+        statistics by block, such as "block 0 (sLSTM)"; kinds of blocks without any are skipped.
     """
     found: dict[str, GateStatistics] = {}
     with evaluation_mode(model), inference_mode():

@@ -1,1 +1,1 @@
-"""Run folders: open, list and resume them, and find their text and tokenizer again."""
+"""Runs: opening, training, resuming and listing them. Nothing here prints."""
