@@ -19,6 +19,10 @@ HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_p
 WEIGHTS = (nn.Parameter, Tensor, type(None))
 """Types of weights that fused code may read. A subclass of Tensor has arithmetic of its own."""
 
+FAKE = "torch._subclasses.fake_tensor"
+"""The module of torch's tensors without values, which trace what the real ones would do. It is not
+imported for that, since it takes half a second."""
+
 
 class Fault(NamedTuple):
     """Why fused code may not stand in for a module."""
@@ -58,7 +62,7 @@ def find_fault(name: str, module: nn.Module | None, kinds: Kinds) -> Fault | Non
     if isinstance(module, nn.Embedding) and module.max_norm is not None:
         return Fault(name, "has a max_norm, which changes its weights when it is called")
     for key, weight in module._parameters.items():
-        if type(weight) not in WEIGHTS:
+        if type(weight) not in WEIGHTS and type(weight).__module__ != FAKE:
             return Fault(_join(name, key), f"is of class {type(weight).__name__}")
     return _fault_of_children(module, name)
 
