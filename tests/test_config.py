@@ -194,6 +194,19 @@ def test_a_choice_that_makes_no_sense_is_refused(
     assert "\n" not in str(caught.value)
 
 
+def test_options_of_a_block_go_to_the_block() -> None:
+    config = ModelConfig.from_options(vocab_size=3, layers="m", block="large", eps=0.5)
+    assert config.block == LargeBlockConfig(eps=0.5)
+    assert config == ModelConfig(vocab_size=3, layers="m", block=LargeBlockConfig(eps=0.5))
+    assert config.replace(qk_dim_factor=1.0).block == LargeBlockConfig(eps=0.5, qk_dim_factor=1.0)
+    assert (config.logit_soft_cap, config.replace(block="paper").logit_soft_cap) == (30.0, 0.0)
+    assert config.replace(block="paper", mlstm_eps=0.5).block == PaperBlockConfig(mlstm_eps=0.5)
+    with pytest.raises(UserError, match="'slstm_ff_factor' with block='large': it belongs to bl"):
+        config.replace(slstm_ff_factor=0.0)
+    with pytest.raises(UserError, match=r"no option 'bogus'; it has: .*, eps"):
+        config.replace(bogus=1)
+
+
 def test_replace_is_checked_too() -> None:
     config = StackConfig()
     assert config.replace(layers="s").layers == "s"

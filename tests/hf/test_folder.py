@@ -12,9 +12,10 @@ import torch
 from safetensors.torch import load_file
 from transformers import AutoConfig, AutoModel, AutoModelForCausalLM
 
-from openxlstm.config import ModelConfig
+from openxlstm.config import LargeBlockConfig, ModelConfig
 from openxlstm.errors import UserError
 from openxlstm.hf import OpenXLSTMConfig, OpenXLSTMForCausalLM, OpenXLSTMModel
+from openxlstm.lm.config_file import read_config
 from openxlstm.lm.model import LanguageModel
 
 MakeModel = Callable[..., OpenXLSTMForCausalLM]
@@ -124,9 +125,24 @@ def test_configuration(tmp_path: Path) -> None:
     names = ("vocab_size", "hidden_size", "num_hidden_layers", "num_attention_heads")
     assert [getattr(config, name) for name in names] == [9, 32, 3, 4]
     assert config.tie_word_embeddings
+    assert [config.to_dict()[name] for name in names] == [9, 32, 3, 4]
     config.save_pretrained(tmp_path)
     again = AutoConfig.from_pretrained(tmp_path)
     assert again.to_diff_dict() == config.to_diff_dict()
+    assert OpenXLSTMConfig(**config.to_dict()).to_dict() == config.to_dict()
+    assert read_config(tmp_path, ModelConfig) == config.model_config
+    path = tmp_path / "config.json"
+    path.write_text(path.read_text().replace('"hidden_size": 32', '"hidden_size": 64'))
+    for read in (AutoConfig.from_pretrained, lambda folder: read_config(folder, ModelConfig)):
+        with pytest.raises(UserError, match="hidden_size=64 contradicts"):
+            read(tmp_path)
+
+
+def test_options_of_a_block() -> None:
+    config = OpenXLSTMConfig(vocab_size=9, layers="m", block="large", qk_dim_factor=1.0)
+    assert config.model_config.block == LargeBlockConfig(qk_dim_factor=1.0)
+    flat = {"vocab_size": 9, "layers": "m", "block": "large", "large_qk_dim_factor": 1.0}
+    assert OpenXLSTMConfig(model=flat).model == config.model, "as old files have it"
 
 
 @pytest.mark.parametrize(
@@ -138,6 +154,8 @@ def test_configuration(tmp_path: Path) -> None:
         ({"vocab_size": 9, "layers": 3}, "layers must be str"),
         ({"model": {"vocab_size": 9, "depth": 3}}, "no option 'depth'"),
         ({"model": {"vocab_size": 9}, "format": "other"}, "format is 'other'"),
+        ({"model": {"vocab_size": 9}, "format_version": 3}, "format_version is 3"),
+        ({"model": {"vocab_size": 9}, "layers": "m"}, "layers='m' contradicts"),
     ],
 )
 def test_a_configuration_that_makes_no_sense(options: dict[str, object], words: str) -> None:
