@@ -114,7 +114,7 @@ def test_a_mistake_in_the_state_is_named(kind: str) -> None:
 def test_a_mistake_in_the_constructor_is_named(kind: str) -> None:
     with pytest.raises(ValueError, match="hidden_size=10 is not a multiple of num_heads=4"):
         CELLS[kind](I, 10)
-    with pytest.raises(ValueError, match="input_size must be a whole number from 1 on"):
+    with pytest.raises(ValueError, match="input_size must be a positive integer"):
         CELLS[kind](0, H)
     with pytest.raises(ValueError, match="forget_gate must be sigmoid or exp, not 'tanh'"):
         SLSTMCell(I, H, forget_gate="tanh")

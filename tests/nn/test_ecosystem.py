@@ -144,7 +144,7 @@ def test_moved(kind: Any, options: dict[str, Any]) -> None:
     assert {part.device.type for part in tensors(there.initial_state(2))} == {"meta"}
     with pytest.raises(ValueError, match=r"state.* must be on cpu, not meta"):
         module(an_input(module), moved)
-    with pytest.raises(ValueError, match="x must be on meta as the weights, not cpu"):
+    with pytest.raises(ValueError, match="x must be on meta, like the weights, not cpu"):
         there(an_input(module))
 
 

@@ -276,10 +276,10 @@ MISTAKES: dict[str, tuple[dict[str, Any], str]] = {
     "dimensions": ({"x": torch.randn(T, B, 1, I)}, r"x must be \(T, B, I\) or \(T, I\)"),
     "no steps": ({"x": x[:0]}, "a dimension of size 0"),
     "no samples": ({"x": x[:, :0]}, "a dimension of size 0"),
-    "dtype": ({"x": x.double()}, r"x must be torch.float32 as the weights are, not torch.float64"),
+    "dtype": ({"x": x.double()}, r"x must be torch.float32, like the weights, not torch.float64"),
     "whole numbers": ({"x": x.long()}, "x must be torch.float32"),
     "no tensor": ({"x": [[1.0]]}, "x must be a tensor, not list"),
-    "device": ({"x": x.to("meta")}, "x must be on cpu as the weights, not meta"),
+    "device": ({"x": x.to("meta")}, "x must be on cpu, like the weights, not meta"),
     "nan": ({"x": hole}, r"x must be finite, and 1 of its 108 numbers are not.*nan at \[1, 2, 0\]"),
     "infinite": ({"x": x / 0}, "x must be finite"),
     "lstm's state": ({"state": (x, x)}, "state must be of type XLSTMState.*not of type tuple"),
@@ -303,8 +303,8 @@ MISTAKES: dict[str, tuple[dict[str, Any], str]] = {
     "reset's dtype": ({"reset": torch.zeros(T, B)}, "reset must be torch.bool"),
     "length 0": ({"lengths": [9, 0, 1, 1]}, "lengths must be from 1 to T = 9, not from 0 to 9"),
     "length too long": ({"lengths": [10, 1, 1, 1]}, "lengths must be from 1 to T = 9"),
-    "number of lengths": ({"lengths": [9, 9]}, "lengths must be 4 whole numbers, one a sample"),
-    "broken lengths": ({"lengths": torch.ones(B)}, "lengths must be 4 whole numbers"),
+    "number of lengths": ({"lengths": [9, 9]}, "lengths must be 4 integers, one per sample"),
+    "broken lengths": ({"lengths": torch.ones(B)}, "lengths must be 4 integers"),
 }
 
 
@@ -322,7 +322,7 @@ def test_mistakes_with_packed_sequences() -> None:
     with pytest.raises(ValueError, match=r"batch_sizes rise: \[1, 2\]"):
         rnn(rising)
     packed = pack_sequence([torch.randn(3, I), torch.randn(2, I)])
-    with pytest.raises(ValueError, match="lengths go with a padded x"):
+    with pytest.raises(ValueError, match="lengths need a padded x"):
         rnn(packed, lengths=[3, 2])
     with pytest.raises(ValueError, match=r"x.data must be torch.float32"):
         rnn(packed.double())
@@ -337,9 +337,9 @@ def test_mistakes_with_packed_sequences() -> None:
         ({"hidden_size": 18, "block": "bare"}, "hidden_size=18 is not a multiple of num_heads=4"),
         ({"hidden_size": 0}, "hidden_size must be positive, not 0"),
         ({"hidden_size": 16.0}, "hidden_size must be int"),
-        ({"input_size": 0}, "input_size must be a whole number from 1 on, not 0"),
-        ({"num_layers": 0}, "num_layers must be a whole number from 1 on, not 0"),
-        ({"num_layers": "ms"}, "num_layers must be a whole number from 1 on, not 'ms'"),
+        ({"input_size": 0}, "input_size must be a positive integer, not 0"),
+        ({"num_layers": 0}, "num_layers must be a positive integer, not 0"),
+        ({"num_layers": "ms"}, "num_layers must be a positive integer, not 'ms'"),
         ({"layers": ""}, "layers is empty"),
         ({"layers": "sx"}, "unknown letter 'x'"),
         ({"dropout": 1.5}, r"dropout must be in \[0, 1\), not 1.5"),

@@ -1,8 +1,8 @@
-"""Runs a language model: reads a prompt, then picks one token after another.
+"""Prefill and decoding: reads a prompt, then generates one token after another.
 
-The state is kept, so that a token costs the same time and memory after a million tokens as after
-one. Gradient mode and the model's training flag are set for each step and put back after it: the
-caller may train the model between two tokens, and an iterator may be dropped at any time.
+Thanks to the state, a token costs the same time and memory after a million tokens as after one.
+Gradient mode and the model's training flag are set for each step and restored after it, so that the
+caller may train the model between two tokens and may drop an iterator at any time.
 
 B batch · T time
 """
@@ -23,7 +23,7 @@ from openxlstm.lm.model import LanguageModel, evaluation_mode
 from openxlstm.states import select, stack
 
 Ids = Sequence[int] | np.ndarray | Tensor
-"""Token ids in a row."""
+"""A sequence of token ids."""
 
 
 def prefill(
@@ -31,9 +31,9 @@ def prefill(
 ) -> tuple[Tensor, Any]:
     """Reads prompts of one length: ids (B, T), T ≥ 1 → logits after the last (B, vocab), state.
 
-    Reads `chunk` tokens at a time, so that memory does not grow with T. `state` is that of B
-    sequences to go on with; None is empty. What is returned was made in inference mode: it serves
-    generation, not training. Raises UserError if there is no token, or one the model cannot know.
+    Reads `chunk` tokens at a time, so that memory does not grow with T. `state` is the state of the
+    B sequences before; None is empty. The results are inference tensors, for generation and not for
+    training. Raises UserError if there is no token, or one outside the vocabulary.
     """
     check_ids(model, ids)
     with evaluation_mode(model), torch.inference_mode():
@@ -45,7 +45,7 @@ def prefill(
 
 
 def step(model: LanguageModel, ids: Tensor, state: Any) -> tuple[Tensor, Any]:
-    """Reads one token a row: ids (B,) and the state → logits (B, vocab), the next state."""
+    """Reads one token per row: ids (B,) and the state → logits (B, vocab), the next state."""
     with evaluation_mode(model), torch.inference_mode():
         logits, state = model(ids.unsqueeze(1), state)
         return logits[:, -1], state
@@ -60,14 +60,14 @@ class Steps:
         self._state = None if self._decoder else state
 
     def read(self, ids: Tensor) -> Tensor:
-        """Reads one token a row: ids (B,) → logits (B, vocab), good until the next call."""
+        """Reads one token per row: ids (B,) → logits (B, vocab), valid until the next call."""
         if self._decoder:
             return self._decoder.step(ids)
         logits, self._state = step(self._model, ids, self._state)
         return logits
 
     def keep(self, rows: Sequence[int]) -> None:
-        """Goes on with some of the rows only."""
+        """Keeps only some of the rows."""
         if self._decoder:
             self._decoder = self._decoder.select(rows)
         else:
@@ -84,12 +84,12 @@ def stream_tokens(
     stop: Collection[int] = (),
     state: Any = None,
 ) -> Iterator[int]:
-    """Continues a prompt of at least one token, and yields each new token as soon as it is known.
+    """Continues a prompt of at least one token, and yields each new token at once.
 
-    Ends after `max_tokens` (None: never) or before a token of `stop`. `state` is what the model
-    has read before the prompt, for one sequence; None is nothing. `seed` None differs every time.
-    Raises UserError, when called, if the prompt is empty, has a token that the model cannot know,
-    or `max_tokens` is negative; while running, if logits are not finite.
+    Ends after `max_tokens` (None: never) or before a token of `stop`. `state` is the state of one
+    sequence before the prompt; None is empty. With `seed` None, every call differs. Raises
+    UserError when called with an empty prompt, a token outside the vocabulary or a negative
+    `max_tokens`, and while running if logits are not finite.
     """
     check_max_tokens(max_tokens)
     ids = as_row(model, prompt)
@@ -121,12 +121,12 @@ def decode_batch(
     seed: int | None = None,
     stop: Collection[int] = (),
 ) -> list[list[int]]:
-    """Continues several prompts, of any lengths, together: the new tokens of each.
+    """Continues several prompts of any lengths as a batch; returns the new tokens of each.
 
-    Repeat a prompt for several samples of it; it is read once. Each row has its own randomness,
-    from the seed and its place alone: but for the rounding of larger products, the other prompts
-    do not change what it says, and the first row says what `stream_tokens` does. A row that meets
-    `stop` leaves the batch. Raises UserError like `stream_tokens`.
+    Repeat a prompt to get several samples; it is read once. The random numbers of a row depend only
+    on the seed and the row. So the other prompts do not affect its tokens, apart from rounding, and
+    the first row generates the tokens of `stream_tokens`. A row that reaches `stop` leaves the
+    batch. Raises UserError like `stream_tokens`.
     """
     check_max_tokens(max_tokens)
     rows = [as_row(model, prompt) for prompt in prompts]
@@ -134,7 +134,7 @@ def decode_batch(
     if not rows or max_tokens == 0:
         return texts
 
-    # One by one, which bounds memory and keeps rounding independent of the company.
+    # One by one, which bounds memory and keeps rounding independent of the other prompts.
     keys = [tuple(row[0].tolist()) for row in rows]
     different = dict(zip(keys, rows, strict=True))
     read = {key: prefill(model, row) for key, row in different.items()}
@@ -175,7 +175,7 @@ def as_row(model: LanguageModel, prompt: Ids) -> Tensor:
 
 
 def check_ids(model: LanguageModel, ids: Tensor) -> None:
-    """Raises UserError if there is no token, or one that the model's vocabulary has not."""
+    """Raises UserError if there is no token, or one outside the model's vocabulary."""
     if ids.numel() == 0:
         raise UserError("the prompt has no token; give at least one to start from")
     low, high = int(ids.min()), int(ids.max())

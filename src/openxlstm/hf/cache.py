@@ -1,4 +1,4 @@
-"""What a batch of sequences has read, as `generate` of transformers passes it from step to step."""
+"""The state of a batch as a cache of transformers, which `generate` passes from step to step."""
 
 from typing import Any
 
@@ -12,15 +12,14 @@ from openxlstm.states import ModelState, detach, select
 
 
 class OpenXLSTMCache(Cache):
-    """The state of a batch, in place of the keys and values of a Transformer.
+    """The state of a batch, in the place of a Transformer's key-value cache.
 
-    As with those, a call that is given one leaves the new state in it. The state itself is a value:
-    keep `cache.state`, or a copy of the cache, to come back to it.
+    A call with a cache stores the new state in it. The state itself is a value: keep `cache.state`,
+    or a copy of the cache, to return to it.
 
     Args:
-        state: of each sequence; None is empty.
-        seen: columns of the batch that were read, padding included; None for as many as the
-            longest sequence has tokens.
+        state: the state of each sequence; None is empty.
+        seen: number of columns read, padding included; None for the length of the longest sequence.
     """
 
     def __init__(self, state: ModelState | None = None, seen: int | None = None) -> None:
@@ -31,18 +30,18 @@ class OpenXLSTMCache(Cache):
 
     @property
     def state(self) -> ModelState | None:
-        """What was read, as a value of its own."""
+        """The current state, as a value."""
         return self._state if self._decoder is None else self._decoder.state
 
     def replace(self, state: ModelState | None, seen: int) -> None:
-        """Holds another state from now on."""
+        """Replaces the state."""
         self._state, self._seen = state, seen
         self._size = 0 if state is None else len(state.position)
         self._decoder: Decoder | None = None
         self._decoder_of: Any = None
 
     def detach(self) -> "OpenXLSTMCache":
-        """The same, cut from the autograd graph: where truncated backpropagation stops."""
+        """The same cache, detached from the autograd graph, for truncated backpropagation."""
         return OpenXLSTMCache(detach(self.state), self._seen)
 
     def step(self, model: LanguageModel, ids: Tensor) -> Tensor:
@@ -57,10 +56,10 @@ class OpenXLSTMCache(Cache):
         return logits
 
     def __reduce__(self) -> tuple[Any, ...]:
-        """Copies hold the state alone: a decoder points to memory."""
+        """Copies the state only, because a decoder points to memory."""
         return OpenXLSTMCache, (self.state, self._seen)
 
-    # What transformers asks of a cache.
+    # The interface of a cache in transformers.
 
     def get_seq_length(self, layer_idx: int = 0) -> int:
         return self._seen
@@ -69,7 +68,7 @@ class OpenXLSTMCache(Cache):
         return -1
 
     def __len__(self) -> int:
-        """Blocks that it has a state of."""
+        """Number of blocks."""
         state = self.state
         return 0 if state is None else len(state.stack.blocks)
 
@@ -81,7 +80,7 @@ class OpenXLSTMCache(Cache):
 
     @property
     def batch_size(self) -> int:
-        """Sequences that it has a state of."""
+        """Number of sequences."""
         return self._size
 
     @property
@@ -104,7 +103,7 @@ class OpenXLSTMCache(Cache):
             raise ValueError("a state cannot forget its last tokens; keep a copy of the cache")
 
     def reorder_cache(self, beam_idx: Tensor) -> None:
-        """Sequence i becomes what sequence beam_idx[i] was, as beams do that outlive others."""
+        """Replaces each sequence i by sequence beam_idx[i], for beam search."""
         rows = beam_idx.tolist()
         if rows != list(range(self._size)):
             self._pick(rows)
@@ -113,7 +112,7 @@ class OpenXLSTMCache(Cache):
         self._pick(torch.arange(self._size)[indices.cpu()].tolist())
 
     def batch_repeat_interleave(self, repeats: int) -> None:
-        """Each sequence so many times, next to one another."""
+        """Repeats each sequence `repeats` times, in adjacent rows."""
         self._pick([row for row in range(self._size) for _ in range(repeats)])
 
     def _pick(self, rows: list[int]) -> None:

@@ -1,7 +1,6 @@
-"""Language models of openxlstm as models of transformers.
+"""openxlstm's language models as models of transformers.
 
-The names of their weights are those of `openxlstm.LanguageModel`, so that a folder of the one is a
-folder of the other.
+Their weights have the names of `openxlstm.LanguageModel`, so that both open the same folders.
 
 B batch · T columns · D embedding_dim · V vocab_size
 """
@@ -26,19 +25,19 @@ from openxlstm.states import ModelState
 
 
 class Inputs(NamedTuple):
-    """What a call was given, checked."""
+    """The checked inputs of a call."""
 
     x: Tensor
     """Embeddings of the tokens, without positions (B, T, D)."""
     real: Tensor | None
-    """Which of them are no padding (B, T); None for all."""
+    """True for tokens that are not padding (B, T); None for all."""
     reset: Tensor | None
-    """Where the state is emptied (B, T); None for nowhere."""
+    """True where the state is emptied (B, T); None for nowhere."""
     state: ModelState | None
 
 
 class OpenXLSTMPreTrainedModel(PreTrainedModel):
-    """What both have: the parts of a `LanguageModel`, under the names that they have there."""
+    """Base of both models: the parts of a `LanguageModel`, under the same names."""
 
     config_class = OpenXLSTMConfig
     base_model_prefix = ""
@@ -69,7 +68,7 @@ class OpenXLSTMPreTrainedModel(PreTrainedModel):
 
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:
-        """What a folder lacked, or new tokens need, as a new model has it."""
+        """Initializes weights that a folder lacked, or of new tokens, as in a new model."""
         if isinstance(module, nn.Embedding) or module is getattr(self, "head", None):
             small_init_(module.weight, self.config.hidden_size)  # pyright: ignore[reportArgumentType]
             return
@@ -110,7 +109,7 @@ class OpenXLSTMPreTrainedModel(PreTrainedModel):
         seen = 0 if cache is None else cache.get_seq_length()
         real = real_tokens(attention_mask, B, T, seen)
         if input_ids is not None:
-            # Whatever stands for padding: it need not be a token of the model.
+            # The padding token need not be in the vocabulary.
             known = input_ids if real is None else input_ids.masked_fill(~real, 0)
             x = self.token_embedding(known)
         else:
@@ -119,13 +118,13 @@ class OpenXLSTMPreTrainedModel(PreTrainedModel):
         return Inputs(x, real, restarts(position_ids, real, B, T), self._state(cache, B))
 
     def _state(self, cache: OpenXLSTMCache | None, B: int) -> ModelState | None:
-        """Raises ValueError if it is no cache of ours, or of another batch."""
+        """The state in a cache. Raises ValueError for another type or batch size of it."""
         if cache is None:
             return None
         if not isinstance(cache, OpenXLSTMCache):
             raise ValueError(
-                "past_key_values must be an openxlstm.hf.OpenXLSTMCache, such as a call before "
-                f"returned, not of type {type(cache).__name__}"
+                "past_key_values must be an openxlstm.hf.OpenXLSTMCache, as a previous call "
+                f"returned it, not of type {type(cache).__name__}"
             )
         state = cache.state
         if state is not None and cache.batch_size != B:
@@ -138,7 +137,7 @@ class OpenXLSTMPreTrainedModel(PreTrainedModel):
     def _read(
         self, inputs: Inputs, output_hidden_states: bool | None
     ) -> tuple[Tensor, ModelState, tuple[Tensor, ...] | None]:
-        """What the stack makes of the inputs (B, T, D), the state, and what is between blocks."""
+        """Runs the stack: its output (B, T, D), the state, and the hidden states between blocks."""
         language: LanguageModel = self._language[0]
         stack = language.stack
         stack.recompute_blocks = self.gradient_checkpointing and self.training
@@ -151,7 +150,7 @@ class OpenXLSTMPreTrainedModel(PreTrainedModel):
             with outputs_of(stack.blocks, output_hidden_states) as between:
                 y, after = stack(x, before, reset)
             if output_hidden_states:
-                y = torch.cat([x, *between[:-1], y], dim=-1)  # padding moves them all
+                y = torch.cat([x, *between[:-1], y], dim=-1)  # `run_real` moves them all
             return y, ModelState(after, position)
 
         y, state = run_real(run, inputs.x, inputs.state, inputs.reset, inputs.real)
@@ -161,15 +160,15 @@ class OpenXLSTMPreTrainedModel(PreTrainedModel):
         return hidden[-1], state, hidden
 
     def _wanted(self, option: str, value: bool | None) -> bool:
-        """Whether something is, by the argument of a call or else by the configuration."""
+        """An option, from the argument of a call or else from the configuration."""
         return bool(getattr(self.config, option) if value is None else value)
 
     def _new_cache(
         self, cache: OpenXLSTMCache | None, state: ModelState, T: int, use_cache: bool | None
     ) -> OpenXLSTMCache | None:
-        """The cache that a call returns, with the state that it ends with; None if none is wanted.
+        """The cache that a call returns, with the final state; None if no cache is requested.
 
-        While training one has to be asked for.
+        In training, a cache is returned only with use_cache=True.
         """
         if (use_cache is None and self.training) or not self._wanted("use_cache", use_cache):
             return None
@@ -194,7 +193,7 @@ class OpenXLSTMModel(OpenXLSTMPreTrainedModel):
         output_hidden_states: bool | None = None,
         return_dict: bool | None = None,
     ) -> BaseModelOutputWithPast | tuple[Any, ...]:
-        """As `OpenXLSTMForCausalLM.forward`; `last_hidden_state` (B, T, D) instead of logits."""
+        """Like `OpenXLSTMForCausalLM.forward`, with `last_hidden_state` (B, T, D) for logits."""
         inputs = self._inputs(
             input_ids, inputs_embeds, attention_mask, position_ids, past_key_values
         )
@@ -209,15 +208,15 @@ class OpenXLSTMModel(OpenXLSTMPreTrainedModel):
 
 
 class OpenXLSTMForCausalLM(OpenXLSTMPreTrainedModel, GenerationMixin):
-    """A language model: what `openxlstm train` makes, for `generate`, `Trainer` and `pipeline`."""
+    """A language model of openxlstm, for `generate`, `Trainer` and `pipeline`."""
 
     _tied_weights_keys = {"head.weight": "token_embedding.weight"}  # noqa: RUF012
-    if TYPE_CHECKING:  # as it is typed, no model of transformers itself may call it
+    if TYPE_CHECKING:  # with its own type, no model of transformers could call it
         generate: Any
 
     @property
     def language_model(self) -> LanguageModel:
-        """The same model for openxlstm; it shares the weights."""
+        """The same model as an `openxlstm.LanguageModel`, which shares the weights."""
         language = self._language[0]
         language.training = self.training
         if language.config.vocab_size != self.config.vocab_size:
@@ -248,16 +247,16 @@ class OpenXLSTMForCausalLM(OpenXLSTMPreTrainedModel, GenerationMixin):
 
         Args:
             input_ids: (B, T).
-            attention_mask: (B, T), or (B, all columns so far); 0 at padding, which may be before
-                or after a sequence and changes nothing. Its ids need not be the model's.
-            position_ids: (B, T); where they start again at 0, so does the state (packed documents).
-            past_key_values: what was read before; it holds the new state afterwards.
-            inputs_embeds: (B, T, D), in place of ids; without positions, which are added here.
-            labels: (B, T), -100 where there is none; shifted here. What follows padding is not
-                counted, nor padding.
-            use_cache: whether to return the state; by default, unless in training.
-            logits_to_keep: how many of the last columns, or which, have logits; 0 for all.
-            kwargs: of the loss, such as num_items_in_batch.
+            attention_mask: (B, T), or (B, all columns so far); 0 at padding, which may be before or
+                after a sequence and has no effect. Padding ids need not be in the vocabulary.
+            position_ids: (B, T); the state is reset where they restart at 0 (packed documents).
+            past_key_values: the cache of the previous call; it holds the new state afterwards.
+            inputs_embeds: (B, T, D), instead of ids, without position embeddings.
+            labels: (B, T), -100 where there is none; they are shifted here. Padding and the first
+                token after it do not count.
+            use_cache: whether to return the state; by default, only outside training.
+            logits_to_keep: number, or indices, of the last columns with logits; 0 for all.
+            kwargs: options of the loss, such as num_items_in_batch.
 
         Raises:
             ValueError: on shapes that do not fit together, or a mask with holes.
@@ -290,8 +289,8 @@ class OpenXLSTMForCausalLM(OpenXLSTMPreTrainedModel, GenerationMixin):
     def _step(
         self, ids: Tensor | None, mask: Tensor | None, cache: OpenXLSTMCache | None
     ) -> Tensor | None:
-        """The logits (B, 1, V) of one more token per sequence, by the decoder; None where the rest
-        of `forward` has to compute them."""
+        """The logits (B, 1, V) of one more token per sequence, by the decoder; None if the decoder
+        cannot compute this call."""
         if not isinstance(cache, OpenXLSTMCache) or not cache.batch_size or ids is None:
             return None
         if self.training or torch.is_grad_enabled() or ids.shape != (cache.batch_size, 1):
@@ -302,19 +301,19 @@ class OpenXLSTMForCausalLM(OpenXLSTMPreTrainedModel, GenerationMixin):
 
     @classmethod
     def _supports_default_dynamic_cache(cls) -> bool:
-        return False  # the cache is ours, and `forward` makes it
+        return False  # `forward` makes an OpenXLSTMCache
 
 
 def counted(labels: Tensor, real: Tensor) -> Tensor:
-    """Labels (B, T) that are a real token's and come after one; -100 in place of the others."""
+    """Labels (B, T) of real tokens that follow real tokens; -100 for the others."""
     after = real.roll(1, dims=1)
-    after[:, 0] = True  # which is shifted away
+    after[:, 0] = True  # shifted away later
     return labels.masked_fill(~(real & after), -100)
 
 
 @contextmanager
 def outputs_of(blocks: nn.ModuleList, wanted: bool | None) -> Iterator[list[Tensor]]:
-    """What each block returns while it lasts, in order."""
+    """Collects the outputs of the blocks, in order, during the context."""
     outputs: list[Tensor] = []
     hooks = [
         block.register_forward_hook(lambda _, __, output: outputs.append(output[0]))

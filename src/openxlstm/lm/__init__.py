@@ -1,1 +1,1 @@
-"""Language models on a stack of xLSTM blocks, and the folder that holds one."""
+"""Language models: the model, presets, its folder on disk, and estimates of cost and memory."""

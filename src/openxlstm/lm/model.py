@@ -24,8 +24,8 @@ from openxlstm.states import ModelState, tensors
 class LanguageModel(nn.Module):
     """Embedding → dropout → stack of blocks → norm → head (arXiv:2405.04517, section 4.2).
 
-    With `config.num_positions` a learned position embedding is added; its last row serves every
-    later position, so that it limits nothing. Logits of large blocks are softly capped
+    With `config.num_positions`, a learned position embedding is added; all later positions use its
+    last row, so that the length is not limited. With large blocks, the logits are softly capped
     (arXiv:2503.13427, section 3.2).
     """
 
@@ -56,15 +56,15 @@ class LanguageModel(nn.Module):
     def forward(
         self, ids: Tensor, state: ModelState | None = None, reset: Tensor | None = None
     ) -> tuple[Tensor, ModelState]:
-        """Reads T tokens, T ≥ 1: a whole sequence, or one more step of one.
+        """Reads T tokens, T ≥ 1: a whole sequence or a single step.
 
         Args:
             ids: (B, T) int64.
-            state: where to start; None is empty.
+            state: the initial state; None is empty.
             reset: (B, T) bool; the state is emptied before a step where it is true.
 
         Returns:
-            logits (B, T, vocab_size), each of the token after its step, and the state after T.
+            logits (B, T, vocab_size) of the next token at each step, and the state after T.
 
         Raises:
             ValueError: on shapes that do not fit together.
@@ -80,16 +80,16 @@ class LanguageModel(nn.Module):
     def embed(
         self, ids: Tensor, position: Tensor | None = None, reset: Tensor | None = None
     ) -> tuple[Tensor, Tensor]:
-        """What the stack reads for ids (B, T) (B, T, D), and the position of the next token (B,).
+        """Embeds ids (B, T) for the stack: (B, T, D), and the position of the next token (B,).
 
-        `position` is that of the first token (B,); None is the start.
+        `position` is the position of the first token (B,); None is the start.
         """
         return self.place(self.token_embedding(ids), position, reset)
 
     def place(
         self, x: Tensor, position: Tensor | None = None, reset: Tensor | None = None
     ) -> tuple[Tensor, Tensor]:
-        """`embed` from the tokens' own embeddings x (B, T, D) on."""
+        """`embed` for given token embeddings x (B, T, D): adds positions and dropout."""
         positions, next_position = _positions(x, position, reset)
         if self.position_embedding is not None:
             last_row = self.config.num_positions - 1
@@ -97,13 +97,14 @@ class LanguageModel(nn.Module):
         return self.dropout(x), next_position
 
     def decoder(self, state: ModelState) -> Decoder:
-        """A decoder reads one token per sequence at a time, from `state` on, far faster than
-        `forward` on a CPU, and calls `forward` where it cannot run natively.
+        """A decoder, which starts from `state` and reads one token per sequence and call.
+
+        On a CPU it is far faster than `forward`, which it calls where it cannot run natively.
         """
         return Decoder(self, state)
 
     def step_parts(self) -> StepParts:
-        """The parts that a decoder plans for."""
+        """The parts of the model, for the plan of a decoder."""
         return StepParts(
             LanguageModel,
             self.stack,
@@ -115,23 +116,23 @@ class LanguageModel(nn.Module):
         )
 
     def parameter_groups(self, weight_decay: float) -> list[dict[str, Any]]:
-        """The parameters for an optimizer, weight decay on those that it is for."""
+        """Parameter groups for an optimizer, with weight decay where it applies."""
         return parameter_groups(self, weight_decay)
 
     @classmethod
     def from_pretrained(
         cls, folder: str | Path, *, dtype: torch.dtype | None = None, mapped: bool = True
     ) -> Self:
-        """The model in a folder that `save_pretrained` or `openxlstm train` wrote, for evaluation.
+        """Loads the model in a folder that `save_pretrained` or `openxlstm train` wrote.
 
-        Nothing is allocated but the weights, and of those no byte is read before it is used: they
-        are mapped from the file. Train such a model as any other; the file is never changed.
+        The model is in evaluation mode. Its weights are memory-mapped: no byte is read before it is
+        used. It can be trained like any other model; the file is never changed.
 
         Args:
-            dtype: of the weights; None leaves them as they are stored. Another one copies them.
-            mapped: False reads them now, into memory of the model's own: for a file that others
-                overwrite in place while the model lives, which would change it or end the process.
-                So it is on Windows in any case, where a mapped file could not be replaced.
+            dtype: dtype of the weights; None keeps that of the file. Another dtype copies them.
+            mapped: False copies the weights into memory at once, for a file that another program
+                may overwrite in place, which would change the model or end the process. Windows
+                always copies, because a mapped file could not be replaced there.
 
         Raises:
             UserError: if a file is missing or damaged, or the weights do not fit the configuration.
@@ -148,7 +149,7 @@ class LanguageModel(nn.Module):
         Weights that take more than `shard_bytes` are written to several files and an index.
 
         Raises:
-            OSError: if something cannot be written: no space, no permission.
+            OSError: if a file cannot be written.
         """
         tensors = dict(self.named_parameters())  # a tied head once, as the embedding
         save_weights(Path(folder), tensors, shard_bytes=shard_bytes)

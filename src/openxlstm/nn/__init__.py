@@ -1,1 +1,1 @@
-"""Layers, blocks and stacks of xLSTM, with the state going in and coming out."""
+"""Modules: layers, blocks, stacks, `XLSTM` and the cells. The state is an argument and a result."""

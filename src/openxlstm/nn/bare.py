@@ -1,4 +1,4 @@
-"""Bare blocks: a cell with its projections and nothing around it, as a layer of `torch.nn.LSTM` is.
+"""Bare blocks: a cell with its projections only, like a layer of `torch.nn.LSTM`.
 
 No norm, no residual, no convolution, no feed-forward: the equations of arXiv:2405.04517, section
 2.2 and 2.3, with the block-diagonal input weights of its figure 10 for the sLSTM.
@@ -65,8 +65,8 @@ LAYERS = {"s": SLSTMLayer, "m": BareMLSTMLayer}
 
 
 class BareBlock(nn.Module):
-    """One layer. In front of every one but the first are a dropout and a dense map, which mixes the
-    heads of the layer below. x (B, T, D) → h (B, T, D)."""
+    """One layer. All but the first have a dropout and a dense projection before it, which mixes the
+    heads of the previous layer. x (B, T, D) → h (B, T, D)."""
 
     PARTS: ClassVar = {
         "dropout": Dropout,
@@ -89,5 +89,5 @@ class BareBlock(nn.Module):
         self, x: Tensor, state: LayerState | None = None, reset: Tensor | None = None
     ) -> tuple[Tensor, LayerState]:
         if self.proj is not None and self.dropout is not None:
-            x = self.proj(self.dropout(x)).to(x.dtype)  # autocast would narrow it
+            x = self.proj(self.dropout(x)).to(x.dtype)  # autocast would change the dtype
         return self.layer(x, state, reset)

@@ -1,4 +1,4 @@
-"""The blocks of the paper: a cell with its norm and residual, and what follows it."""
+"""The blocks of the paper: a layer with norm and residual, and the feed-forward after an sLSTM."""
 
 from typing import ClassVar
 

@@ -1,6 +1,6 @@
-"""One step of an sLSTM or an mLSTM, in the way of `torch.nn.LSTMCell`.
+"""Single steps of an sLSTM or an mLSTM, with the interface of `torch.nn.LSTMCell`.
 
-A cell is a layer of `openxlstm.XLSTM(…, block="bare")` whose state is a value of its own.
+A cell computes one step of a layer of `openxlstm.XLSTM(…, block="bare")`.
 """
 
 from typing import Any
@@ -16,7 +16,7 @@ from openxlstm.states import LayerState, MLSTMState, SLSTMState
 
 
 class _Cell(nn.Module):
-    """Projection, layer and checks, for a layer of either kind."""
+    """Base of both cells: projection, layer and checks."""
 
     def __init__(
         self, kind: str, input_size: int, hidden_size: int, project_input: bool | None,
@@ -47,7 +47,7 @@ class _Cell(nn.Module):
         if state is not None:
             check_state(state, self.initial_state(0), x.shape[0])
         if self.in_proj is not None:
-            x = self.in_proj(x).to(parameter.dtype)  # autocast would narrow it
+            x = self.in_proj(x).to(parameter.dtype)  # autocast would change the dtype
         h, after = self.layer(x, None if state is None else LayerState(None, state))
         return (h[:, 0] if is_batch else h[0, 0]), after.cell
 
@@ -62,11 +62,11 @@ class SLSTMCell(_Cell):
         input_size: I, features of the input.
         hidden_size: H, features of h.
         num_heads: heads, a divisor of hidden_size.
-        project_input: whether a dense map stands before the block-diagonal input weights, so that
-            every head sees all of x; None for where input_size is not hidden_size.
+        project_input: whether to put a dense projection before the block-diagonal input weights, so
+            that every head reads all of x; None to do so if input_size is not hidden_size.
         forget_gate: "sigmoid" or "exp".
-        recurrent_init: whether recurrent weights start at 0 ("zeros", as the paper's) or uniform
-            within ±1/√H ("uniform", as those of `torch.nn.LSTMCell`).
+        recurrent_init: initialization of the recurrent weights: "zeros", as in the paper, or
+            "uniform" within ±1/√H, as in `torch.nn.LSTMCell`.
         device, dtype: of the parameters.
 
     Raises:
@@ -117,8 +117,8 @@ class MLSTMCell(_Cell):
         num_heads: heads, a divisor of hidden_size.
         bias: whether query, key, value and output gate have biases; input and forget gate always
             do.
-        project_input: whether a dense map stands before them; None for where input_size is not
-            hidden_size.
+        project_input: whether to put a dense projection before them; None to do so if input_size is
+            not hidden_size.
         device, dtype: of the parameters.
 
     Raises:

@@ -1,4 +1,4 @@
-"""The causal convolution in front of a cell."""
+"""The causal convolution before a cell."""
 
 import torch
 from torch import Tensor, nn
@@ -29,5 +29,5 @@ class CausalConv1d(nn.Module):
 
 
 def weights_of(conv: CausalConv1d | None) -> tuple[Tensor | None, Tensor | None]:
-    """Weight and bias of a convolution that may not be there."""
+    """Weight and bias of a convolution, or two Nones."""
     return (None, None) if conv is None else (conv.weight, conv.bias)

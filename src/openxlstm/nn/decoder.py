@@ -1,8 +1,8 @@
-"""A language model that reads one token at a time, as fast as a CPU can.
+"""Decoding: a language model that reads one token at a time, in one native call per token.
 
-`forward` does the same as a row of small operations, whose overhead for a single token is more than
-the arithmetic. A decoder runs a whole step in one call. It reads matrices in bfloat16 as they are,
-and computes in float32, the dtype of its states.
+`forward` runs many small operations, whose overhead for a single token is more than the arithmetic.
+A decoder runs a whole step in one call. It reads bfloat16 matrices directly and computes in
+float32, the dtype of its states.
 
 B batch · V vocabulary
 """
@@ -20,15 +20,15 @@ from openxlstm.states import ModelState, map_state, select, tensors
 class Decoder(NativeSteps[ModelState]):
     """Steps of a language model for B sequences, without gradients and dropout.
 
-    It owns the state that it overwrites. The weights are the model's own: training, loading or
-    moving the model, replacing or hooking a part of it, count from the next step on.
+    It owns its state and overwrites it. The weights are the model's own: after training, loading or
+    moving the model, or replacing or hooking a part of it, the next step uses the change.
 
     Args:
         model: an `openxlstm.LanguageModel`.
-        state: what each sequence has read so far. It is copied.
+        state: the initial state of each sequence. It is copied.
 
     Raises:
-        ValueError: if the state is not one of this model's.
+        ValueError: if the state does not fit the model.
     """
 
     def __init__(self, model: Steppable, state: ModelState) -> None:
@@ -55,15 +55,15 @@ class Decoder(NativeSteps[ModelState]):
 
     @property
     def state(self) -> ModelState:
-        """What has been read so far, as a value of its own, in the dtypes of the model's states."""
+        """A copy of the current state, in the dtypes of the model's states."""
         return self._state_copy()
 
     def select(self, rows: Sequence[int]) -> "Decoder":
-        """A decoder of some of the sequences, by index, in the order given."""
+        """A decoder of some of the sequences, by index, in the given order."""
         return Decoder(self._model, select(self._state, rows))
 
     def reorder(self, rows: Sequence[int]) -> None:
-        """Sequence i becomes what sequence rows[i] was: the same number of them, an index each."""
+        """Replaces each sequence i by sequence rows[i]; their number stays the same."""
         if len(rows) != self._batch_size:
             raise ValueError(f"rows must be {self._batch_size} indices, not {len(rows)}")
         with torch.no_grad():
@@ -80,4 +80,4 @@ class Decoder(NativeSteps[ModelState]):
 def _check_state(state: ModelState, expected: ModelState) -> None:
     parts, likes = tensors(state.stack), tensors(expected.stack)
     if [x.shape for x in parts] != [x.shape for x in likes]:
-        raise ValueError("the state is not one of this model's: the shapes differ")
+        raise ValueError("the state does not fit the model: the shapes differ")

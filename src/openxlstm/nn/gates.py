@@ -1,14 +1,13 @@
-"""What the gates of a layer do to its memory: to watch a run, not to run it.
+"""Statistics of the gates of a layer, for watching a run.
 
-Fused operations keep their gates to themselves. Here they are computed once more from the layer's
-input, in plain PyTorch and step by step where a step needs the one before it.
+Fused operations do not return their gates. This module recomputes them from the layer's input in
+plain PyTorch, step by step where a step depends on the one before.
 
-B batch · T time · NH heads · U memories of a head with gates of their own: DH of an sLSTM (one for
-each unit), 1 of an mLSTM
+B batch · T time · NH heads · U gated memories per head: DH in an sLSTM, 1 in an mLSTM
 
-The weight of a step s in the memory after step t is exp(log_D[t, s]), what its input gate gave it
-and the forget gates since have left of it. The sum of the weights, N_t = f_t N_{t-1} + i_t, is the
-sLSTM's normalizer state n_t·exp(m_t); n_t·exp(m_t) of an mLSTM is N_t times the mean key.
+Step s has the weight exp(log_D[t, s]) in the memory after step t: its input gate times the forget
+gates since then. The sum of the weights, N_t = f_t N_{t-1} + i_t, is the sLSTM's normalizer
+n_t·exp(m_t). In an mLSTM, n_t·exp(m_t) is N_t times the mean key.
 """
 
 import math
@@ -30,30 +29,30 @@ class GateStatistics:
     """The gates of one layer over a batch; means are over all samples, steps, heads and units."""
 
     forget: float
-    """Mean forget gate f = exp(log_f): 1 keeps all, 0 nothing. Only the exponential one passes 1.
-    """
+    """Mean forget gate f = exp(log_f): 1 keeps everything, 0 nothing. Only an exponential gate can
+    be above 1."""
     half_life: float
-    """Tokens until half of what was written is left, ln 2 / -(mean log_f) of each memory, and of
-    these the median; inf where nothing fades. Below 1 a memory is dead: it knows the last token."""
+    """Median half-life of the memories in tokens, ln 2 / -(mean log_f); inf if nothing fades. A
+    memory below 1 is dead: it holds little more than the last token."""
     longest_half_life: float
-    """That of the memory that keeps the longest."""
+    """The longest half-life of all memories, in tokens."""
     log_input: float
     """Mean ĩ, the logarithm of the input gate i = exp(ĩ)."""
     input: float
-    """Mean i_t / N_t, the share of the memory's weight that the step itself has written: a
-    stabilized input gate that no gauge changes. 1 overwrites all, 0 writes nothing."""
+    """Mean i_t / N_t, the share of the memory that the current step wrote. It does not depend on
+    the stabilizer. 1 overwrites everything, 0 writes nothing."""
     output: float
     """Mean output gate: σ(õ) of an sLSTM or a large block, the σ(z) in the SiLU(z) that gates the
     paper's mLSTM."""
     log_normalizer: float
-    """Mean logarithm of what h is divided by, without gauge: N_t of an sLSTM, of an mLSTM
-    max(|n_tᵀ q_t|·exp(m_t), 1)."""
+    """Mean logarithm of the denominator of h, in the gauge m = 0: N_t in an sLSTM,
+    max(|n_tᵀ q_t|·exp(m_t), 1) in an mLSTM."""
     floor: float | None = None
-    """Share of an mLSTM's steps where that 1 is the larger: its h is what it is by size too, not
-    only by direction. None for an sLSTM, which has no floor."""
+    """Share of an mLSTM's steps where this 1 is the larger, so that h is not normalized. None for
+    an sLSTM, which has no floor."""
 
     def to_dict(self) -> dict[str, float | None]:
-        """As JSON has it: what is not a finite number is None."""
+        """The figures as JSON-ready values; None for numbers that are not finite."""
         return {
             name: value if value is not None and math.isfinite(value) else None
             for name, value in asdict(self).items()
@@ -74,12 +73,12 @@ class Gates(NamedTuple):
     log_normalizer: Tensor
     """Logarithm of n_t (sLSTM) or |n_tᵀ q_t| (mLSTM), in the gauge m = 0 (B, T, NH, U)."""
     has_floor: bool
-    """Whether the normalizer counts as 1 where it is less."""
+    """Whether a normalizer below 1 counts as 1."""
 
 
 def gates_of(layer: nn.Module, x: Tensor, reset: Tensor | None = None) -> Gates | None:
-    """The gates of `layer` as it reads x (B, T, D) from the empty state, emptied again before the
-    steps where `reset` (B, T) is true; None for a kind of layer that is not known here."""
+    """The gates of `layer` while it reads x (B, T, D) from the empty state, reset before the steps
+    where `reset` (B, T) is true; None for an unknown kind of layer."""
     match layer:
         case SLSTMLayer():
             return _slstm(layer, x, reset)
@@ -92,7 +91,7 @@ def gates_of(layer: nn.Module, x: Tensor, reset: Tensor | None = None) -> Gates 
 
 
 def statistics(gates: Gates) -> GateStatistics:
-    """The gates in a few figures."""
+    """Summarizes the gates of a layer."""
     log_i, log_f, output, log_weight, log_normalizer, has_floor = gates
     fading = log_f.double().mean((0, 1)).clamp_max(0).abs().flatten()  # (NH·U,)
     half_lives = math.log(2) / fading  # inf at 0
@@ -158,7 +157,7 @@ def _of_matrix_memory(
     log_weight = _log_weight(log_i, log_f, reset)
     share = (log_i - log_weight).exp()
     mean_key, mean_keys = torch.zeros_like(k[:, 0]), []
-    for t in range(k.shape[1]):  # after a reset the share is 1, and what was before is gone
+    for t in range(k.shape[1]):  # after a reset the share is 1, which drops everything before
         mean_key = mean_key + share[:, t] * (k[:, t] - mean_key)
         mean_keys.append(mean_key)
     key_by_query = (torch.stack(mean_keys, 1) * q).sum(-1, keepdim=True) * q.shape[-1] ** -0.5
@@ -167,7 +166,7 @@ def _of_matrix_memory(
 
 
 def _log_weight(log_i: Tensor, log_f: Tensor, reset: Tensor | None) -> Tensor:
-    """log N_t (B, T, NH, U), from the empty memory on."""
+    """log N_t (B, T, NH, U), starting from the empty memory."""
     log_N, sums = torch.full_like(log_i[:, 0], -torch.inf), []
     for t in range(log_i.shape[1]):
         if reset is not None:

@@ -1,21 +1,21 @@
-"""How every parameter starts (arXiv:2405.04517, appendix; `docs/notation.md` has the table).
+"""Initialization of all parameters (arXiv:2405.04517, appendix).
 
-| parameter | start |
+| parameter | initialization |
 |---|---|
 | embedding, head, projections up, query, key, value, input weights of the sLSTM | `small_init_` |
 | projections back to the residual stream | `wang_init_` |
 | mLSTM gate weights · biases | 0 · input gate N(0, 0.1), forget gate from 3 to 6 over the heads |
 | sLSTM recurrent weights · forget bias · other biases | 0 or ±1/√D · `powerlaw_forget_bias` · 0 |
 | convolution | ±1/√K |
-| norm scales (stored less 1) · mLSTM skip | 0 · 1 |
+| norm weights (scale 1 + weight) · mLSTM skip | 0 · 1 |
 
-The large block starts as xLSTM-7B did (arXiv:2503.13427, section 3.2): the same, but for
+The large block follows xLSTM-7B (arXiv:2503.13427, section 3.2), which differs in
 
-| parameter | start |
+| parameter | initialization |
 |---|---|
 | weights of the output gate | 0 |
-| input gate's biases | -10, so that little is written before the model knows what |
-| norm scales (stored whole) | 1 |
+| input gate's biases | -10, so that little is written at the start of training |
+| norm weights | 1 |
 """
 
 from collections.abc import Iterator
@@ -38,20 +38,20 @@ def wang_init_(weight: Tensor, dim: int, num_blocks: int) -> Tensor:
 
 
 def uniform_init_(weight: Tensor, dim: int) -> Tensor:
-    """U(-1/√dim, 1/√dim), as `torch.nn.LSTM` starts."""
+    """U(-1/√dim, 1/√dim), as in `torch.nn.LSTM`."""
     return nn.init.uniform_(weight, -(dim**-0.5), dim**-0.5)
 
 
 def zero_biases_(*projections: nn.Linear) -> None:
-    """Biases of 0, where there are any."""
+    """Sets the biases of projections to 0, if they have any."""
     for projection in projections:
         if projection.bias is not None:
             nn.init.zeros_(projection.bias)
 
 
 def powerlaw_forget_bias(head_dim: int, block_index: int, num_blocks: int) -> Tensor:
-    """Forget gate biases of a head (DH,): from +5, remember, falling to -7, forget, along a power
-    law that keeps more long memories in deeper blocks."""
+    """Forget gate biases of a head (DH,), falling from +5 (remember) to -7 (forget) along a power
+    law with more long memories in deeper blocks."""
     depth = block_index / (num_blocks - 1) if num_blocks > 1 else 0.0
     position = torch.arange(head_dim) / max(head_dim - 1, 1)
     return 5 - 12 * position ** (0.3 + 1.3 * depth)
@@ -59,23 +59,23 @@ def powerlaw_forget_bias(head_dim: int, block_index: int, num_blocks: int) -> Te
 
 def mlstm_forget_bias(num_heads: int) -> Tensor:
     """Biases of the forget gates of an mLSTM's heads (NH,), from 3 to 6."""
-    # The device is said, for transformers has torch.linspace leave the meta device otherwise.
+    # The explicit device keeps transformers from moving torch.linspace off the meta device.
     return torch.linspace(3.0, 6.0, num_heads, device=torch.get_default_device())
 
 
 @contextmanager
 def without_memory() -> Iterator[None]:
-    """Modules that are made inside have shapes and next to no memory, and no start: weights are on
-    the meta device, until others take their place. torch's random state is left alone."""
+    """Creates modules without memory: inside the context, weights are on the meta device and not
+    initialized. torch's random state does not change."""
     with torch.random.fork_rng(devices=[]), _WithoutMemory():
         yield
 
 
 class _WithoutMemory(TorchFunctionMode):
-    """Puts what parameters are made of on the meta device, and draws no numbers for them.
+    """Creates tensors on the meta device, and skips random initialization.
 
-    Not `torch.device("meta")`, which would also compute there what is computed of a few numbers,
-    such as gates' biases: for that torch imports its compiler, which takes most of a second.
+    `torch.device("meta")` would also compute small tensors such as gate biases there, for which
+    torch imports its compiler, which takes most of a second.
     """
 
     FACTORIES = (torch.empty, torch.zeros, torch.ones)

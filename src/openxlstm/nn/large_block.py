@@ -1,4 +1,4 @@
-"""The block of xLSTM-7B: an mLSTM and a feed-forward, each behind a norm of its own
+"""The block of xLSTM-7B: an mLSTM and a feed-forward, each after a norm
 (arXiv:2503.13427, section 3.1 and figure 8).
 
     u    = rmsnorm(x)
@@ -30,7 +30,7 @@ from openxlstm.states import LayerState, MLSTMState, SLSTMState
 
 
 class LargeMLSTMLayer(nn.Module):
-    """mLSTM with NH heads, keys DQK and values DHV wide, and an output gate; x, y (B, T, D)."""
+    """mLSTM with keys of width DQK, values of width DHV and an output gate; x, y (B, T, D)."""
 
     PARTS: ClassVar = {
         "q_proj": nn.Linear,

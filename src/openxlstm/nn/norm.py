@@ -1,5 +1,5 @@
-"""Norms. Those of the paper's blocks store their scale less 1 and have no bias; those of the large
-block (arXiv:2503.13427) store it whole. Each is as in the checkpoints of its kind."""
+"""Norms. In the paper's blocks the scale is 1 + weight, without bias; in large blocks
+(arXiv:2503.13427) it is weight. Each is as in the original checkpoints."""
 
 import torch
 import torch.nn.functional as F
@@ -22,7 +22,7 @@ class LayerNorm(nn.Module):
 
 
 class HeadNorm(nn.Module):
-    """Layer norm of each head's output for itself, times 1 + weight; the heads are joined after.
+    """Layer norm of each head's output separately, times 1 + weight; then the heads are joined.
 
     h (B, T, NH, DH) → (B, T, NH·DH).
     """
@@ -37,7 +37,7 @@ class HeadNorm(nn.Module):
 
 
 class WholeNorm(nn.Module):
-    """Scale, stored whole, and bias of a norm in a large block."""
+    """Base of the norms in large blocks: weight and bias."""
 
     def __init__(self, dim: int, *, eps: float = 1e-6, bias: bool = False) -> None:
         super().__init__()
@@ -54,7 +54,7 @@ class RMSNorm(WholeNorm):
 
 
 class LargeHeadNorm(WholeNorm):
-    """Layer norm of each head's output for itself, times weight; the heads are joined after.
+    """Layer norm of each head's output separately, times weight; then the heads are joined.
 
     h (B, T, NH, DHV) → (B, T, NH·DHV).
     """

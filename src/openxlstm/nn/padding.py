@@ -1,4 +1,4 @@
-"""Sequences of different lengths in one padded batch, so that padding changes nothing.
+"""Padded batches of sequences with different lengths, in which the padding has no effect.
 
 B batch · T steps of the longest · D features; lengths (B,) int64, from 1 to T each
 """
@@ -11,22 +11,22 @@ from torch import Tensor
 from openxlstm.states import S, map_state, select, stack
 
 Run = Callable[[Tensor, S | None, Tensor | None], tuple[Tensor, S]]
-"""From x (B, T, D), a state and a reset (B, T) to y (B, T, D) and the state after the last step."""
+"""x (B, T, D), a state and a reset (B, T) → y (B, T, D) and the state after the last step."""
 
 
 def is_real(lengths: Tensor, T: int) -> Tensor:
-    """Which steps are no padding (B, T)."""
+    """True for steps that are not padding (B, T)."""
     return torch.arange(T, device=lengths.device) < lengths[:, None]
 
 
 def take(x: Tensor, steps: Tensor) -> Tensor:
-    """Steps (B, S) of x (B, T, …), by index, of each sample its own."""
+    """Gathers steps of x (B, T, …) by index (B, S), separately for each sample."""
     index = steps.view(*steps.shape, *(1,) * (x.dim() - 2)).expand(*steps.shape, *x.shape[2:])
     return x.gather(1, index)
 
 
 def reverse(x: Tensor, lengths: Tensor | None) -> Tensor:
-    """x (B, T, …) from its last step to the first; padding stays at the end, where it repeats."""
+    """Reverses x (B, T, …) in time; padding stays at the end, where it repeats the first step."""
     if lengths is None:
         return x.flip(1)
     steps = lengths[:, None] - 1 - torch.arange(x.shape[1], device=x.device)
@@ -34,8 +34,8 @@ def reverse(x: Tensor, lengths: Tensor | None) -> Tensor:
 
 
 def reverse_reset(reset: Tensor, lengths: Tensor | None) -> Tensor:
-    """Where the state is emptied if one reads from the end: before the last step of each part that
-    `reset` (B, T) begins."""
+    """The resets for reading from the end: at the last step of each part that `reset` (B, T)
+    separates."""
     last = reset.shape[1] - 1
     steps = torch.arange(last + 1, device=reset.device)
     ends = reset[:, (steps + 1).clamp(max=last)] & (steps < last)
@@ -45,13 +45,14 @@ def reverse_reset(reset: Tensor, lengths: Tensor | None) -> Tensor:
 def run_padded(
     run: Run[S], x: Tensor, state: S | None, reset: Tensor | None, lengths: Tensor
 ) -> tuple[Tensor, S]:
-    """y (B, T, D), 0 at padding, and the state of each sample after its own last step."""
+    """Calls `run` on a padded batch: y (B, T, D), 0 in the padding, and the state of each sample
+    after its own last step."""
     if state is None:
         return _run_right_aligned(run, x, reset, lengths)
     if torch.compiler.is_compiling():
         torch._dynamo.graph_break(
-            "openxlstm reads samples that have lengths and a state in pieces, as many as there are "
-            "lengths: in one graph give lengths without a state, or a state without lengths"
+            "with lengths and a state, openxlstm reads one piece per different length: "
+            "in one graph give lengths without a state, or a state without lengths"
         )
     return _run_by_length(run, x, state, reset, lengths)
 
@@ -59,8 +60,8 @@ def run_padded(
 def _run_right_aligned(
     run: Run[S], x: Tensor, reset: Tensor | None, lengths: Tensor
 ) -> tuple[Tensor, S]:
-    """In one go: samples are moved to the right, so that all of them end with step T, and the state
-    that the padding before them left is emptied where they begin."""
+    """Runs once: samples are right-aligned, so that all end at step T, and the state is reset where
+    they begin, after the padding."""
     T = x.shape[1]
     steps, padding = torch.arange(T, device=x.device), T - lengths[:, None]
     from_left = (steps - padding).clamp(min=0)
@@ -76,8 +77,8 @@ def _run_right_aligned(
 def _run_by_length(
     run: Run[S], x: Tensor, state: S, reset: Tensor | None, lengths: Tensor
 ) -> tuple[Tensor, S]:
-    """With a state to start from, which padding before a sample would lose: the longest samples are
-    read as far as the shortest of all goes, then without that one, and so on."""
+    """Runs once per different length, for samples with an initial state, which padding before them
+    would change: all samples up to the shortest length, then the longer ones, and so on."""
     order = lengths.argsort(descending=True, stable=True)
     sizes = lengths[order]
     rows, state = order, select(state, order)
@@ -98,5 +99,5 @@ def _run_by_length(
 
 
 def _samples(state: S, start: int, end: int) -> S:
-    """The state of neighbouring samples; a loop over them, as `select` has, can't be compiled."""
+    """The state of a range of samples, by slices, which can be compiled."""
     return map_state(lambda part: part[start:end], state)

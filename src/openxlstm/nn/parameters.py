@@ -1,4 +1,4 @@
-"""Which parameters weight decay is for."""
+"""Parameter groups for weight decay."""
 
 from typing import Any
 
@@ -9,11 +9,11 @@ from openxlstm.nn.linear import HeadwiseLinear
 
 
 def parameter_groups(module: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
-    """Two groups for an optimizer: what decays, and the rest, both in the module's own order.
+    """Two parameter groups for an optimizer: with and without weight decay, in the module's order.
 
-    The matrices that project activations decay: linear and headwise projections, convolutions, and
-    the input weights of gates. Biases, norms, skips, embeddings (tied heads with them) and
-    recurrent weights do not: a decayed recurrence forgets.
+    Weight decay applies to matrices that project activations: linear and headwise projections,
+    convolutions, and the input weights of gates. It does not apply to biases, norms, skips,
+    embeddings (with tied heads) and recurrent weights, whose decay would weaken the memory.
     """
     decayed = {
         parameter

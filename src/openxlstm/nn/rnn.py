@@ -1,4 +1,4 @@
-"""xLSTM as a recurrent layer in the way of `torch.nn.LSTM`.
+"""`XLSTM`, a recurrent layer with the interface of `torch.nn.LSTM`.
 
 B batch · T steps · I input_size · H hidden_size · directions 1 or 2
 """
@@ -22,35 +22,35 @@ from openxlstm.states import StackState, XLSTMState
 
 
 class XLSTM(nn.Module):
-    """A stack of xLSTM blocks with the constructor, the shapes and the manners of `torch.nn.LSTM`.
+    """A stack of xLSTM blocks with the arguments and shapes of `torch.nn.LSTM`.
 
         rnn = openxlstm.XLSTM(input_size=8, hidden_size=128, num_layers=2, batch_first=True)
         y, state = rnn(x)           # from an empty state
-        y, state = rnn(x, state)    # goes on where the last call stopped
+        y, state = rnn(x, state)    # continues where the last call stopped
 
-    The input is projected to `hidden_size` where it has another width. Blocks are those of
-    arXiv:2405.04517, figures 10 and 11, unless `block` says otherwise.
+    The input is projected to `hidden_size` if its width differs. The blocks are those of
+    arXiv:2405.04517, figures 10 and 11, unless `block` selects another kind.
 
     Args:
         input_size: I, features of the input.
         hidden_size: H, width of the blocks and, for each direction, of the output.
-        num_layers: how many blocks; `layers` is repeated or cut to it. None for as many as `layers`
-            has letters.
-        bias: whether the projections inside of the blocks have biases; gates always do.
+        num_layers: number of blocks; `layers` is repeated or cut to it. None for one block per
+            letter of `layers`.
+        bias: whether the projections inside the blocks have biases; gates always do.
         batch_first: x and y are (B, T, …) rather than (T, B, …).
-        dropout: share of each sub-layer's output that is dropped in training; of bare blocks the
-            share between layers, as in `torch.nn.LSTM`.
-        bidirectional: a second stack reads from the end; y has its features after the first's.
-        layers: a letter a block, from the input up: s for sLSTM, which tracks states, m for mLSTM,
-            which stores associations.
+        dropout: probability of dropping an element of a sub-layer's output in training; with bare
+            blocks, of the output between layers, as in `torch.nn.LSTM`.
+        bidirectional: a second stack reads from the end; its features follow the first's in y.
+        layers: one letter per block, from the input up: s for sLSTM, which tracks states, m for
+            mLSTM, which stores associations.
         num_heads: heads of each cell, a divisor of hidden_size.
-        block: "paper" with norm, residual, convolution and feed-forward; "large", that of xLSTM-7B
-            (m only); "bare", the cells and their projections alone, as `torch.nn.LSTM`'s layers
-            are, with |y| < 1 for an s.
-        project_input: whether to project the input; None for where input_size is not hidden_size.
-            Heads meet there, in feed-forwards and between layers: a single bare sLSTM without it
-            keeps H/num_heads features for themselves.
-        device, dtype: of the parameters.
+        block: "paper" with norm, residual, convolution and feed-forward; "large", the block of
+            xLSTM-7B (m only); "bare", only the cells with their projections, like the layers of
+            `torch.nn.LSTM`, with |y| < 1 for an s.
+        project_input: whether to project the input; None to do so if input_size is not hidden_size.
+            Heads are mixed there, in feed-forwards and between layers. Without it, the heads of a
+            single bare sLSTM are independent.
+        device, dtype: device and dtype of the parameters.
         options: any other field of `openxlstm.StackConfig` or of the block's configuration, e.g.
             slstm_conv_kernel_size=0 or, with block="large", qk_dim_factor=1.0.
 
@@ -90,7 +90,7 @@ class XLSTM(nn.Module):
 
     @property
     def num_layers(self) -> int:
-        """How many blocks an input passes."""
+        """Number of blocks."""
         return len(self.config.layers)
 
     def initial_state(self, batch_size: int) -> XLSTMState:
@@ -114,24 +114,24 @@ class XLSTM(nn.Module):
         Args:
             x: (T, B, I), with `batch_first` (B, T, I), for a single sample (T, I); or a
                 PackedSequence.
-            state: where to start, as a call before returned it; None is empty. A single sample's is
-                that of a batch of 1.
-            reset: bool, laid out as x without its features; the state is emptied before a step
-                where it is true, as a new episode or document wants.
-            lengths: steps of each sample that are no padding (B,), each from 1 to T, in any order;
-                what is in the padding changes nothing. None for all of T.
+            state: the initial state, as returned by a previous call; None is empty. The state of a
+                single sample is that of a batch of 1.
+            reset: bool, with the shape of x without its features; the state is emptied before a
+                step where it is true, where a new episode or document begins.
+            lengths: length of each sample without padding (B,), from 1 to T, in any order. The
+                padding has no effect. None if there is no padding.
 
         Returns:
-            y, laid out as x with H·directions features and 0 in the padding (a PackedSequence for
-            a PackedSequence), and the state of each sample after its own last step.
+            y, with the layout of x, H·directions features and 0 in the padding (a PackedSequence
+            for a PackedSequence), and the state of each sample after its own last step.
 
         Raises:
-            ValueError: if x, state, reset or lengths have another shape, dtype or device than said,
-                or x has numbers that are not finite (looked for on a CPU, not while compiling).
+            ValueError: if x, state, reset or lengths have a wrong shape, dtype or device, or x is
+                not finite (checked on a CPU only, and not while compiling).
         """
         if isinstance(x, PackedSequence):
             if reset is not None or lengths is not None:
-                raise ValueError("reset and lengths go with a padded x, not with a PackedSequence")
+                raise ValueError("reset and lengths need a padded x, not a PackedSequence")
             return self._forward_packed(x, state)
         dims = "(B, T, I) or (T, I)" if self.batch_first else "(T, B, I) or (T, I)"
         x = check_input("x", x, self.input_size, dims, (2, 3), self._parameter)
@@ -146,13 +146,13 @@ class XLSTM(nn.Module):
         return (y.transpose(0, 1) if turn else y), after
 
     def stepper(self, batch_size: int = 1, state: XLSTMState | None = None) -> Stepper:
-        """A stepper reads one step per call, from `state` (None is empty) on, ten times as fast as
-        calling this module: for streams, robots and whatever needs an answer now.
+        """A stepper that reads one step per call, starting from `state` (None is empty), ten times
+        as fast as calling this module: for streams and control.
 
             stepper = rnn.stepper()
             y = stepper.step(x)     # (1, input_size) → (1, hidden_size)
 
-        It has no gradients and no dropout, and keeps its state itself.
+        It computes no gradients and no dropout, and holds its state.
 
         Args:
             batch_size: B, how many samples.
@@ -241,7 +241,7 @@ class XLSTM(nn.Module):
         reset: Tensor | None,
         lengths: Tensor | Sequence[int] | None,
     ) -> tuple[Tensor, XLSTMState]:
-        """x (B, T, I) → y (B, T, H·directions) and the state after it."""
+        """x (B, T, I) → y (B, T, H·directions) and the state after the last step."""
         B, T, _ = x.shape
         if state is not None:
             check_state(state, self.initial_state(0), B)
@@ -252,7 +252,7 @@ class XLSTM(nn.Module):
             reset = None if reset is None else reset & real
         check_finite("x", x)
         if self.in_proj is not None:
-            x = self.in_proj(x).to(self._parameter.dtype)  # autocast would narrow the stream
+            x = self.in_proj(x).to(self._parameter.dtype)  # autocast would change the dtype
         before, before_reverse = (None, None) if state is None else state
         y, after = _through(self.stack, x, before, reset, lengths)
         if self.reverse_stack is None:
@@ -277,7 +277,7 @@ def _through(
     reset: Tensor | None,
     lengths: Tensor | None,
 ) -> tuple[Tensor, StackState]:
-    """y (B, T, H) of x (B, T, H), with lengths 0 in the padding, and the state after it."""
+    """x (B, T, H) → y (B, T, H), with lengths 0 in the padding, and the state after it."""
     if lengths is None:
         return stack(x, state, reset)
     return run_padded(stack, x, state, reset, lengths)
@@ -293,7 +293,7 @@ def stack_config(
     """
     if num_layers is not None:
         if not isinstance(num_layers, int) or num_layers < 1:
-            raise ValueError(f"num_layers must be a whole number from 1 on, not {num_layers!r}")
+            raise ValueError(f"num_layers must be a positive integer, not {num_layers!r}")
         layers = (layers * num_layers)[:num_layers]
     values = {"embedding_dim": hidden_size, "layers": layers, **options}
     try:
@@ -303,20 +303,20 @@ def stack_config(
 
 
 def _in_the_callers_words(message: str) -> str:
-    """What is a stack's embedding_dim is an XLSTM's hidden_size."""
+    """Replaces names of `StackConfig` in a message by those of `XLSTM`."""
     return message.replace("StackConfig", "XLSTM").replace("embedding_dim", "hidden_size")
 
 
 def input_projection(
     input_size: int, hidden_size: int, project_input: bool | None
 ) -> nn.Linear | None:
-    """What makes an input of input_size one of hidden_size, where it has to be made.
+    """The projection from input_size to hidden_size; None if no projection is needed or wanted.
 
     Raises:
-        ValueError: if it has to, and shall not.
+        ValueError: if it is needed but project_input is False, or a size is invalid.
     """
     if not isinstance(input_size, int) or input_size < 1:
-        raise ValueError(f"input_size must be a whole number from 1 on, not {input_size!r}")
+        raise ValueError(f"input_size must be a positive integer, not {input_size!r}")
     differs = input_size != hidden_size
     if project_input is False and differs:
         raise ValueError(

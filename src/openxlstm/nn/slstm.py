@@ -18,8 +18,8 @@ class SLSTMLayer(nn.Module):
     """x (B, T, D) → y (B, T, D), in NH heads of DH = D/NH.
 
     The input and forget gates read the convolved input, cell input and output gate the raw one.
-    There is no output projection: the feed-forward after it mixes the heads. In a bare block there
-    is no convolution and no norm.
+    There is no output projection: the following feed-forward mixes the heads. A bare block has no
+    convolution and no norm.
     """
 
     PARTS: ClassVar = {"conv": CausalConv1d, "norm": HeadNorm, "dropout": Dropout}
@@ -54,7 +54,7 @@ class SLSTMLayer(nn.Module):
         sizes = batch_size, self.num_heads, self.head_dim
         options = {"dtype": ops.state_dtype(weight.dtype), "device": weight.device}
         conv = None if self.conv is None else self.conv.initial_state(batch_size)
-        # Tensors of their own, as those after a step: a compiled step takes both.
+        # Separate tensors, like those after a step, so that a compiled step accepts both.
         cell = SLSTMState(*(torch.zeros(sizes, **options) for _ in range(4)))
         return LayerState(conv, cell)
 

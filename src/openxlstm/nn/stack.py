@@ -1,4 +1,4 @@
-"""A stack of blocks: what stands between an embedding and a head."""
+"""A stack of blocks, between an embedding and a head."""
 
 import torch
 from torch import Tensor, nn
@@ -15,14 +15,14 @@ BLOCKS = {"paper": Block, "large": LargeBlock, "bare": BareBlock}
 
 
 class Stack(nn.Module):
-    """One block for each letter of `config.layers`, then a norm: none after bare blocks, or where
-    `config.final_norm` is false.
+    """One block per letter of `config.layers`, then a norm (none after bare blocks, or if
+    `config.final_norm` is false).
 
     x (B, T, D) → (B, T, D).
     """
 
     recompute_blocks: bool = False
-    """Whether a forward keeps each block's input alone, and the backward computes it again."""
+    """Whether to keep only the input of each block and recompute the block in the backward pass."""
 
     def __init__(self, config: StackConfig) -> None:
         super().__init__()
@@ -42,7 +42,7 @@ class Stack(nn.Module):
 
         Args:
             x: (B, T, D).
-            state: where to start; None is empty.
+            state: the initial state; None is empty.
             reset: (B, T) bool; the state is emptied before a step where it is true.
         """
         states = [None] * len(self.blocks) if state is None else state.blocks
@@ -57,7 +57,7 @@ class Stack(nn.Module):
 
 
 def final_norm(config: StackConfig) -> LayerNorm | RMSNorm | nn.Identity:
-    """What stands after the last block, in the way of its kind."""
+    """The norm after the last block, or an identity."""
     if config.block.kind == "bare" or not config.final_norm:
         return nn.Identity()
     return rms_norm(config) if config.block.kind == "large" else LayerNorm(config.embedding_dim)

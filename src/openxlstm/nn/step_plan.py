@@ -1,4 +1,4 @@
-"""What a native step (`ops/native/step.py`) needs of a model: whether it may run, and the weights.
+"""Plans the native step (`ops/native/step.py`) of a model: whether it may run, and its weights.
 
 B batch
 """
@@ -35,13 +35,13 @@ from openxlstm.states import LayerState, ModelState
 
 
 class StepParts(NamedTuple):
-    """The modules that a native step stands for, and what else it has to know."""
+    """The modules that a native step replaces, and their settings."""
 
     kind: type[nn.Module]
-    """The class whose `forward` it stands for. A subclass may not have overridden that."""
+    """The class whose `forward` the step replaces. A subclass must not override it."""
     stack: Stack
     in_proj: nn.Linear | None = None
-    """In front of the stack, where it reads features."""
+    """The projection before the stack, for a layer that reads features."""
     token_embedding: nn.Embedding | None = None
     position_embedding: nn.Embedding | None = None
     dropout: Dropout | None = None
@@ -53,7 +53,7 @@ class Steppable(Protocol):
     """A module that single steps can be planned for."""
 
     def step_parts(self) -> StepParts:
-        """Its parts as they are now."""
+        """The current parts of the module."""
         ...
 
 
@@ -62,15 +62,15 @@ class Plan(NamedTuple):
 
     packed: PackedPlan
     out: Tensor
-    """The result of a step, overwritten by each: (B, V) float32, without a head (B, D)."""
+    """The result of a step, overwritten by the next: (B, V) float32, or (B, D) without a head."""
     widened: list[Tensor]
-    """float32 copies of what is stored in bfloat16 but for the matrices: biases, norms, …"""
+    """float32 copies of bfloat16 weights that are not matrices: biases, norms, …"""
     stored: list[Tensor]
-    """The weights that they are copies of."""
+    """The originals of `widened`."""
     snapshot: tuple[Any, ...]
-    """What must not change while the plan is used, as `is_unchanged` of the extension reads it."""
+    """Everything that must not change while the plan is used, for `is_unchanged`."""
     kept: list[Tensor]
-    """Keeps alive the memory that the plan has addresses of."""
+    """Tensors whose memory the plan points to, kept alive."""
 
 
 KINDS: dict[str, Any] = {
@@ -80,11 +80,11 @@ KINDS: dict[str, Any] = {
     "dropout": Dropout,
     "head": nn.Linear,
 }
-"""The expected classes of the parts beside the stack."""
+"""The expected classes of the parts outside the stack."""
 
 
 def why_not_native(model: Any) -> str | None:
-    """Why single steps of a model cannot run natively, or None. A module that hinders is named."""
+    """Why single steps of a model cannot run natively, with the module's name, or None."""
     reason = native.missing() or global_hook()
     if reason is not None:
         return reason
@@ -92,7 +92,7 @@ def why_not_native(model: Any) -> str | None:
     if is_watched(model):
         return "the model itself has hooks, or a forward that was replaced or compiled"
     if type(model).forward is not parts.kind.forward:
-        return f"{type(model).__name__} has a forward of its own"
+        return f"{type(model).__name__} overrides forward"
     stack = parts.stack
     if type(stack) is not Stack or is_watched(stack):
         return f"stack is watched, or of class {type(stack).__name__}, not Stack"
@@ -159,7 +159,7 @@ def make_plan(model: Any, state: Any, batch_size: int) -> Plan:
 
 
 class _Widened:
-    """Makes float32 of weights that are no matrices, and remembers which it had to copy."""
+    """Converts weights that are not matrices to float32, and records the copies."""
 
     def __init__(self) -> None:
         self.sources: list[Tensor] = []

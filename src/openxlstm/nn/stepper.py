@@ -22,12 +22,12 @@ if TYPE_CHECKING:
 class Stepper(NativeSteps[StackState]):
     """Steps of an `XLSTM` for B samples, without gradients and dropout.
 
-    It owns the state that it overwrites. The weights are the layer's own: training, loading or
-    moving the layer, replacing or hooking a part of it, count from the next step on.
+    It owns its state and overwrites it. The weights are the layer's own: after training, loading or
+    moving the layer, or replacing or hooking a part of it, the next step uses the change.
 
     Args:
-        layer: what to step, one direction.
-        state: what each sample has read so far. It is copied.
+        layer: the layer, in one direction.
+        state: the initial state of each sample. It is copied.
     """
 
     _model: "XLSTM"
@@ -57,7 +57,7 @@ class Stepper(NativeSteps[StackState]):
 
     @property
     def state(self) -> XLSTMState:
-        """What has been read so far, as a value of its own, of the kind that the layer returns."""
+        """A copy of the current state, of the type that the layer returns."""
         return XLSTMState(self._state_copy(), None)
 
     def _prepare(self) -> None:

@@ -1,4 +1,4 @@
-"""The recurrent operations. Each checks its inputs and picks a backend; all give the answers of
+"""The operations. Each checks its inputs and selects a backend; all backends give the results of
 `reference`."""
 
 from openxlstm.ops.check import state_dtype

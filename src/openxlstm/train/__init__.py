@@ -1,1 +1,1 @@
-"""Training, evaluation, checkpoints and the loss curve. Knows models, not text."""
+"""Training: the loop, evaluation, checkpoints, distribution, metrics. It reads tokens, not text."""

@@ -1,1 +1,2 @@
-"""The native CPU backend: what Python tells torch about the operators in `ops/cpu/`."""
+"""The Python side of the native CPU backend: registration and gradients of the operators in
+`ops/cpu/`, and the plan of a native step."""
