@@ -280,7 +280,7 @@ MISTAKES: dict[str, tuple[dict[str, Any], str]] = {
     "whole numbers": ({"x": x.long()}, "x must be torch.float32"),
     "no tensor": ({"x": [[1.0]]}, "x must be a tensor, not list"),
     "device": ({"x": x.to("meta")}, "x must be on cpu, like the weights, not meta"),
-    "nan": ({"x": hole}, r"x must be finite, and 1 of its 108 numbers are not.*nan at \[1, 2, 0\]"),
+    "nan": ({"x": hole}, r"x must be finite, but 1 of its 108 numbers are not.*nan at \[1, 2, 0\]"),
     "infinite": ({"x": x / 0}, "x must be finite"),
     "lstm's state": ({"state": (x, x)}, "state must be of type XLSTMState.*not of type tuple"),
     "stack's state": ({"state": state.forward}, "state must be of type XLSTMState"),

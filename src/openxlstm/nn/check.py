@@ -43,7 +43,7 @@ def check_reset(reset: Tensor | None, x: Tensor) -> None:
             f"{tuple(x.shape[:-1])}, not {reset.dtype} {tuple(reset.shape)}"
         )
     if reset.device != x.device:
-        raise ValueError(f"reset must be on {x.device}, like x, not on {reset.device}")
+        raise ValueError(f"reset must be on {x.device}, like x, not {reset.device}")
 
 
 def check_lengths(lengths: Tensor | Sequence[int], B: int, T: int, device: torch.device) -> Tensor:
@@ -89,7 +89,7 @@ def _check_part(name: str, part: Any, like: Tensor, shape: tuple[int, ...]) -> N
             f"{name} must be {shape} {like.dtype}, not {tuple(part.shape)} {part.dtype}"
         )
     if part.device != like.device and not like.is_meta:
-        raise ValueError(f"{name} must be on {like.device}, not on {part.device}")
+        raise ValueError(f"{name} must be on {like.device}, not {part.device}")
 
 
 def _pairs(name: str, state: Any, expected: Any) -> Iterator[tuple[str, Any, Any]]:

@@ -5,6 +5,7 @@ operators their gradients and, for tracing, the shapes of their results.
 """
 
 import importlib
+import sys
 from collections import namedtuple
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from importlib.resources import files
@@ -47,9 +48,12 @@ if _MISSING is None:
     torch.empty(31 << 18, dtype=torch.float32)
 
 
+_EXTENSION = sys.modules.get("openxlstm.ops._native")
+
+
 def extension() -> Any:
     """The extension module `_native`, which must not be missing."""
-    return importlib.import_module("openxlstm.ops._native")
+    return _EXTENSION  # not imported here, which torch.compile would not trace
 
 
 def missing() -> str | None:
