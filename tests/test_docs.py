@@ -128,12 +128,17 @@ TRACED = [
     pytest.mark.filterwarnings("ignore:.isinstance.treespec, LeafSpec.:FutureWarning"),
     pytest.mark.filterwarnings("ignore:openxlstm runs .* with its slow backend:UserWarning"),
 ]
+QUANTISED = [
+    pytest.mark.filterwarnings("ignore:.*torch.ao.quantization is deprecated:DeprecationWarning"),
+    pytest.mark.filterwarnings("ignore:.*quantized tensor creation functions:UserWarning"),
+]
+MARKS = {"ecosystem": TRACED, "customising": QUANTISED}
 ECOSYSTEM = ROOT / "docs" / "ecosystem.md"
 
 
 @pytest.mark.parametrize(
     "page",
-    [pytest.param(page, marks=TRACED if page == ECOSYSTEM else []) for page in PAGES],
+    [pytest.param(page, marks=MARKS.get(page.stem, [])) for page in PAGES],
     ids=[page.name for page in PAGES],
 )
 def test_commands_and_code(
