@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Callable, Iterator
-from itertools import islice
+from itertools import islice, product
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -226,6 +226,16 @@ def test_dropout_is_on_for_steps_and_off_for_evaluations() -> None:
     model.register_forward_pre_hook(lambda module, _: modes.append(module.training))
     run(model, make_config(steps=3))
     assert modes == [False] * 4 + [True] * 3 + [False] * 4  # two samples of two batches
+
+
+def test_every_seed_step_and_process_draws_other_numbers() -> None:
+    drawn = set()
+    for seed, step, rank in product((0, 1), repeat=3):
+        of: Any = SimpleNamespace(seed=seed, rank=rank)
+        run: Any = SimpleNamespace(config=of, processes=of, device=torch.device("cpu"))
+        loop._Run._seed(run, step)
+        drawn.add(torch.rand(1).item())
+    assert len(drawn) == 8
 
 
 def test_without_a_folder_nothing_is_written(
