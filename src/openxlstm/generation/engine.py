@@ -19,7 +19,7 @@ from torch import Tensor
 
 from openxlstm.errors import UserError
 from openxlstm.generation.sampling import Sampling, draw, row_generators
-from openxlstm.lm.model import LanguageModel, evaluation_mode
+from openxlstm.lm.model import LanguageModel, any_weight, evaluation_mode
 from openxlstm.states import select, stack
 
 Ids = Sequence[int] | np.ndarray | Tensor
@@ -160,10 +160,8 @@ def decode_batch(
 
 
 def device_of(model: LanguageModel) -> torch.device:
-    """The device of the model's parameters, or the one that accelerate computes on."""
-    hook = getattr(model, "_hf_hook", None)
-    device = getattr(hook, "execution_device", None)
-    return next(model.parameters()).device if device is None else torch.device(device)
+    """The device that the model computes on."""
+    return any_weight(model).device
 
 
 def as_row(model: LanguageModel, prompt: Ids) -> Tensor:

@@ -13,6 +13,7 @@ from openxlstm.lm.weight_files import open_weights, save_weights
 from openxlstm.nn.decoder import Decoder
 from openxlstm.nn.dropout import Dropout
 from openxlstm.nn.dropout import evaluation_mode as evaluation_mode
+from openxlstm.nn.fusion import any_weight as any_weight
 from openxlstm.nn.init import small_init_, without_memory
 from openxlstm.nn.large_block import soft_cap
 from openxlstm.nn.parameters import parameter_groups

@@ -23,7 +23,7 @@ def check_input(
         raise ValueError(f"{name} must be {dims} with I = {size}, not {tuple(x.shape)}")
     if 0 in x.shape:
         raise ValueError(f"{name}, {dims}, has a dimension of size 0: {tuple(x.shape)}")
-    if x.device != parameter.device and not parameter.is_meta:  # as where weights are offloaded
+    if x.device != parameter.device:
         raise ValueError(f"{name} must be on {parameter.device}, like the weights, not {x.device}")
     if x.dtype == parameter.dtype:
         return x
@@ -88,7 +88,7 @@ def _check_part(name: str, part: Any, like: Tensor, shape: tuple[int, ...]) -> N
         raise ValueError(
             f"{name} must be {shape} {like.dtype}, not {tuple(part.shape)} {part.dtype}"
         )
-    if part.device != like.device and not like.is_meta:
+    if part.device != like.device and not like.is_meta:  # weights may be offloaded
         raise ValueError(f"{name} must be on {like.device}, not {part.device}")
 
 

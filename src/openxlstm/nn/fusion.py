@@ -87,14 +87,19 @@ def any_weight(module: nn.Module) -> Tensor:
     """A floating-point weight of a module, which tells the dtype and the device of its states.
 
     Replicas, as `torch.nn.DataParallel` makes them, have plain tensors for parameters, which
-    `parameters()` does not list.
+    `parameters()` does not list. Where accelerate has offloaded the weights, the result is an empty
+    tensor on the device that it computes on.
 
     Raises:
         ValueError: if the module has no weight.
     """
+    hooks = (getattr(part, "_hf_hook", None) for part in module.modules())
+    devices = (getattr(hook, "execution_device", None) for hook in hooks)
+    computes_on = next((device for device in devices if device is not None), None)
     for weight in module.parameters():
         if weight.is_floating_point():
-            return weight
+            is_offloaded = weight.is_meta and computes_on is not None
+            return weight.new_empty(0, device=computes_on) if is_offloaded else weight
     for part in module.modules():
         for value in part.__dict__.values():
             if isinstance(value, Tensor) and value.is_floating_point():

@@ -1,5 +1,7 @@
 """Linear maps beside `torch.nn.Linear`: block-diagonal ones, and those of the heads' gates."""
 
+from contextlib import nullcontext
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -41,5 +43,6 @@ def gate_preactivations(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
     Returns:
         (B, 2·NH, T), the input gates of all heads first.
     """
-    with torch.autocast(x.device.type, enabled=False):
+    device = x.device.type
+    with torch.autocast(device, enabled=False) if device in ("cpu", "cuda") else nullcontext():
         return F.linear(x, weight.flatten(0, 1), bias.flatten()).mT
