@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from openxlstm import ops
 from openxlstm.config import BareBlockConfig, StackConfig
 from openxlstm.nn.dropout import Dropout
+from openxlstm.nn.fusion import any_weight
 from openxlstm.nn.init import mlstm_forget_bias, small_init_, zero_biases_
 from openxlstm.nn.linear import gate_preactivations
 from openxlstm.nn.slstm import SLSTMLayer
@@ -40,7 +41,7 @@ class BareMLSTMLayer(nn.Module):
         zero_biases_(self.qkvo_proj)
 
     def initial_state(self, batch_size: int) -> LayerState:
-        NH, DH, weight = self.num_heads, self.head_dim, self.gate_weight
+        NH, DH, weight = self.num_heads, self.head_dim, any_weight(self)
         options = {"dtype": ops.state_dtype(weight.dtype), "device": weight.device}
         cell = MLSTMState.empty(batch_size, NH, DH, DH, **options)
         return LayerState(None, cell)

@@ -4,6 +4,7 @@ import torch
 from torch import Tensor, nn
 
 from openxlstm import ops
+from openxlstm.nn.fusion import any_weight
 from openxlstm.nn.init import uniform_init_
 from openxlstm.states import ConvState
 
@@ -17,7 +18,7 @@ class CausalConv1d(nn.Module):
         self.bias = nn.Parameter(uniform_init_(torch.empty(dim), kernel_size))
 
     def initial_state(self, batch_size: int) -> ConvState:
-        (dim, kernel_size), weight = self.weight.shape, self.weight
+        (dim, kernel_size), weight = self.weight.shape, any_weight(self)
         return ConvState(
             torch.zeros(batch_size, kernel_size - 1, dim, dtype=weight.dtype, device=weight.device)
         )

@@ -55,8 +55,10 @@ def find_fault(name: str, module: nn.Module | None, kinds: Kinds) -> Fault | Non
         return None
     kinds = kinds if isinstance(kinds, tuple) else (kinds,)
     if type(module) not in kinds:
-        expected = " or ".join(kind.__name__ for kind in kinds)
-        return Fault(name, f"is of class {type(module).__name__}, not {expected}")
+        names = [kind.__name__ for kind in kinds]
+        found = type(module).__name__
+        found = f"{type(module).__module__}.{found}" if found in names else found
+        return Fault(name, f"is of class {found}, not {' or '.join(names)}")
     if is_watched(module):
         return Fault(name, "has hooks, or a forward that was replaced or compiled")
     if isinstance(module, nn.Embedding) and module.max_norm is not None:

@@ -21,7 +21,7 @@ from openxlstm import ops
 from openxlstm.config import LargeBlockConfig, StackConfig
 from openxlstm.nn.dropout import Dropout
 from openxlstm.nn.feedforward import SwiGLU, add_feedforward
-from openxlstm.nn.fusion import are_plain
+from openxlstm.nn.fusion import any_weight, are_plain
 from openxlstm.nn.init import mlstm_forget_bias, small_init_, wang_init_, zero_biases_
 from openxlstm.nn.linear import gate_preactivations
 from openxlstm.nn.norm import LargeHeadNorm, RMSNorm
@@ -66,7 +66,7 @@ class LargeMLSTMLayer(nn.Module):
         zero_biases_(self.q_proj, self.k_proj, self.v_proj, self.o_proj, self.out_proj)
 
     def initial_state(self, batch_size: int) -> LayerState:
-        NH, (DQK, DHV), weight = self.num_heads, self.head_dims, self.gate_weight
+        NH, (DQK, DHV), weight = self.num_heads, self.head_dims, any_weight(self)
         options = {"dtype": ops.state_dtype(weight.dtype), "device": weight.device}
         cell = MLSTMState.empty(batch_size, NH, DQK, DHV, **options)
         return LayerState(None, cell)

@@ -11,7 +11,7 @@ from openxlstm import ops
 from openxlstm.config import PaperBlockConfig, StackConfig
 from openxlstm.nn.conv import CausalConv1d, weights_of
 from openxlstm.nn.dropout import Dropout
-from openxlstm.nn.fusion import children_are_plain
+from openxlstm.nn.fusion import any_weight, children_are_plain
 from openxlstm.nn.init import mlstm_forget_bias, small_init_, wang_init_, zero_biases_
 from openxlstm.nn.linear import HeadwiseLinear, gate_preactivations
 from openxlstm.nn.norm import EPS, HeadNorm
@@ -62,7 +62,7 @@ class MLSTMLayer(nn.Module):
 
     def initial_state(self, batch_size: int) -> LayerState:
         NH, DH = self.num_heads, self.head_dim
-        weight = self.gate_weight
+        weight = any_weight(self)
         options = {"dtype": ops.state_dtype(weight.dtype), "device": weight.device}
         conv = None if self.conv is None else self.conv.initial_state(batch_size)
         cell = MLSTMState.empty(batch_size, NH, DH, DH, **options)

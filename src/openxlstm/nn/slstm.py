@@ -9,6 +9,7 @@ from openxlstm import ops
 from openxlstm.config import BareBlockConfig, PaperBlockConfig, StackConfig
 from openxlstm.nn.conv import CausalConv1d
 from openxlstm.nn.dropout import Dropout
+from openxlstm.nn.fusion import any_weight
 from openxlstm.nn.init import powerlaw_forget_bias, small_init_, uniform_init_
 from openxlstm.nn.norm import HeadNorm
 from openxlstm.states import LayerState, MLSTMState, SLSTMState
@@ -50,7 +51,7 @@ class SLSTMLayer(nn.Module):
         self.dropout = Dropout(config.dropout, config.dropout_kind)
 
     def initial_state(self, batch_size: int) -> LayerState:
-        weight = self.recurrent_weight
+        weight = any_weight(self)
         sizes = batch_size, self.num_heads, self.head_dim
         options = {"dtype": ops.state_dtype(weight.dtype), "device": weight.device}
         conv = None if self.conv is None else self.conv.initial_state(batch_size)
