@@ -279,8 +279,8 @@ def test_a_process_that_dies_ends_the_job_and_costs_nothing(
     assert ended.codes[dead] == -9
     assert ended.codes[1 - dead] == 2, ended.errors
     (line,) = ended.errors[1 - dead].splitlines()
-    assert f"process {1 - dead} of 2 lost another one" in line
-    assert "go on with --resume" in line
+    assert f"process {1 - dead} of 2 lost another process" in line
+    assert "resume with --resume" in line
     path = newest(folder)
     assert path is not None
     step = int(path.name.removeprefix("step-"))

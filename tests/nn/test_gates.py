@@ -124,7 +124,7 @@ def test_large(randomize: Randomize, mask: bool) -> None:
     assert_close(gates.log_i[..., 0], i_preact, "log_i")
     assert_close(gates.log_f[..., 0], f_preact.sigmoid().log(), "log_f")
     assert_close(gates.output, (x @ layer.o_proj.weight.T).sigmoid(), "o")
-    _, (_, cell) = layer(residual, norm, None, reset)
+    _, (_, cell) = layer(norm(residual), None, reset)
     q = (x[:, -1] @ layer.q_proj.weight.T).view(B, NH, -1)
     n_q = (cell.n * q).sum(-1) / math.sqrt(q.shape[-1])
     assert_close(gates.log_normalizer[:, -1, :, 0], n_q.abs().log() + cell.m, "n q")

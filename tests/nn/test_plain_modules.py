@@ -122,10 +122,12 @@ def test_lora_in_place_of_any_linear_counts_and_learns(name: str) -> None:
         assert_same(model, truth, place)
         for each in (model, truth):
             F.cross_entropy(each(ids)[0].flatten(0, 1), ids.roll(-1, 1).flatten()).backward()
-        dW = truth.get_submodule(place).weight.grad
-        assert isinstance(dW, Tensor)
-        assert_close(adapter.A.grad, (adapter.B.T @ dW).double(), f"dA at {place}", tolerance=2e-5)
-        assert_close(adapter.B.grad, (dW @ adapter.A.T).double(), f"dB at {place}", tolerance=2e-5)
+        dW: Any = truth.get_submodule(place).weight.grad
+        dA, dB = adapter.A.grad, adapter.B.grad
+        assert dA is not None
+        assert dB is not None
+        assert_close(dA, (adapter.B.T @ dW).double(), f"dA at {place}", tolerance=2e-5)
+        assert_close(dB, (dW @ adapter.A.T).double(), f"dB at {place}", tolerance=2e-5)
         names = dict(model.named_parameters())
         for other, parameter in truth.named_parameters():
             if not other.startswith(place):
@@ -365,7 +367,7 @@ def test_parameters_of_the_layers_themselves_may_be_changed(name: str) -> None:
 @each_block
 def test_weights_may_be_swapped(name: str) -> None:
     model, other = make_model(name), make_model(name, seed=1)
-    weights = dict(other.named_parameters())
+    weights: dict[str, Tensor] = dict(other.named_parameters())
     with torch.no_grad():
         expected = copy.deepcopy(other).double()(ids)[0]
         assert_close(torch.func.functional_call(model, weights, ids)[0], expected, tolerance=2e-5)
@@ -429,7 +431,7 @@ def replica(module: nn.Module) -> Any:
     """A copy whose parameters are plain tensors with a graph, as DataParallel makes them."""
     copies = {part: part._replicate_for_data_parallel() for part in module.modules()}  # pyright: ignore
     for part, twin in copies.items():
-        twin._former_parameters = {}
+        vars(twin)["_former_parameters"] = {}
         for key, child in part._modules.items():
             if child is not None:
                 setattr(twin, key, copies[child])
@@ -438,7 +440,7 @@ def replica(module: nn.Module) -> Any:
                 twin._parameters[key] = None
             else:
                 setattr(twin, key, parameter * 1)
-                twin._former_parameters[key] = parameter * 1
+                vars(twin)["_former_parameters"][key] = parameter * 1
     return copies[module]
 
 

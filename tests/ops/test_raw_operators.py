@@ -219,7 +219,7 @@ def test_without_optional_tensors_it_runs_or_raises(op: str) -> None:
 
 def test_limits_are_the_extensions() -> None:
     """Longer chunks and convolutions would overrun what the kernels have on the stack."""
-    from openxlstm.ops import _native
+    from openxlstm.ops import _native  # pyright: ignore[reportAttributeAccessIssue]
 
     for limit, op, size in (
         (_native.MAX_CHUNK, "mlstm", "chunk"),

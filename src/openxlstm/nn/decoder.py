@@ -8,12 +8,12 @@ B batch · V vocabulary
 """
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from openxlstm.nn.native_steps import NativeSteps
-from openxlstm.nn.step_plan import Steppable
 from openxlstm.states import ModelState, map_state, select, tensors
 
 
@@ -31,7 +31,9 @@ class Decoder(NativeSteps[ModelState]):
         ValueError: if the state does not fit the model.
     """
 
-    def __init__(self, model: Steppable, state: ModelState) -> None:
+    _model: Any
+
+    def __init__(self, model: Any, state: ModelState) -> None:
         _check_state(state, model.initial_state(len(state.position)))
         super().__init__(model, state)
 
@@ -42,13 +44,13 @@ class Decoder(NativeSteps[ModelState]):
             ValueError: if ids are not (B,) int64.
             IndexError: if one of them is not a token of the model; nothing has changed then.
         """
-        if ids.shape != (self._batch_size,) or ids.dtype != torch.long:
-            raise ValueError(
-                f"ids must be ({self._batch_size},) int64, not {tuple(ids.shape)} {ids.dtype}"
-            )
         self._prepare_if_changed()
         if self._reason is None:
-            return self._native_step(ids.contiguous())
+            return self._native_step(ids, "ids")
+        if ids.shape != (self._batch_size,) or ids.dtype != torch.long:
+            raise ValueError(
+                f"ids must be ({self._batch_size},) torch.int64, not {tuple(ids.shape)} {ids.dtype}"
+            )
         if bool(((ids < 0) | (ids >= self._model.config.vocab_size)).any()):
             raise IndexError("a token is not one of the model's")
         return self._called_step(ids)

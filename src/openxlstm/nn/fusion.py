@@ -86,7 +86,7 @@ def global_hook() -> str | None:
 
 
 def any_weight(module: nn.Module) -> Tensor:
-    """A floating-point weight of a module, which tells the dtype and the device of its states.
+    """A weight of a module, a floating-point one if there is any: it tells dtype and device.
 
     Replicas, as `torch.nn.DataParallel` makes them, have plain tensors for parameters, which
     `parameters()` does not list. Where accelerate has offloaded the weights, the result is an empty
@@ -95,18 +95,21 @@ def any_weight(module: nn.Module) -> Tensor:
     Raises:
         ValueError: if the module has no weight.
     """
-    hooks = (getattr(part, "_hf_hook", None) for part in module.modules())
-    devices = (getattr(hook, "execution_device", None) for hook in hooks)
-    computes_on = next((device for device in devices if device is not None), None)
     for weight in module.parameters():
-        if weight.is_floating_point():
-            is_offloaded = weight.is_meta and computes_on is not None
-            return weight.new_empty(0, device=computes_on) if is_offloaded else weight
-    for part in module.modules():
-        for value in part.__dict__.values():
-            if isinstance(value, Tensor) and value.is_floating_point():
-                return value
-    raise ValueError(f"{type(module).__name__} has no weight that tells its dtype and device")
+        if weight.is_floating_point() and not weight.is_meta:
+            return weight
+    parts = list(module.modules())
+    plain = (value for part in parts for value in part.__dict__.values())
+    weights = [value for value in (*module.parameters(), *plain) if isinstance(value, Tensor)]
+    weight = next((x for x in weights if x.is_floating_point()), weights[0] if weights else None)
+    if weight is None:
+        raise ValueError(f"{type(module).__name__} has no weight that tells its dtype and device")
+    if not weight.is_meta:
+        return weight
+    hooks = (getattr(part, "_hf_hook", None) for part in parts)
+    devices = (getattr(hook, "execution_device", None) for hook in hooks)
+    device = next((device for device in devices if device is not None), None)
+    return weight if device is None else weight.new_empty(0, device=device)
 
 
 def _fault_of_children(module: nn.Module, name: str) -> Fault | None:

@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.utils.hooks import RemovableHandle
 
 from openxlstm.nn.dropout import evaluation_mode
-from openxlstm.nn.step_plan import Steppable, make_plan, why_not_native
+from openxlstm.nn.step_plan import make_plan, why_not_native
 from openxlstm.ops.native.backend import extension
 from openxlstm.ops.native.step import step
 from openxlstm.states import S, map_state, tensors
@@ -22,7 +22,7 @@ from openxlstm.states import S, map_state, tensors
 class NativeSteps(ABC, Generic[S]):
     """Owns the state of B samples and reads one step at a time, without gradients and dropout."""
 
-    def __init__(self, model: Steppable, state: S) -> None:
+    def __init__(self, model: Any, state: S) -> None:
         self._model = model
         self._state: S = _copied(state)
         self._batch_size = len(tensors(state)[0])
@@ -46,7 +46,7 @@ class NativeSteps(ABC, Generic[S]):
         if (
             self._reason is not None
             or RemovableHandle.next_id != self._hooks_seen  # no hook is registered without one
-            or not extension().is_unchanged(self._plan.snapshot)
+            or not extension().is_unchanged(self._plan.watched)
         ):
             self._prepare()
 
@@ -65,12 +65,12 @@ class NativeSteps(ABC, Generic[S]):
         if self._reason is not None:
             self._state = _like(self._state, like)
 
-    def _native_step(self, x: Tensor) -> Tensor:
-        """The result of one native step, which the next one overwrites; x is contiguous."""
+    def _native_step(self, x: Tensor, name: str) -> Tensor:
+        """The result of one native step of x, called `name`, which the next one overwrites."""
         plan = self._plan
         if plan.widened:  # vectors of a model in bfloat16, which training may have changed
-            torch._foreach_copy_(plan.widened, plan.stored)
-        step(plan.packed, x)
+            torch._foreach_copy_(plan.widened, plan.stored)  # pyright: ignore[reportPrivateImportUsage]
+        step(plan.packed, x.contiguous(), name)
         return plan.out
 
     def _called_step(self, x: Tensor) -> Tensor:

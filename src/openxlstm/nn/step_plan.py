@@ -4,7 +4,7 @@ B batch
 """
 
 from collections.abc import Callable
-from typing import Any, NamedTuple, Protocol, overload
+from typing import Any, NamedTuple, overload
 
 import torch
 from torch import Tensor, nn
@@ -49,14 +49,6 @@ class StepParts(NamedTuple):
     logit_soft_cap: float = 0.0
 
 
-class Steppable(Protocol):
-    """A module that single steps can be planned for."""
-
-    def step_parts(self) -> StepParts:
-        """The current parts of the module."""
-        ...
-
-
 class Plan(NamedTuple):
     """A native step that is ready to run."""
 
@@ -67,8 +59,8 @@ class Plan(NamedTuple):
     """float32 copies of bfloat16 weights that are not matrices: biases, norms, …"""
     stored: list[Tensor]
     """The originals of `widened`."""
-    snapshot: tuple[Any, ...]
-    """Everything that must not change while the plan is used, for `is_unchanged`."""
+    watched: Any
+    """What must not change while the plan is used, for the extension's `is_unchanged`."""
     kept: list[Tensor]
     """Tensors whose memory the plan points to, kept alive."""
 
@@ -153,7 +145,7 @@ def make_plan(model: Any, state: Any, batch_size: int) -> Plan:
     modules = _modules(model, parts)
     parameters = [p for module in modules for p in module._parameters.values() if p is not None]
     return Plan(
-        plan.pack(), out, widen.copies, widen.sources, _snapshot(modules),
+        plan.pack(), out, widen.copies, widen.sources, _watched(modules, parameters),
         [parameter.detach() for parameter in parameters],
     )  # fmt: skip
 
@@ -183,28 +175,24 @@ def _modules(model: nn.Module, parts: StepParts) -> list[nn.Module]:
     return [model, *(module for part in found for module in part.modules())]
 
 
-def _snapshot(modules: list[nn.Module]) -> tuple[Any, ...]:
-    """Identities of modules and parameters, their addresses, and the settings that a plan holds."""
+def _watched(modules: list[nn.Module], parameters: list[Tensor]) -> Any:
+    """Watches modules and parameters, their memory, and the settings that a plan has copied."""
     tables = (
         table for module in modules for table in (module._modules, module._parameters) if table
     )
-    parameters = [p for module in modules for p in module._parameters.values() if p is not None]
     settings = (
         (vars(module), name, value)
         for module in modules
         for name, value in vars(module).items()
-        if name != "training"
-        and isinstance(value, int | float | str)
-        and type(module).__module__.startswith("openxlstm.")
+        if isinstance(value, float | str) and not isinstance(module, nn.Dropout)
     )
-    return (
-        tuple((table, tuple(table.values())) for table in tables),
-        tuple((vars(module), len(vars(module))) for module in modules),
-        tuple((module, type(module)) for module in modules),
-        tuple(settings),
+    return native.extension().watched(
+        torch.ops.openxlstm.watch(parameters),
         (
-            tuple(parameter.data_ptr for parameter in parameters),
-            tuple(parameter.data_ptr() for parameter in parameters),
+            tuple((table, tuple(table.values())) for table in tables),
+            tuple((vars(module), len(vars(module))) for module in modules),
+            tuple((module, type(module)) for module in modules),
+            tuple(settings),
         ),
     )
 

@@ -52,7 +52,7 @@ class Stepper(NativeSteps[StackState]):
             self._empty(reset)
         if self._reason is not None:
             return self._called_step(x)
-        y = self._native_step(x.float().contiguous())
+        y = self._native_step(x.float(), "x")
         return y.to(self._dtype, copy=True)
 
     @property

@@ -5,9 +5,9 @@
 
 namespace openxlstm {
 
-PyObject* step(PyObject* module, PyObject* arguments);         // step.cpp
-PyObject* step_layout(PyObject* module, PyObject* nothing);    // step.cpp
-PyObject* watched(PyObject* module, PyObject* made_by_watch);  // unchanged.cpp
-PyObject* is_unchanged(PyObject* module, PyObject* snapshot);  // unchanged.cpp
+PyObject* step(PyObject* module, PyObject* arguments);        // step.cpp
+PyObject* step_layout(PyObject* module, PyObject* nothing);   // step.cpp
+PyObject* watched(PyObject* module, PyObject* arguments);     // unchanged.cpp
+PyObject* is_unchanged(PyObject* module, PyObject* watched);  // unchanged.cpp
 
 }  // namespace openxlstm

@@ -1,5 +1,5 @@
 // Whether a model's modules and parameters are still what they were, for whoever keeps addresses of
-// their memory. It runs before every step, so it takes about a microsecond.
+// their memory. It runs before every step, so all that it compares is laid out beforehand.
 #define PY_SSIZE_T_CLEAN
 #include "module.h"
 
@@ -14,11 +14,34 @@
 namespace openxlstm {
 namespace {
 
-// Tensors, and where their memory was.
+// What must not change. Objects are kept alive by `owner`, so that no new one takes an identity over.
 struct Watched {
+  struct Values { PyObject* dict; std::vector<PyObject*> values; };
+  struct Size { PyObject* dict; Py_ssize_t size; };
+  struct Type { PyObject *object, *type; };
+  struct Item { PyObject *dict, *key, *value; };
   std::vector<Tensor> tensors;
   std::vector<const void*> addresses;
+  std::vector<Values> values;
+  std::vector<Size> sizes;
+  std::vector<Type> types;
+  std::vector<Item> items;
+  PyObject* owner = nullptr;
+
   bool is_unchanged() const {
+    for (const Type& each : types)
+      if (reinterpret_cast<PyObject*>(Py_TYPE(each.object)) != each.type) return false;
+    for (const Size& each : sizes)
+      if (PyDict_Size(each.dict) != each.size) return false;
+    for (const Values& each : values) {
+      if (PyDict_Size(each.dict) != static_cast<Py_ssize_t>(each.values.size())) return false;
+      Py_ssize_t at = 0;
+      size_t i = 0;
+      for (PyObject* value = nullptr; PyDict_Next(each.dict, &at, nullptr, &value); ++i)
+        if (value != each.values[i]) return false;
+    }
+    for (const Item& each : items)
+      if (PyDict_GetItem(each.dict, each.key) != each.value) return false;
     for (size_t i = 0; i < tensors.size(); ++i)
       if (tensors[i].const_data_ptr() != addresses[i]) return false;
     return true;
@@ -40,92 +63,45 @@ int64_t watch(std::vector<Tensor> tensors) {
   return reinterpret_cast<int64_t>(made.release());
 }
 
-// Calls same(first, second) for each pair of a tuple, which returns 1, 0 for a difference, or -1
-// for an error.
-template <class Same>
-int all_pairs(PyObject* pairs, const Same& same) {
-  const Py_ssize_t count = PyTuple_Size(pairs);
-  if (count < 0) return -1;
+// Calls add(row) for each row of a tuple of tuples of `width`; false where it is of another form.
+template <class Add>
+bool for_rows(PyObject* rows, Py_ssize_t width, const Add& add) {
+  const Py_ssize_t count = PyTuple_Size(rows);
   for (Py_ssize_t i = 0; i < count; ++i) {
-    PyObject* pair = PyTuple_GetItem(pairs, i);
-    if (PyTuple_Size(pair) != 2) return -1;
-    const int result = same(PyTuple_GetItem(pair, 0), PyTuple_GetItem(pair, 1));
-    if (result != 1) return result;
+    PyObject* row = PyTuple_GetItem(rows, i);
+    if (PyTuple_Size(row) != width || !add(row)) return false;
   }
-  return 1;
+  return count >= 0;
 }
-
-int same_values(PyObject* dict, PyObject* values) {
-  const Py_ssize_t count = PyTuple_Size(values), size = PyDict_Size(dict);
-  if (count < 0 || size < 0) return -1;
-  if (count != size) return 0;
-  Py_ssize_t at = 0, i = 0;
-  for (PyObject* value = nullptr; PyDict_Next(dict, &at, nullptr, &value); ++i)
-    if (value != PyTuple_GetItem(values, i)) return 0;
-  return 1;
-}
-
-int same_number(unsigned long long found, PyObject* expected) {
-  const unsigned long long value = PyLong_AsUnsignedLongLong(expected);
-  if (value == ~0ull && PyErr_Occurred()) return -1;
-  return found == value;
-}
-
-int same_size(PyObject* dict, PyObject* expected) {
-  const Py_ssize_t size = PyDict_Size(dict);
-  return size < 0 ? -1 : same_number(static_cast<unsigned long long>(size), expected);
-}
-
-int same_type(PyObject* object, PyObject* type) {
-  return reinterpret_cast<PyObject*>(Py_TYPE(object)) == type;
-}
-
-// Triples of a dict, a key and the very object that it has to hold.
-int same_items(PyObject* triples) {
-  const Py_ssize_t count = PyTuple_Size(triples);
-  if (count < 0) return -1;
-  for (Py_ssize_t i = 0; i < count; ++i) {
-    PyObject* triple = PyTuple_GetItem(triples, i);
-    if (PyTuple_Size(triple) != 3 || PyDict_Size(PyTuple_GetItem(triple, 0)) < 0) return -1;
-    PyObject* found = PyDict_GetItem(PyTuple_GetItem(triple, 0), PyTuple_GetItem(triple, 1));
-    if (found != PyTuple_GetItem(triple, 2)) return 0;
-  }
-  return 1;
-}
-
-// Bound `tensor.data_ptr` methods and what they returned.
-int same_addresses(PyObject* methods, PyObject* addresses) {
-  const Py_ssize_t count = PyTuple_Size(methods);
-  if (count < 0 || PyTuple_Size(addresses) != count) return -1;
-  for (Py_ssize_t i = 0; i < count; ++i) {
-    PyObject* address = PyObject_CallNoArgs(PyTuple_GetItem(methods, i));
-    if (address == nullptr) return -1;
-    const unsigned long long found = PyLong_AsUnsignedLongLong(address);
-    Py_DecRef(address);
-    if (found == ~0ull && PyErr_Occurred()) return -1;
-    if (const int result = same_number(found, PyTuple_GetItem(addresses, i)); result != 1)
-      return result;
-  }
-  return 1;
-}
-
-int unchanged(PyObject* snapshot) {
-  if (PyTuple_Size(snapshot) != 5) return -1;
-  int (*const checks[3])(PyObject*, PyObject*) = {same_values, same_size, same_type};
-  for (int i = 0; i < 3; ++i)
-    if (const int result = all_pairs(PyTuple_GetItem(snapshot, i), checks[i]); result != 1)
-      return result;
-  if (const int result = same_items(PyTuple_GetItem(snapshot, 3)); result != 1) return result;
-  PyObject* last = PyTuple_GetItem(snapshot, 4);
-  if (PyCapsule_IsValid(last, kCapsule))
-    return static_cast<Watched*>(PyCapsule_GetPointer(last, kCapsule))->is_unchanged();
-  if (PyTuple_Size(last) != 2) return -1;
-  return same_addresses(PyTuple_GetItem(last, 0), PyTuple_GetItem(last, 1));
+bool fill(Watched& to, PyObject* tables) {
+  if (PyTuple_Size(tables) != 4) return false;
+  const auto at = [](PyObject* row, Py_ssize_t i) { return PyTuple_GetItem(row, i); };
+  return for_rows(at(tables, 0), 2, [&](PyObject* row) {
+           Watched::Values each{at(row, 0), {}};
+           const Py_ssize_t count = PyTuple_Size(at(row, 1));
+           for (Py_ssize_t i = 0; i < count; ++i) each.values.push_back(at(at(row, 1), i));
+           to.values.push_back(std::move(each));
+           return count >= 0 && PyDict_Check(at(row, 0));
+         }) &&
+         for_rows(at(tables, 1), 2, [&](PyObject* row) {
+           to.sizes.push_back({at(row, 0), PyLong_AsSsize_t(at(row, 1))});
+           return PyDict_Check(at(row, 0)) && !PyErr_Occurred();
+         }) &&
+         for_rows(at(tables, 2), 2, [&](PyObject* row) {
+           to.types.push_back({at(row, 0), at(row, 1)});
+           return true;
+         }) &&
+         for_rows(at(tables, 3), 3, [&](PyObject* row) {
+           to.items.push_back({at(row, 0), at(row, 1), at(row, 2)});
+           return PyDict_Check(at(row, 0)) != 0;
+         });
 }
 
 }  // namespace
 
-PyObject* watched(PyObject*, PyObject* made_by_watch) {
+PyObject* watched(PyObject*, PyObject* arguments) {
+  PyObject *made_by_watch = nullptr, *tables = nullptr;
+  if (!PyArg_ParseTuple(arguments, "OO", &made_by_watch, &tables)) return nullptr;
   auto* made = static_cast<Watched*>(PyLong_AsVoidPtr(made_by_watch));
   {
     const std::lock_guard lock(new_ones_mutex);
@@ -134,17 +110,27 @@ PyObject* watched(PyObject*, PyObject* made_by_watch) {
       return nullptr;
     }
   }
+  if (!fill(*made, tables)) {
+    delete made;
+    // Python's own complaint about an object that is no tuple is a SystemError.
+    PyErr_SetString(PyExc_TypeError, "the tables are not of the form that `watched` documents");
+    return nullptr;
+  }
+  Py_IncRef(made->owner = tables);
   return PyCapsule_New(made, kCapsule, [](PyObject* capsule) {
-    delete static_cast<Watched*>(PyCapsule_GetPointer(capsule, kCapsule));
+    auto* each = static_cast<Watched*>(PyCapsule_GetPointer(capsule, kCapsule));
+    Py_DecRef(each->owner);
+    delete each;
   });
 }
 
-PyObject* is_unchanged(PyObject*, PyObject* snapshot) {
-  const int result = unchanged(snapshot);
-  if (result >= 0) return PyBool_FromLong(result);
-  // Python's own complaint about an object that is no tuple is a SystemError.
-  PyErr_SetString(PyExc_TypeError, "the snapshot is not of the form that is_unchanged documents");
-  return nullptr;
+PyObject* is_unchanged(PyObject*, PyObject* capsule) {
+  if (!PyCapsule_IsValid(capsule, kCapsule)) {
+    PyErr_SetString(PyExc_TypeError, "is_unchanged takes a result of `watched`");
+    return nullptr;
+  }
+  const auto* each = static_cast<Watched*>(PyCapsule_GetPointer(capsule, kCapsule));
+  return PyBool_FromLong(each->is_unchanged());
 }
 
 }  // namespace openxlstm

@@ -277,17 +277,20 @@ class StepPlan(NamedTuple):
         return PackedPlan(words, (B, I) if I else (B,), torch.float32 if I else torch.int64)
 
 
-def step(plan: PackedPlan, x: Tensor) -> None:
+def step(plan: PackedPlan, x: Tensor, name: str = "x") -> None:
     """Reads one step: tokens (B,) int64 or features (B, I) float32, contiguous and on the CPU.
     States and results of the plan are overwritten.
+
+    Args:
+        name: what the caller calls x.
 
     Raises:
         ValueError: if x has another shape, dtype, device or layout.
         IndexError: if a token is none of the model's; nothing has changed then.
     """
     words, shape, dtype = plan
-    if x.shape != shape or x.dtype != dtype or x.device.type != "cpu" or not x.is_contiguous():
-        raise ValueError(f"x must be {_words(shape, dtype)}, not {_found(x)}")
+    if x.shape != shape or x.dtype != dtype or not x.is_cpu or not x.is_contiguous():
+        raise ValueError(f"{name} must be {_words(shape, dtype)}, not {_found(x)}")
     backend.extension().step(words, x.data_ptr())
 
 
