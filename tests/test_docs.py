@@ -132,7 +132,7 @@ QUANTISED = [
     pytest.mark.filterwarnings("ignore:.*torch.ao.quantization is deprecated:DeprecationWarning"),
     pytest.mark.filterwarnings("ignore:.*quantized tensor creation functions:UserWarning"),
 ]
-MARKS = {"ecosystem": TRACED, "customising": QUANTISED}
+MARKS = {"ecosystem": TRACED, "customising": QUANTISED, "experiments": pytest.mark.slow}
 ECOSYSTEM = ROOT / "docs" / "ecosystem.md"
 
 

@@ -96,7 +96,7 @@ def test_the_end_in_a_line(screen: Screen) -> None:
         progress.on_start(Progress(step=5, tokens=5000, seconds=10.0))
         progress.on_step(step(6, seconds=11.0))
         progress.on_step(step(105, seconds=110.0))
-    line = r"105 steps · 105,000 tokens · 1:50 · 1,000 tokens/s · \d+ MB"
+    line = r"105 steps · 105,000 tokens · 1:50 · 1,000 tokens/s · [\d,]+ MB"
     assert bool(re.fullmatch(line, screen.text.splitlines()[-1])) == screen.is_terminal
 
 

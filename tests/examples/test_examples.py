@@ -49,6 +49,7 @@ def test_forecast(run: Callable[[str], Any]) -> None:
             assert 0 < error < min(others) * 1.1  # 60 steps do as well as the regression
 
 
+@pytest.mark.slow
 def test_classify(run: Callable[[str], Any]) -> None:
     endings, *_ = results = run("classify.py")
     assert 0.4 < endings["accuracy"] < 0.8

@@ -88,6 +88,7 @@ def test_any_batch_and_length(options: dict[str, Any], tmp_path: Path) -> None:
     check(torch.export.load(path).module(), module)
 
 
+@pytest.mark.slow
 @torch.no_grad()
 def test_after_an_export_of_a_fixed_length() -> None:
     """What torch keeps of the one is no rule for the other."""

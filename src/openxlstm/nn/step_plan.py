@@ -3,7 +3,7 @@
 B batch
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple, overload
 
 import torch
@@ -175,7 +175,7 @@ def _modules(model: nn.Module, parts: StepParts) -> list[nn.Module]:
     return [model, *(module for part in found for module in part.modules())]
 
 
-def _watched(modules: list[nn.Module], parameters: list[Tensor]) -> Any:
+def _watched(modules: list[nn.Module], parameters: Sequence[Tensor]) -> Any:
     """Watches modules and parameters, their memory, and the settings that a plan has copied."""
     tables = (
         table for module in modules for table in (module._modules, module._parameters) if table
@@ -187,7 +187,7 @@ def _watched(modules: list[nn.Module], parameters: list[Tensor]) -> Any:
         if isinstance(value, float | str) and not isinstance(module, nn.Dropout)
     )
     return native.extension().watched(
-        torch.ops.openxlstm.watch(parameters),
+        torch.ops.openxlstm.watch(list(parameters)),
         (
             tuple((table, tuple(table.values())) for table in tables),
             tuple((vars(module), len(vars(module))) for module in modules),
