@@ -6,7 +6,7 @@ times the arithmetic. A stepper runs a whole step in one call.
 B batch · I input_size · H hidden_size
 """
 
-from typing import TYPE_CHECKING
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -14,9 +14,6 @@ from torch import Tensor
 from openxlstm.nn.fusion import any_weight
 from openxlstm.nn.native_steps import NativeSteps
 from openxlstm.states import StackState, XLSTMState, map_state
-
-if TYPE_CHECKING:
-    from openxlstm.nn.rnn import XLSTM
 
 
 class Stepper(NativeSteps[StackState]):
@@ -30,7 +27,7 @@ class Stepper(NativeSteps[StackState]):
         state: the initial state of each sample. It is copied.
     """
 
-    _model: "XLSTM"
+    _model: Any
 
     def step(self, x: Tensor, reset: Tensor | None = None) -> Tensor:
         """Reads one step: x (B, I) → y (B, H).
@@ -70,7 +67,7 @@ class Stepper(NativeSteps[StackState]):
         return self._model.stack.initial_state(batch_size)
 
     def _forward(self, x: Tensor, state: StackState) -> tuple[Tensor, StackState]:
-        layer: XLSTM = self._model
+        layer = self._model
         x = x[:, None] if layer.batch_first else x[None]
         y, after = layer(x, XLSTMState(state, None))
         return (y[:, 0] if layer.batch_first else y[0]), after.forward
