@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.utils.hooks import RemovableHandle
 
 from openxlstm.nn.dropout import evaluation_mode
-from openxlstm.nn.step_plan import make_plan, why_not_native
+from openxlstm.nn.step_plan import Plan, make_plan, why_not_native
 from openxlstm.ops.native.backend import extension
 from openxlstm.ops.native.step import step
 from openxlstm.states import S, map_state, tensors
@@ -26,6 +26,7 @@ class NativeSteps(ABC, Generic[S]):
         self._model = model
         self._state: S = _copied(state)
         self._batch_size = len(tensors(state)[0])
+        self._plan: Plan | None = None
         self._prepare()
 
     @property
@@ -44,7 +45,7 @@ class NativeSteps(ABC, Generic[S]):
 
     def _prepare_if_changed(self) -> None:
         if (
-            self._reason is not None
+            self._plan is None
             or RemovableHandle.next_id != self._hooks_seen  # no hook is registered without one
             or not extension().is_unchanged(self._plan.watched)
         ):
@@ -63,11 +64,13 @@ class NativeSteps(ABC, Generic[S]):
             except ValueError as error:  # sizes that do not fit together, after a part was replaced
                 self._reason = str(error)
         if self._reason is not None:
+            self._plan = None  # it holds on to the weights that it was made for
             self._state = _like(self._state, like)
 
     def _native_step(self, x: Tensor, name: str) -> Tensor:
         """The result of one native step of x, called `name`, which the next one overwrites."""
         plan = self._plan
+        assert plan is not None
         if plan.widened:  # vectors of a model in bfloat16, which training may have changed
             torch._foreach_copy_(plan.widened, plan.stored)  # pyright: ignore[reportPrivateImportUsage]
         step(plan.packed, x.contiguous(), name)
