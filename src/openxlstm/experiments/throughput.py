@@ -143,7 +143,7 @@ def after_context(model: nn.Module, ids: Tensor, capacity: int) -> Callable[[], 
         state = model.initial_state(1)
         for part in ids.split(PREFILL, 1):
             state = model(part, state)[1]
-        return lambda: language_model_step(model, state)
+        return lambda: model.decoder(state).step
     assert isinstance(model, Reader)
     if isinstance(model.body, LSTMBody):
         _, state = model.body.lstm(model.embedding(ids))
@@ -159,20 +159,6 @@ def after_context(model: nn.Module, ids: Tensor, capacity: int) -> Callable[[], 
         return lambda token: model.head(body(model.embedding(token[:, None]), caches)[:, 0])
 
     return make_step
-
-
-def language_model_step(model: LanguageModel, state: object) -> Step:
-    """With the native backend a whole token is one call; without it, a forward of one step."""
-    decoder = model.decoder(state)  # pyright: ignore[reportArgumentType]
-    if decoder is not None:
-        return decoder.step
-    states = [state]
-
-    def step(token: Tensor) -> Tensor:
-        logits, states[0] = model(token[:, None], states[0])
-        return logits[:, 0]
-
-    return step
 
 
 def lstm_step(model: Reader, state: tuple[Tensor, Tensor]) -> Step:
