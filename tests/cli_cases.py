@@ -1,4 +1,4 @@
-"""What the tests of the command line share: a text, options, and how to call a command."""
+"""Shared by the tests of the command line: a text, options, and how to call a command."""
 
 import contextlib
 import hashlib
@@ -22,7 +22,7 @@ TINY = (
 
 @dataclass(frozen=True)
 class Result:
-    """What a command said, and how it ended."""
+    """The output of a command, and its exit code."""
 
     code: int
     out: str

@@ -1,4 +1,4 @@
-"""What a stack of blocks and a language model are."""
+"""Configurations of a stack of blocks and of a language model."""
 
 from dataclasses import dataclass
 from typing import Any, Literal, Self

@@ -1,4 +1,4 @@
-"""What a run reads, how its model is trained, and how that is computed.
+"""Configurations of a run: its data, its training and its computation.
 
 The text under each field is its documentation and the help of its command-line option.
 """
@@ -12,7 +12,7 @@ from openxlstm.strict import Config, check_fields, require
 
 @dataclass(frozen=True, kw_only=True)
 class DataConfig(Config):
-    """What a run reads, and how it is cut into batches."""
+    """The sources of a run, and how they are cut into batches."""
 
     sources: tuple[str, ...] = ("shakespeare",)
     """Text to train on: names of corpora (shakespeare, tinyshakespeare), UTF-8 files, folders or

@@ -18,7 +18,7 @@ CHARACTERS = 65
 
 @dataclass(frozen=True, kw_only=True)
 class Measured:
-    """What a recipe reached on two cores of a Zen 5: the median of some seeds.
+    """Results of a recipe on two cores of a Zen 5: the median of some seeds.
 
     Losses are in nats a token, over the whole held-out part.
     """
@@ -45,11 +45,11 @@ class Reported:
     source: str
     """Where they say so."""
     device: str
-    """What each rank had."""
+    """The device of each rank."""
     world_size: int
-    """Ranks."""
+    """Number of ranks."""
     tokens_per_second: float
-    """Of all of them together."""
+    """Total over all ranks."""
     compute: ComputeConfig
 
 
@@ -58,12 +58,12 @@ class Preset:
     """A recipe."""
 
     about: str
-    """What it is for, in a line."""
+    """Its purpose, in one line."""
     model: ModelConfig
     data: DataConfig
     train: TrainConfig
     measured: Measured | None = None
-    """What it reached here; None where it was never run here."""
+    """Its measured results; None where it was never run here."""
     reported: Reported | None = None
 
 

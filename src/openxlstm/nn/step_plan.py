@@ -60,7 +60,7 @@ class Plan(NamedTuple):
     stored: list[Tensor]
     """The originals of `widened`."""
     watched: Any
-    """What must not change while the plan is used, for the extension's `is_unchanged`."""
+    """Everything that must stay as it is while the plan is used; see the extension's `watched`."""
     kept: list[Tensor]
     """Tensors whose memory the plan points to, kept alive."""
 

@@ -18,7 +18,7 @@ from torch.autograd import forward_ad
 
 
 class CallContext(Enum):
-    """What is going on around the call of an op."""
+    """The context in which an op is called."""
 
     PLAIN = "plain"
     """Eager mode, or `torch.compile`, which sees through every backend."""

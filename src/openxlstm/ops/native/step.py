@@ -113,7 +113,7 @@ class BareSLSTMStepWeights(NamedTuple):
 
 
 class ModelStepWeights(NamedTuple):
-    """What is before and after the blocks; `proj` is the map of features, None for none."""
+    """The weights before and after the blocks; `proj` is the map of features, None for none."""
 
     tokens: Annotated[_Tensor, "matrix V D"] = None
     positions: Annotated[_Tensor, "matrix P D"] = None
@@ -232,7 +232,7 @@ class StepPlan(NamedTuple):
     out: Tensor
     """Where the result goes (B, V), without a head (B, D)."""
     dtype: torch.dtype
-    """Of the matrices: float32 or bfloat16."""
+    """Dtype of the matrices: float32 or bfloat16."""
     position: Tensor | None = None
     """Tokens read so far (B,) int64, overwritten; None where features are read."""
     num_features: int = 0
